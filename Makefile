@@ -1,0 +1,74 @@
+# What people type and CI types. Every target sets up what it needs and re-uses it until pyproject.toml or constraints/
+# change. `make PYTHON=/path/to/python demo` chooses the interpreter.
+
+MAKEFLAGS += --no-print-directory
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help install demo test test-openpi-pins lint format clean
+
+# The first that runs and is new enough (a version manager's stand-ins exist for Pythons that do not run).
+NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
+PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3; do \
+	if "$$p" -c '$(NEW_ENOUGH)' >/dev/null 2>&1; then echo "$$p"; break; fi; done)
+# openpi's own versions have wheels for this one.
+PYTHON311 ?= python3.11
+
+# Two, not one a core: every worker compiles with all cores and holds its own programs in memory.
+WORKERS ?= 2
+# For example ARGS='tests/test_cka.py -k bias'.
+ARGS ?=
+
+help: ## this list
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | \
+		while IFS='|' read -r target what; do printf 'make %-18s %s\n' "$$target" "$$what"; done
+
+install: .venv/.installed ## clp_jax in .venv, with the newest releases
+	@echo "installed: .venv/bin/clp"
+
+demo: .venv/.installed ## the whole road on the small example model
+	@.venv/bin/python -m clp_jax demo $(ARGS)
+
+test: .venv/.installed-test ## all tests and doctests, with the newest releases
+	@.venv/bin/python -m pytest -n $(WORKERS) $(ARGS)
+
+test-openpi-pins: .venv-openpi/.installed-test ## the same tests with openpi's versions, on Python 3.11
+	@.venv-openpi/bin/python -m pytest -n $(WORKERS) $(ARGS)
+
+lint: .venv/.installed-lint ## format, style, types, direction of imports
+	@.venv/bin/python -m ruff format --check --quiet .
+	@.venv/bin/python -m ruff check --quiet .
+	@.venv/bin/python -m pyright --pythonpath .venv/bin/python
+	@.venv/bin/lint-imports --no-logo
+
+format: .venv/.installed-lint ## rewrite the files in our format
+	@.venv/bin/python -m ruff check --quiet --select I --fix .
+	@.venv/bin/python -m ruff format --quiet .
+
+clean: ## remove environments and caches
+	@rm -rf .venv .venv-openpi .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# One environment, three sizes, each on top of the one before: the demo does not wait for the linters, and parallel make
+# never runs pip twice in the same place.
+.venv/.installed: pyproject.toml constraints/newest.txt
+	$(call install,$(PYTHON),.,newest)
+.venv/.installed-test: .venv/.installed
+	$(call install,$(PYTHON),.[test],newest)
+.venv/.installed-lint: .venv/.installed-test
+	$(call install,$(PYTHON),.[lint],newest)
+.venv-openpi/.installed-test: pyproject.toml constraints/openpi.txt
+	$(call install,$(PYTHON311),.[test],openpi)
+
+# $(1) interpreter, $(2) what, $(3) constraints. An environment whose interpreter is gone is made anew. Twice quiet: pip
+# still prints errors.
+define install
+	@python="$(1)"; \
+	if ! "$$python" -c '$(NEW_ENOUGH)' 2>/dev/null; then \
+		echo "error: no Python 3.11 or newer found (tried $${python:-python3.13, python3.12, python3.11, python3}):" \
+			"install one, or name it with make PYTHON=... or PYTHON311=..." >&2; exit 1; fi; \
+	if ! "$$python" -c 'import ensurepip, venv' 2>/dev/null; then \
+		echo "error: $$python has no venv module: on Debian and Ubuntu, apt install python3-venv" >&2; exit 1; fi; \
+	echo "setting up $(@D) for clp_jax $(2): $$("$$python" --version), constraints/$(3).txt (a minute or two)"; \
+	"$(@D)/bin/python" -c '' 2>/dev/null || "$$python" -m venv --clear "$(@D)"; \
+	"$(@D)/bin/python" -m pip install -qq --disable-pip-version-check -e '$(2)' -c constraints/$(3).txt && touch $@
+endef

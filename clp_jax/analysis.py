@@ -1,0 +1,196 @@
+"""What one look at a model tells about its blocks: measured once, saved, and selected from as often as wanted."""
+
+import dataclasses
+import json
+import math
+import os
+import zipfile
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from etils import epath
+
+from clp_jax import selection
+from clp_jax.data import CalibrationData, arrange
+from clp_jax.errors import InputError
+from clp_jax.loading import LoadedModel, check_finite
+from clp_jax.models import Gates
+from clp_jax.plan import PrunePlan
+from clp_jax.selection import Evidence, GateEvidence, Selection
+from clp_jax.sensitivity import make_loss, measure_gates
+from clp_jax.similarity import Estimator, Sampling, StateScale, TowerSimilarity, batches, collect
+
+_SCHEMA = 1
+_ARRAYS = tuple(f.name for f in dataclasses.fields(TowerSimilarity) if f.name != "samples")
+_GATES = tuple(f.name for f in dataclasses.fields(GateEvidence))
+
+
+@dataclasses.dataclass(frozen=True)
+class Reading:
+    """How matrices become evidence.
+
+    Attributes:
+      states: CKA of states as they are ("raw", the paper's) or RMS-normalised.
+      estimator: "biased" (the paper's) or "debiased".
+      couple: how towers that share a stack are joined: "mean", "min" (both must be similar), or one tower's name.
+    """
+
+    states: StateScale = "raw"
+    estimator: Estimator = "biased"
+    couple: str = "mean"
+
+
+@dataclasses.dataclass(frozen=True)
+class Analysis:
+    """The result of `analyse`.
+
+    Attributes:
+      kind: model kind.
+      depths: blocks per tower of the analysed model, the unmeasured vision tower included.
+      coupled: towers that keep the same blocks.
+      towers: similarity per measured tower.
+      gates: loss derivatives per group of towers; empty if they were not measured.
+      meta: JSON values: counts, fingerprints, settings.
+    """
+
+    kind: str
+    depths: dict[str, int]
+    coupled: tuple[tuple[str, ...], ...]
+    towers: dict[str, TowerSimilarity]
+    gates: dict[tuple[str, ...], GateEvidence]
+    meta: dict[str, Any]
+
+    @property
+    def groups(self) -> tuple[tuple[str, ...], ...]:
+        """Measured towers, those that are pruned together in one group; the language stack first."""
+        single = tuple((name,) for name in self.towers if not any(name in group for group in self.coupled))
+        return self.coupled + tuple(sorted(single, reverse=True))
+
+    def evidence(
+        self,
+        group: Sequence[str],
+        reading: Reading = Reading(),
+        *,
+        loss: Callable[[np.ndarray], float] | None = None,
+    ) -> Evidence:
+        """Evidence about a group of towers on their shared block index."""
+        parts = {name: self.towers[name].evidence(reading.states, reading.estimator) for name in group}
+        how = reading.couple if len(parts) > 1 else "mean"
+        return selection.combine(parts, how=how, gates=self.gates.get(tuple(group)), loss=loss)
+
+    def plan(self, selections: dict[tuple[str, ...], Selection], criterion: str) -> PrunePlan:
+        """The plan that applies one selection per group and leaves other towers whole."""
+        keep = {name: chosen.keep for group, chosen in selections.items() for name in group}
+        scores = {"+".join(group): chosen.to_json() for group, chosen in selections.items()}
+        return PrunePlan.of(self.kind, self.depths, keep, coupled=self.coupled, criterion=criterion, scores=scores)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write everything to one ``.npz``: ``<tower>/<matrix>``, ``gates/<group>/<name>`` and ``meta`` as JSON."""
+        arrays: dict[str, np.ndarray] = {}
+        for name, tower in self.towers.items():
+            arrays |= {f"{name}/{key}": getattr(tower, key) for key in _ARRAYS}
+        for group, gates in self.gates.items():
+            found = {key: getattr(gates, key) for key in _GATES}
+            arrays |= {f"gates/{'+'.join(group)}/{key}": value for key, value in found.items() if value is not None}
+        head = {
+            "schema": _SCHEMA,
+            "kind": self.kind,
+            "depths": self.depths,
+            "coupled": self.coupled,
+            "samples": {name: tower.samples for name, tower in self.towers.items()},
+            "meta": self.meta,
+        }
+        with epath.Path(path).open("wb") as stream:
+            np.savez_compressed(stream, meta=np.array(json.dumps(head)), **arrays)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> "Analysis":
+        """Read what `save` wrote.
+
+        Raises:
+          InputError: not such a file.
+        """
+        try:
+            with epath.Path(path).open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
+                arrays = {key: archive[key] for key in archive.files}
+            head = json.loads(str(arrays.pop("meta")))
+            if head["schema"] != _SCHEMA:
+                raise InputError(f"{path} has schema {head['schema']}, this version reads {_SCHEMA}; analyse again.")
+            towers = {
+                name: TowerSimilarity(**{key: arrays[f"{name}/{key}"] for key in _ARRAYS}, samples=samples)
+                for name, samples in head["samples"].items()
+            }
+            groups = {key.split("/")[1] for key in arrays if key.startswith("gates/")}
+            gates = {
+                tuple(group.split("+")): GateEvidence(**{key: arrays.get(f"gates/{group}/{key}") for key in _GATES})
+                for group in sorted(groups)
+            }
+        except (OSError, ValueError, KeyError, EOFError, AttributeError, zipfile.BadZipFile) as error:
+            if isinstance(error, InputError):
+                raise
+            raise InputError(f"{path} is not the similarity.npz of an analysis: {error}") from error
+        coupled = tuple(tuple(group) for group in head["coupled"])
+        return cls(head["kind"], head["depths"], coupled, towers, gates, head["meta"])
+
+
+def analyse(
+    model: LoadedModel,
+    data: CalibrationData,
+    *,
+    sampling: Sampling = Sampling(),
+    group_size: int = 4,
+    groups_per_batch: int = 1,
+    gates: bool = True,
+    seed: int = 0,
+    progress: Callable[..., Any] = iter,
+) -> Analysis:
+    """Measure similarity and loss derivatives of a model on calibration data.
+
+    Args:
+      model: from ``load_model``.
+      data: calibration observations, from ``load_npz``.
+      sampling: what a CKA sample is.
+      group_size: observations whose tokens form one HSIC estimate.
+      groups_per_batch: groups of one forward pass, rounded up to a multiple of the number of devices.
+      gates: also measure the derivatives that the criteria gateprobe and gauss-newton need.
+      seed: of the dealing of episodes into groups.
+      progress: wraps the iterator of batches.
+
+    Raises:
+      InputError: the checkpoint or the states are not finite, or there are too few samples.
+    """
+    check_finite(model.params)
+    if sampling.samples == "tokens-per-observation":
+        group_size = 1
+    devices = math.prod(model.mesh.shape.values())
+    per_batch = math.ceil(groups_per_batch / devices) * devices
+    arrangement = arrange(data.episodes, group_size, seed=seed)
+    stream = progress(batches(data, arrangement, per_batch, model.mesh), math.ceil(len(arrangement.slots) / per_batch))
+    towers = collect(model.architecture, model.params, stream, arrangement, sampling, mesh=model.mesh)
+    coupled, depths = model.architecture.coupled, model.architecture.depths
+    meta = {
+        "observations": len(data),
+        "episodes": len(np.unique(data.episodes)),
+        "groups": len(arrangement.slots),
+        "clusters": int(arrangement.cluster.max()) + 1,
+        "data_fingerprint": data.fingerprint,
+        "sampling": dataclasses.asdict(sampling) | {"group_size": group_size, "seed": seed},
+        "dtype": model.architecture.dtype,
+    }
+    analysis = Analysis(model.architecture.kind, depths, coupled, towers, {}, meta)
+    if not gates:
+        return analysis
+    fixed = list(batches(data, arrangement, per_batch, model.mesh))
+    measured = {group: measure_gates(model.architecture, model.params, fixed, group) for group in analysis.groups}
+    return dataclasses.replace(analysis, gates=measured)
+
+
+def loss_of(
+    model: LoadedModel, data: CalibrationData, *, batch_size: int = 4, seed: int = 0
+) -> Callable[[Gates], float]:
+    """The model's mean loss on this data as a function of its gates; compiled once, batches of ``batch_size``."""
+    devices = math.prod(model.mesh.shape.values())
+    groups = math.ceil(batch_size / devices) * devices
+    arrangement = arrange(data.episodes, 1, seed=seed)
+    return make_loss(model.architecture, model.params, batches(data, arrangement, groups, model.mesh))

@@ -1,0 +1,1 @@
+"""Measurements of clp_jax itself."""

@@ -1,0 +1,132 @@
+"""Decode a chunk as a stream.
+
+Orbax writes a leaf as few big zarr chunks (up to 2 GiB), and readers of arrays decode a whole chunk to get at one layer
+of it. Here a chunk is decompressed in blocks that stay in the processor's cache, so memory stays at a few of them.
+"""
+
+import contextlib
+import io
+import math
+from collections.abc import Iterator
+from typing import IO, Any
+
+import numpy as np
+import zstandard
+
+from clp_jax.checkpoint.stored import Span, StoredArray
+from clp_jax.errors import InputError
+
+BLOCK_BYTES = 2**18
+"""Bytes handled at a time, on the way in as on the way out."""
+
+
+class ChunkStream:
+    """The decoded bytes of one chunk, in C order, read once from front to end.
+
+    Args:
+      array: the array.
+      index: the chunk's index in the grid.
+      copy_to: file that gets the encoded bytes as they are read.
+    """
+
+    def __init__(self, array: StoredArray, index: tuple[int, ...], *, copy_to: IO[bytes] | None = None):
+        self._what = f"chunk {index} of {array.name}"
+        self._stream: Any = _Source(array.place(index), copy_to)
+        if array.compressed:
+            decoder = zstandard.ZstdDecompressor()
+            self._stream = decoder.stream_reader(self._stream, BLOCK_BYTES, read_across_frames=True, closefd=True)
+        self._position = 0
+        self._size = math.prod(array.chunk) * array.dtype.itemsize
+        self._scratch = np.empty(BLOCK_BYTES, np.uint8)
+        self._dtype = array.dtype
+
+    def blocks(self, start: int, size: int) -> Iterator[np.ndarray]:
+        """Yields decoded elements; each block is valid until the next one.
+
+        Args:
+          start: position of the first byte in the chunk, not before the last read.
+          size: how many bytes.
+
+        Raises:
+          InputError: the chunk cannot be decoded, ends early, or does not end where it should.
+        """
+        while self._position < start:
+            self._fill(self._scratch.data[: start - self._position])
+        while self._position < start + size:
+            block = self._scratch[: start + size - self._position]
+            self._fill(block.data)
+            yield block.view(self._dtype)
+        if self._position == self._size and self._read_into(memoryview(bytearray(1))):  # also verifies the checksum
+            raise InputError(f"{self._what} is longer than its shape, the checkpoint is damaged; copy or save it again")
+
+    def close(self) -> None:
+        """Closes the file, if there is one."""
+        self._stream.close()
+
+    def _fill(self, target: memoryview) -> None:
+        done = 0
+        while done < len(target):
+            count = self._read_into(target[done:])
+            if not count:
+                raise InputError(f"{self._what} ends early, the checkpoint is damaged; copy or save it again")
+            done += count
+        self._position += done
+
+    def _read_into(self, target: memoryview) -> int:
+        try:
+            return self._stream.readinto(target)
+        except zstandard.ZstdError as error:
+            raise InputError(f"{self._what} cannot be decoded ({error}); the checkpoint is damaged") from error
+
+
+class _Source:
+    """Encoded bytes as what zstandard reads from."""
+
+    def __init__(self, place: bytes | Span, copy_to: IO[bytes] | None):
+        self._file, self._left = (
+            (place.open(), place.length) if isinstance(place, Span) else (io.BytesIO(place), len(place))
+        )
+        self._copy_to = copy_to
+
+    def read(self, size: int) -> bytes:
+        try:
+            content = self._file.read(min(size, self._left))
+        except OSError as error:
+            raise InputError(f"{self._file.name} cannot be read ({error}); the checkpoint is damaged") from error
+        self._left -= len(content)
+        if self._copy_to is not None:
+            self._copy_to.write(content)
+        return content
+
+    def readinto(self, target: memoryview) -> int:
+        content = self.read(len(target))
+        target[: len(content)] = content
+        return len(content)
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def read_array(array: StoredArray) -> np.ndarray:
+    """Reads one array; beside it, little more than a block is in memory.
+
+    Args:
+      array: where it is stored.
+
+    Returns:
+      The whole array.
+    """
+    shape, chunk = array.shape or (1,), array.chunk or (1,)
+    values = np.empty(shape, array.dtype)
+    row_bytes = math.prod(chunk[1:]) * array.dtype.itemsize
+    step = max(1, 16 * BLOCK_BYTES // max(1, row_bytes))
+    for index in np.ndindex(*(math.ceil(n / c) for n, c in zip(shape, chunk, strict=True))):
+        first, *places = (slice(i * c, min((i + 1) * c, n)) for i, c, n in zip(index, chunk, shape, strict=True))
+        inside = tuple(slice(place.stop - place.start) for place in places)
+        with contextlib.closing(ChunkStream(array, index)) as stream:
+            for start in range(0, first.stop - first.start, step):
+                count = min(step, first.stop - first.start - start)
+                rows = np.concatenate([*map(np.copy, stream.blocks(start * row_bytes, count * row_bytes))])
+                target = slice(first.start + start, first.start + start + count)
+                values[(target, *places)] = rows.reshape(count, *chunk[1:])[(slice(None), *inside)]
+    return values.reshape(array.shape)

@@ -1,0 +1,238 @@
+"""Copy a checkpoint leaf by leaf, keeping some rows of axis 0 (layers), without ever holding the model."""
+
+import contextlib
+import dataclasses
+import itertools
+import math
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from clp_jax.checkpoint.decoding import ChunkStream
+from clp_jax.checkpoint.spec import CheckpointSpec, translated
+from clp_jax.checkpoint.staging import staged
+from clp_jax.checkpoint.stored import StoredArray, stored_arrays
+from clp_jax.checkpoint.threads import run_in_threads
+from clp_jax.checkpoint.values import write_beside
+from clp_jax.checkpoint.writer import CHUNK_BYTES, ArrayForm, ItemWriter, rows_per_chunk
+from clp_jax.errors import InputError
+from clp_jax.trees import flatten
+
+Take = Callable[[str], Sequence[int] | None] | Mapping[str, Sequence[int] | None]
+"""Which rows of axis 0 to keep, by path of the leaf, 0-based and increasing; None keeps the leaf as it is."""
+
+
+@dataclasses.dataclass(frozen=True)
+class RewriteReport:
+    """What `rewrite` did.
+
+    Attributes:
+      leaves: parameters written.
+      sliced: those of which only some rows were kept.
+      bytes_in: size of the source's arrays, decoded.
+      bytes_out: size of the written arrays, decoded.
+      seconds: wall time.
+    """
+
+    leaves: int
+    sliced: int
+    bytes_in: int
+    bytes_out: int
+    seconds: float
+
+
+def rewrite(
+    spec: CheckpointSpec,
+    out: str | os.PathLike,
+    *,
+    take: Take,
+    record: Mapping[str, Any] | None = None,
+    overwrite: bool = False,
+    allow_nonfinite: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> RewriteReport:
+    """Writes a checkpoint that keeps the given rows of every leaf; values, dtypes and compression stay.
+
+    Memory does not grow with the model, also if the source stores a leaf as one chunk. The optimiser's state
+    (``train_state``) is not carried: its moments belong to the old shapes.
+
+    Args:
+      spec: the checkpoint to read.
+      out: step folder to write: ``params``, ``assets`` (copied) and ``clp.json`` if there is a record.
+      take: rows of axis 0 to keep for each leaf, by path.
+      record: content of ``clp.json``.
+      overwrite: replace an existing `out`.
+      allow_nonfinite: accept NaN and infinity in the weights.
+      progress: called with the decoded bytes written so far and in all.
+
+    Returns:
+      Sizes and time.
+
+    Raises:
+      InputError: the source is damaged or not finite, `take` names rows or leaves that do not exist, or `out` exists.
+    """
+    started = time.perf_counter()
+    shapes = flatten(spec.tree)
+    kept = _kept_rows(shapes, take)
+    with translated(spec.path):
+        arrays = stored_arrays(spec.path)
+    leaves = [(arrays[spec.stored_name(path)], kept[path]) for path in shapes]
+    total = sum(_size(array, rows) for array, rows in leaves)
+    source = spec.path.parent if spec.assets or spec.plan_record else spec.path
+    done = 0
+
+    def report(size: int) -> None:
+        nonlocal done
+        done += size
+        if progress is not None:
+            progress(done, total)
+
+    with staged(out, overwrite=overwrite, sources=[source]) as folder:
+        with ItemWriter(folder / "params", allow_nonfinite=allow_nonfinite) as writer:
+            # The longest first, so that the threads end together.
+            columns = [column for array, rows in leaves for column in _columns(array, rows, writer)]
+            columns.sort(key=lambda column: column.work, reverse=True)
+            run_in_threads([column.copy() for column in columns], report)
+        write_beside(folder, assets=spec.assets, record=record)
+    return RewriteReport(
+        leaves=len(leaves),
+        sliced=sum(rows is not None for _, rows in leaves),
+        bytes_in=sum(_size(array, None) for array, _ in leaves),
+        bytes_out=total,
+        seconds=time.perf_counter() - started,
+    )
+
+
+def _kept_rows(shapes: Mapping[str, Any], take: Take) -> dict[str, tuple[int, ...] | None]:
+    """Checks and returns the rows to keep of every leaf; all rows means None."""
+    if isinstance(take, Mapping):
+        unknown = sorted(take.keys() - shapes.keys())
+        if unknown:
+            raise InputError(f"the checkpoint has no parameters {unknown}; correct the rows to keep")
+        take = take.get
+    kept: dict[str, tuple[int, ...] | None] = {}
+    for path, leaf in shapes.items():
+        rows = take(path)
+        if rows is None:
+            kept[path] = None
+            continue
+        rows = tuple(int(row) for row in rows)
+        count = leaf.shape[0] if leaf.shape else 0
+        if not rows or rows[0] < 0 or rows[-1] >= count or any(a >= b for a, b in itertools.pairwise(rows)):
+            raise InputError(f"cannot keep rows {list(rows)} of {path}: give increasing numbers from 0 to {count - 1}")
+        kept[path] = None if len(rows) == count else rows
+    return kept
+
+
+def _size(array: StoredArray, rows: Sequence[int] | None) -> int:
+    shape = array.shape if rows is None else (len(rows), *array.shape[1:])
+    return math.prod(shape) * array.dtype.itemsize
+
+
+@dataclasses.dataclass(frozen=True)
+class _Column:
+    """The chunks of an array at one place of all axes but the first, to be copied one after another.
+
+    Attributes:
+      array: the source.
+      rows: the rows of axis 0 to keep.
+      place: the chunks' index without axis 0, in the source as in the output.
+      height: rows in a chunk of the output.
+      as_is: whether chunks of the output are chunks of the source, which need no new encoding.
+      writer: the output.
+    """
+
+    array: StoredArray
+    rows: Sequence[int]
+    place: tuple[int, ...]
+    height: int
+    as_is: bool
+    writer: ItemWriter
+
+    @property
+    def row_bytes(self) -> int:
+        """Size of a row of a chunk."""
+        return math.prod(self.array.chunk[1:]) * self.array.dtype.itemsize
+
+    @property
+    def work(self) -> int:
+        """Bytes to handle, about."""
+        return self.row_bytes * (len(self.rows) if self.as_is else math.prod(self.array.shape[:1]))
+
+    def copy(self) -> Iterator[int]:
+        """Copies the chunks; yields the decoded size of each as it is done."""
+        groups = [self.rows[start : start + self.height] for start in range(0, len(self.rows), self.height)]
+        with contextlib.closing(_RowReader(self.array, self.place)) as reader:
+            for number, rows in enumerate(groups):
+                if self.as_is:
+                    self._copy_chunk(number, rows[0] // self.height)
+                else:
+                    self.writer.write_chunk(self.array.name, (number, *self.place), reader.blocks(rows))
+                yield self._size(len(rows))
+
+    def _copy_chunk(self, number: int, source: int) -> None:
+        """Copies a chunk as it is stored, and decodes it all the same, to see that it can be and is finite."""
+        with self.writer.open_chunk(self.array.name, (number, *self.place)) as file:
+            stream = ChunkStream(self.array, (source, *self.place), copy_to=file)
+            with contextlib.closing(stream):
+                for block in stream.blocks(0, self.height * self.row_bytes):
+                    self.writer.check(self.array.name, block)
+
+    def _size(self, rows: int) -> int:
+        """Bytes of some rows that belong to the array; chunks at its edges are stored with padding."""
+        chunk, shape = self.array.chunk[1:], self.array.shape[1:]
+        inside = (min(c, n - p * c) for c, n, p in zip(chunk, shape, self.place, strict=True))
+        return rows * math.prod(inside) * self.array.dtype.itemsize
+
+
+def _columns(array: StoredArray, rows: Sequence[int] | None, writer: ItemWriter) -> Iterator[_Column]:
+    """Declares the output of one array and yields its columns."""
+    shape, chunk = array.shape or (1,), array.chunk or (1,)
+    row_bytes = math.prod(chunk[1:]) * array.dtype.itemsize
+    as_is = chunk[0] == 1 or (rows is None and chunk[0] * row_bytes <= CHUNK_BYTES)
+    rows = range(shape[0]) if rows is None else rows
+    height = chunk[0] if as_is else rows_per_chunk(row_bytes, len(rows))
+    form = ArrayForm((len(rows), *shape[1:]), (height, *chunk[1:]), array.dtype, array.metadata["compressor"])
+    writer.add(array.name, form if array.shape else dataclasses.replace(form, shape=(), chunk=()))
+    for place in np.ndindex(*(math.ceil(size / step) for size, step in zip(shape[1:], chunk[1:], strict=True))):
+        yield _Column(array, rows, place, height, as_is, writer)
+
+
+class _RowReader:
+    """Reads rows of axis 0, in increasing order, from the chunks at one place of the other axes."""
+
+    def __init__(self, array: StoredArray, place: tuple[int, ...]):
+        self._array = array
+        self._place = place
+        self._height = math.prod(array.chunk[:1])
+        self._row_bytes = math.prod(array.chunk[1:]) * array.dtype.itemsize
+        self._opened = -1
+        self._stream: ChunkStream | None = None
+
+    def blocks(self, rows: Sequence[int]) -> Iterator[np.ndarray]:
+        """Yields the elements of some rows in small pieces."""
+        for first, count in _runs(rows, self._height):
+            chunk, offset = divmod(first, self._height)
+            if self._stream is None or chunk != self._opened:
+                self.close()
+                self._stream, self._opened = ChunkStream(self._array, (chunk, *self._place)), chunk
+            yield from self._stream.blocks(offset * self._row_bytes, count * self._row_bytes)
+
+    def close(self) -> None:
+        """Closes what is open."""
+        if self._stream is not None:
+            self._stream.close()
+
+
+def _runs(rows: Sequence[int], height: int) -> Iterator[tuple[int, int]]:
+    """Yields first row and length of each run of consecutive rows that lies in one chunk.
+
+    >>> list(_runs([1, 2, 3, 4, 7], 3))
+    [(1, 2), (3, 2), (7, 1)]
+    """
+    for _, group in itertools.groupby(enumerate(rows), key=lambda pair: (pair[1] - pair[0], pair[1] // height)):
+        run = list(group)
+        yield run[0][1], len(run)

@@ -1,0 +1,149 @@
+"""What a checkpoint holds, read from its metadata alone."""
+
+import ast
+import contextlib
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+from etils import epath
+
+from clp_jax.checkpoint import stored
+from clp_jax.errors import InputError
+from clp_jax.trees import describe, flatten, unflatten
+
+RECORD_FILE = "clp.json"
+
+
+@dataclass(frozen=True)
+class CheckpointSpec:
+    """What a checkpoint holds.
+
+    Attributes:
+      path: folder of the params item.
+      tree: nested dict of ``jax.ShapeDtypeStruct`` below "params", without openpi's trailing "value".
+      value_suffix: whether stored names end in "value" (the form that openpi's training writes).
+      assets: the step's ``assets`` folder (norm stats), if there is one.
+      plan_record: content of ``clp.json`` in the step folder, if there is one.
+    """
+
+    path: epath.Path
+    tree: dict[str, Any]
+    value_suffix: bool
+    assets: epath.Path | None
+    plan_record: dict[str, Any] | None
+
+    def stored_name(self, path: str) -> str:
+        """Returns the name of a leaf in the checkpoint's database.
+
+        Args:
+          path: path of a leaf of `tree`, keys joined by "/".
+        """
+        return ".".join(["params", *path.split("/"), *["value"] * self.value_suffix])
+
+
+def read_spec(path: str | os.PathLike) -> CheckpointSpec:
+    """Reads what a checkpoint holds; no array is read.
+
+    Args:
+      path: step folder or its ``params`` child, local or any address etils understands (``gs://...``).
+
+    Returns:
+      Names, shapes and dtypes of the parameters, and what lies beside them.
+
+    Raises:
+      InputError: there is no complete checkpoint of parameters at `path`.
+    """
+    with translated(path):
+        item = _find_item(epath.Path(os.fspath(path)).expanduser())
+        arrays = stored.stored_arrays(item)
+        keys = _leaf_keys(item)
+        missing = [".".join(k) for k in keys if ".".join(k) not in arrays]
+        if missing or len(keys) != len(arrays):
+            extra = sorted(arrays.keys() - {".".join(k) for k in keys})
+            raise InputError(f"{item} is damaged: listed but not stored {missing}, stored but not listed {extra}")
+        value_suffix = all(k[-1] == "value" for k in keys)
+        leaves = {}
+        for key in keys:
+            array = arrays[".".join(key)]
+            leaves["/".join(key[1 : -1 if value_suffix else None])] = jax.ShapeDtypeStruct(array.shape, array.dtype)
+        step = item.parent if item.name == "params" else None
+        assets = step / "assets" if step is not None and (step / "assets").is_dir() else None
+        record = step / RECORD_FILE if step is not None and (step / RECORD_FILE).exists() else None
+        return CheckpointSpec(
+            item, unflatten(leaves), value_suffix, assets, None if record is None else json.loads(record.read_text())
+        )
+
+
+def fingerprint(spec: CheckpointSpec) -> str:
+    """Returns a short identity of a checkpoint that stays the same when its folder is copied.
+
+    It covers names, shapes and dtypes, the database's manifest, and name and size of every data file. No array is
+    read, so it tells two checkpoints apart but does not prove that one is undamaged.
+
+    Args:
+      spec: the checkpoint.
+
+    Returns:
+      SHA-256 as 64 hexadecimal digits.
+    """
+    digest = hashlib.sha256()
+    for path, leaf in sorted(flatten(spec.tree).items()):
+        digest.update(f"{spec.stored_name(path)} {describe(leaf)}\n".encode())
+    with translated(spec.path):
+        for file in stored.files_below(spec.path):
+            digest.update(f"{file.relative_to(spec.path).as_posix()} {file.stat().length}\n".encode())
+            if file.name in ("manifest.ocdbt", ".zarray"):
+                digest.update(file.read_bytes())
+    return digest.hexdigest()
+
+
+@contextlib.contextmanager
+def translated(path: str | os.PathLike) -> Iterator[None]:
+    """Turns whatever libraries raise about a bad checkpoint into an `InputError` of one line."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:  # tensorstore and Orbax raise almost anything
+        reason = str(error).split("[source locations=")[0].split("\n")[0].strip() or type(error).__name__
+        raise InputError(f"cannot read the checkpoint {path}, it is damaged or incomplete: {reason}") from error
+
+
+def _find_item(path: epath.Path) -> epath.Path:
+    """Returns the folder of the params item, given that or the step folder."""
+    if not path.exists():
+        raise InputError(f"there is no checkpoint at {path}; give a step folder or its params child")
+    if any("orbax-checkpoint-tmp" in part for part in path.parts):
+        raise InputError(f"{path} is a temporary folder of an unfinished save; give a finished checkpoint")
+    item = path / "params" if (path / "params").is_dir() else path
+    if (item / "_METADATA").exists():
+        return item
+    if path.is_dir():
+        names = sorted(child.name for child in path.iterdir())
+        steps = [name for name in names if name.isdigit() and (path / name / "params").is_dir()]
+        if steps:
+            raise InputError(f"{path} is a training run; give one of its steps, e.g. {path / max(steps, key=int)}")
+        if any("orbax-checkpoint-tmp" in name for name in names):
+            raise InputError(f"{path} holds only an unfinished save; give a finished checkpoint")
+    if any((item / name).exists() for name in ("manifest.ocdbt", "ocdbt.process_0", "_sharding")):
+        raise InputError(f"{item} is an incomplete Orbax checkpoint, its _METADATA is missing; copy or save it again")
+    raise InputError(f"{path} is not an Orbax checkpoint; give a step folder of openpi or its params child")
+
+
+def _leaf_keys(item: epath.Path) -> list[tuple[str, ...]]:
+    """Returns the keys of every leaf from Orbax's ``_METADATA``, outermost first."""
+    metadata = json.loads((item / "_METADATA").read_text())
+    if metadata.get("use_zarr3"):
+        raise InputError(f"{item} is stored as zarr3; save it with Orbax's default, use_zarr3=False")
+    keys = [ast.literal_eval(key) for key in metadata["tree_metadata"]]
+    groups = sorted({key[0] for key in keys})
+    if groups != ["params"]:
+        raise InputError(f"{item} holds {groups}, not only 'params'; give the step folder or its params child")
+    if any(entry["value_metadata"].get("skip_deserialize") for entry in metadata["tree_metadata"].values()):
+        raise InputError(f"{item} holds entries that are no arrays; save only the parameters")
+    return keys

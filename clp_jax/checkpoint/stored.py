@@ -1,0 +1,162 @@
+"""Where the encoded bytes of every chunk of a checkpoint lie: in files of their own, or within those of a database."""
+
+import functools
+import json
+import urllib.parse
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import IO, Any
+
+import jax.numpy as jnp
+import numpy as np
+import tensorstore as ts
+from etils import epath
+
+from clp_jax.errors import InputError
+
+
+@dataclass(frozen=True)
+class Span:
+    """A range of bytes of a file."""
+
+    file: epath.Path
+    offset: int
+    length: int
+
+    def open(self) -> IO[bytes]:
+        """Opens the file at the beginning of the range.
+
+        Raises:
+          InputError: the file is missing.
+        """
+        try:
+            file = self.file.open("rb")
+            file.seek(self.offset)
+        except OSError as error:
+            raise InputError(f"{self.file} cannot be read ({error}); the checkpoint is incomplete") from error
+        return file
+
+    def read(self) -> bytes:
+        """Returns all bytes of the range."""
+        with self.open() as file:
+            return file.read(self.length)
+
+
+@dataclass(frozen=True)
+class StoredArray:
+    """A zarr (version 2) array and the place of its encoded chunks.
+
+    Attributes:
+      name: name in the checkpoint, e.g. "params.PaliGemma.llm.embedder.input_embedding".
+      metadata: content of ``.zarray``.
+      chunks: encoded bytes, or where they lie, by the chunk's index in the grid.
+    """
+
+    name: str
+    metadata: dict[str, Any]
+    chunks: dict[tuple[int, ...], bytes | Span]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the array."""
+        return tuple(self.metadata["shape"])
+
+    @property
+    def chunk(self) -> tuple[int, ...]:
+        """Shape of a chunk."""
+        return tuple(self.metadata["chunks"])
+
+    @functools.cached_property
+    def dtype(self) -> np.dtype:
+        """Dtype of the elements; tensorstore spells bfloat16 by its name."""
+        text = self.metadata["dtype"]
+        return np.dtype(text if text[0] in "<>|" else getattr(jnp, text))
+
+    @property
+    def compressed(self) -> bool:
+        """Whether chunks are zstd frames."""
+        return self.metadata["compressor"] is not None
+
+    def place(self, index: tuple[int, ...]) -> bytes | Span:
+        """Returns the encoded chunk or its place; a chunk that was never written is an error, Orbax writes all."""
+        if index not in self.chunks:
+            raise InputError(f"{self.name} lacks chunk {index}, so the checkpoint is incomplete; copy or save it again")
+        return self.chunks[index]
+
+
+def stored_arrays(item: epath.Path) -> dict[str, StoredArray]:
+    """Lists the arrays of a checkpoint item without reading any.
+
+    Args:
+      item: folder with ``manifest.ocdbt``, or (Orbax without OCDBT) with one folder per array.
+
+    Returns:
+      The arrays by name.
+
+    Raises:
+      InputError: the database is damaged, or an array is of a form that Orbax does not write by default.
+    """
+    entries = dict(_database(item) if (item / "manifest.ocdbt").exists() else _folders(item))
+    arrays = {}
+    for key, value in entries.items():
+        name, _, leaf = key.rpartition("/")
+        if leaf == ".zarray":
+            content = value if isinstance(value, bytes) else value.read()
+            arrays[name] = StoredArray(name, _checked(name, json.loads(content)), {})
+    for key, value in entries.items():
+        name, _, leaf = key.rpartition("/")
+        if name in arrays and leaf[0] != ".":
+            index = tuple(int(i) for i in leaf.split(arrays[name].metadata.get("dimension_separator", ".")))
+            arrays[name].chunks[index] = value
+    return arrays
+
+
+def files_below(folder: epath.Path) -> list[epath.Path]:
+    """Returns all files below a folder, sorted by their path (etils has no recursive glob)."""
+    files = []
+    for child in folder.iterdir():
+        files.extend(files_below(child) if child.is_dir() else [child])
+    return sorted(files)
+
+
+def store_address(folder: epath.Path) -> str:
+    """Returns the address of a folder as tensorstore spells it."""
+    text = str(folder)
+    return f"{text}/" if "://" in text else f"file://{urllib.parse.quote(text)}/"
+
+
+def _checked(name: str, metadata: dict[str, Any]) -> dict[str, Any]:
+    compressor = metadata.get("compressor")
+    supported = metadata["order"] == "C" and not metadata.get("filters")
+    if not supported or (compressor is not None and compressor.get("id") != "zstd"):
+        form = {key: metadata.get(key) for key in ("compressor", "filters", "order")}
+        raise InputError(f"{name} is stored as {form}, not in C order with zstd; save it with Orbax's default settings")
+    return metadata
+
+
+def _database(item: epath.Path) -> Iterator[tuple[str, bytes | Span]]:
+    """Yields the entries of an OCDBT database; small values are part of its index."""
+    base = ts.KvStore.open(store_address(item)).result()
+    root = ts.ocdbt.dump(base).result()["versions"][-1]["root"]
+    pending = [(root["location"], b"")]
+    while pending:
+        location, prefix = pending.pop()
+        for entry in ts.ocdbt.dump(base, location).result()["entries"]:
+            if "location" in entry:
+                pending.append((entry["location"], prefix + entry["subtree_common_prefix"]))
+                continue
+            value = entry.get("inline_value")
+            yield (prefix + entry["key"]).decode(), _span(item, entry["indirect_value"]) if value is None else value
+
+
+def _span(item: epath.Path, reference: str) -> Span:
+    """Parses "value:<folder>:<file>:<offset>:<length>"; the folder is that of one writing process, or empty."""
+    _, folder, file, offset, length = reference.split(":")
+    return Span(item / (urllib.parse.unquote(folder) + urllib.parse.unquote(file)), int(offset), int(length))
+
+
+def _folders(item: epath.Path) -> Iterator[tuple[str, Span]]:
+    for folder in item.iterdir():
+        if (folder / ".zarray").exists():
+            for file in folder.iterdir():
+                yield f"{folder.name}/{file.name}", Span(file, 0, file.stat().length)

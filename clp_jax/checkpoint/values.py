@@ -1,0 +1,133 @@
+"""Whole parameter trees between checkpoints and memory."""
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+
+from clp_jax.aliases import Tree
+from clp_jax.checkpoint.decoding import BLOCK_BYTES, read_array
+from clp_jax.checkpoint.spec import RECORD_FILE, CheckpointSpec, translated
+from clp_jax.checkpoint.staging import staged
+from clp_jax.checkpoint.stored import files_below, stored_arrays
+from clp_jax.checkpoint.threads import run_in_threads
+from clp_jax.checkpoint.writer import ArrayForm, ItemWriter, rows_per_chunk
+from clp_jax.errors import InputError
+from clp_jax.trees import check_same_structure, flatten, unflatten
+
+
+def read_params(
+    spec: CheckpointSpec,
+    *,
+    expected: Tree | None = None,
+    sharding: jax.sharding.Sharding | Mapping[str, Any] | None = None,
+    dtype: Any = None,
+) -> dict[str, Any]:
+    """Reads the parameters of a checkpoint.
+
+    Args:
+      spec: the checkpoint.
+      expected: tree of arrays or ``jax.ShapeDtypeStruct`` whose paths and shapes the checkpoint must have exactly.
+      sharding: one sharding, or a tree of them; None returns NumPy arrays on the host.
+      dtype: cast every leaf to this; None keeps what is stored.
+
+    Returns:
+      Nested dict like ``spec.tree``.
+
+    Raises:
+      InputError: the checkpoint differs from `expected` (every differing path is listed), or cannot be read.
+    """
+    if expected is not None:
+        check_same_structure(expected, spec.tree, what=f"the parameters of {spec.path}")
+    leaves = flatten(spec.tree)
+    shardings = flatten(sharding) if isinstance(sharding, Mapping) else dict.fromkeys(leaves, sharding)
+    if shardings.keys() != leaves.keys():
+        raise InputError(f"shardings and parameters differ at {sorted(shardings.keys() ^ leaves.keys())}")
+    with translated(spec.path):
+        arrays = stored_arrays(spec.path)
+    values: dict[str, Any] = {}
+
+    def read(path: str) -> Iterator[int]:
+        array = read_array(arrays[spec.stored_name(path)])
+        if dtype is not None:
+            array = array.astype(dtype)
+        if (placement := shardings[path]) is not None:
+            array = jax.make_array_from_callback(array.shape, placement, array.__getitem__)
+        values[path] = array
+        yield array.nbytes
+
+    run_in_threads([read(path) for path in leaves], lambda _: None)
+    return unflatten({path: values[path] for path in leaves})
+
+
+def write_params(
+    out: str | os.PathLike,
+    params: Tree,
+    *,
+    assets: str | os.PathLike | None = None,
+    record: Mapping[str, Any] | None = None,
+    value_suffix: bool = False,
+    overwrite: bool = False,
+    allow_nonfinite: bool = False,
+) -> None:
+    """Writes a tree of arrays as an openpi checkpoint, complete or not at all.
+
+    Args:
+      out: step folder to write: ``params``, ``assets`` and ``clp.json``.
+      params: nested mapping of arrays that this process can read in full.
+      assets: folder to copy as ``assets``.
+      record: content of ``clp.json``.
+      value_suffix: end stored names in "value", the form that openpi's training writes.
+      overwrite: replace an existing `out`.
+      allow_nonfinite: accept NaN and infinity.
+
+    Raises:
+      InputError: a leaf is not finite or not readable here, or `out` exists.
+    """
+    leaves = flatten(params)
+    for path, leaf in leaves.items():
+        if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+            raise InputError(f"{path} is spread over several hosts; gather it before writing")
+    suffix = ["value"] * value_suffix
+    with staged(out, overwrite=overwrite, sources=[] if assets is None else [assets]) as folder:
+        with ItemWriter(folder / "params", allow_nonfinite=allow_nonfinite) as writer:
+            names = {path: ".".join(["params", *path.split("/"), *suffix]) for path in leaves}
+            run_in_threads([_put_array(writer, names[path], leaf) for path, leaf in leaves.items()], lambda _: None)
+        write_beside(folder, assets=None if assets is None else epath.Path(assets), record=record)
+
+
+def write_beside(folder: epath.Path, *, assets: epath.Path | None, record: Mapping[str, Any] | None) -> None:
+    """Copies the assets into a step folder and writes ``clp.json``, the last file of every output.
+
+    Args:
+      folder: the step folder.
+      assets: folder to copy, if any.
+      record: content of ``clp.json``, if any.
+    """
+    if assets is not None:
+        (folder / "assets").mkdir()
+        for source in files_below(assets):
+            target = folder / "assets" / source.relative_to(assets)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(source.read_bytes())
+    if record is not None:
+        (folder / RECORD_FILE).write_text(json.dumps(record, indent=2, allow_nan=False) + "\n")
+
+
+def _put_array(writer: ItemWriter, name: str, leaf: Any) -> Iterator[int]:
+    """Writes one array; yields the size of each chunk."""
+    array = np.asarray(leaf)
+    array = np.ascontiguousarray(array).reshape(array.shape)  # which makes a scalar a vector
+    rows = array.reshape(array.shape or (1,))
+    height = rows_per_chunk(rows[:1].nbytes, len(rows))
+    writer.add(name, ArrayForm(array.shape, (height, *array.shape[1:]) if array.shape else (), array.dtype))
+    step = BLOCK_BYTES // array.dtype.itemsize
+    for number, start in enumerate(range(0, len(rows), height)):
+        flat = rows[start : start + height].reshape(-1)
+        blocks = (flat[begin : begin + step] for begin in range(0, flat.size, step))
+        writer.write_chunk(name, (number, *(0,) * (rows.ndim - 1)), blocks)
+        yield flat.nbytes

@@ -1,0 +1,106 @@
+"""The command line ``clp NAME [flags]``: finds the command, reads its flags, turns errors into exit codes.
+
+Exit codes:
+  0    done
+  1    the machine failed (disk full, no permission, connection lost: one line), or a bug of ours (traceback)
+  2    what the user gave cannot be used: a flag, a path, a checkpoint, a plan, a data file
+  130  interrupted (Ctrl-C)
+
+A command is a module ``clp_jax/commands/NAME.py`` with one frozen dataclass, whose fields are the flags, and a function
+``run(config)``. Nothing here imports JAX, so ``clp --help`` answers at once.
+"""
+
+import difflib
+import importlib
+import sys
+import traceback
+from collections.abc import Sequence
+
+from clp_jax import __version__
+from clp_jax.errors import InputError
+
+COMMANDS = {
+    "analyse": "measure which layers are twins of their neighbours and propose a plan",
+    "prune": "write the smaller checkpoint",
+    "benchmark": "compare speed, memory and size before and after",
+    "demo": "walk the whole road on the small example model",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command line.
+
+    Args:
+      argv: the words after ``clp``; ``None`` takes those of this process. ``--debug``, anywhere, shows the traceback of
+        an error that is otherwise one line.
+
+    Returns:
+      The exit code (see the module's docstring).
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in words
+    try:
+        return _dispatch([word for word in words if word != "--debug"])
+    except InputError as error:
+        return _fail(str(error), code=2, debug=debug)
+    except OSError as error:
+        return _fail(f"{_sentence(error)} (--debug shows where)", code=1, debug=debug)
+    except KeyboardInterrupt:
+        return _fail("interrupted", code=130, debug=debug)
+    except SystemExit as stop:  # tyro: 0 after --help, 2 after a wrong flag
+        return int(stop.code or 0)
+
+
+def _dispatch(words: list[str]) -> int:
+    if not words:
+        print(_help(), file=sys.stderr)
+        return 2
+    name, *flags = words
+    if name in ("-h", "--help"):
+        print(_help())
+    elif name == "--version":
+        print(f"clp-jax {__version__}")
+    elif name in COMMANDS:
+        _run(name, flags)
+    else:
+        close = difflib.get_close_matches(name, COMMANDS, n=1)
+        hint = f"did you mean '{close[0]}'?" if close else f"the commands are {', '.join(COMMANDS)}"
+        raise InputError(f"there is no command '{name}': {hint}")
+    return 0
+
+
+def _run(name: str, flags: list[str]) -> None:
+    """Reads the flags into the command's dataclass (``plan-scale``: ``PlanScale``) and runs the command."""
+    import tyro
+
+    command = importlib.import_module(f"clp_jax.commands.{name.replace('-', '_')}")
+    config_class = getattr(command, name.title().replace("-", ""))
+    command.run(tyro.cli(config_class, prog=f"clp {name}", args=flags, config=(tyro.conf.FlagCreatePairsOff,)))
+
+
+def _help() -> str:
+    width = max(map(len, COMMANDS))
+    commands = "\n".join(f"  {name:{width}}  {summary}" for name, summary in COMMANDS.items())
+    return f"""usage: clp NAME [flags]
+
+Finds the twin layers of an openpi-style JAX checkpoint with CKA, and removes them.
+
+{commands}
+
+clp NAME --help   the flags of a command
+clp --version     the version
+--debug           with any command: the traceback of an error"""
+
+
+def _sentence(error: OSError) -> str:
+    """What the system says, in one line, the file first where there is one."""
+    text = error.strerror or str(error) or type(error).__name__
+    return " ".join(f"{error.filename}: {text}".split()) if error.filename else " ".join(text.split())
+
+
+def _fail(message: str, *, code: int, debug: bool) -> int:
+    if debug:
+        traceback.print_exc()
+    else:
+        print(f"error: {message}", file=sys.stderr)
+    return code

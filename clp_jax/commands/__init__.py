@@ -1,0 +1,1 @@
+"""One module per command: a frozen dataclass whose fields are the flags, and ``run``."""

@@ -1,0 +1,279 @@
+"""π0 and π0.5: a flow-matching action expert that reads a vision-language model block by block.
+
+Time runs from 1 (noise) to 0 (action): x_t = t noise + (1 - t) actions, and the model predicts the velocity
+noise - actions. π0 has a state token and mixes time into the action tokens; π0.5 has the state in the prompt and
+time in adaRMS. Formulas and order of operations follow openpi models/pi0.py, commit 15a9616.
+"""
+
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Bool, Float
+
+from clp_jax.aliases import AnyArray, Array, Tree
+from clp_jax.models.architecture import Architecture
+from clp_jax.models.gemma import Gemma, KVCache
+from clp_jax.models.observation import Observation, model_image
+from clp_jax.models.siglip import Siglip
+
+_MIN_PERIOD, _MAX_PERIOD = 4e-3, 4.0
+
+
+class Gates(NamedTuple):
+    """Per block and observation 1 (keep) or 0 (remove), or None for a tower that runs as it is.
+
+    A last axis of 1 means the same gates for the whole batch.
+
+    Attributes:
+      llm: the blocks of the language stack, one column per expert.
+      vision: the SigLIP blocks.
+    """
+
+    llm: Float[AnyArray, "depth e _b"] | None = None
+    vision: Float[AnyArray, "depth _b"] | None = None
+
+
+class TowerStates(NamedTuple):
+    """Residual streams of one tower for a batch.
+
+    Attributes:
+      states: [depth + 1, b, s, d]; index 0 is the tower's input, i the stream after block i.
+      valid: True where a token is real, False for padding and absent cameras [b, s].
+    """
+
+    states: Float[Array, "l b s d"]
+    valid: Bool[Array, "b s"]
+
+
+class PaliGemma(nn.Module):
+    """The image encoder and the language stack, under openpi's names."""
+
+    architecture: Architecture
+
+    def setup(self) -> None:
+        a = self.architecture
+        self.img = Siglip(a.vision, a.vlm.width, a.dtype)
+        self.llm = Gemma(a.experts, a.vocab_size, a.dtype, float32_queries=a.kind == "pi0_fast")
+
+    def embed_prefix(
+        self, observation: Observation, gates: Gates, *, capture: bool
+    ) -> tuple[Float[Array, "b p d"], Bool[Array, "b p"], dict[str, TowerStates]]:
+        """Image tokens of every camera, then prompt tokens; their validity; the vision tower's states if captured."""
+        cameras = list(observation.images)
+        size = self.architecture.vision.image_size
+        # One pass over all cameras: the encoder is compiled once and sees a larger batch.
+        images = jnp.stack([model_image(observation.images[camera], size) for camera in cameras], axis=1)
+        b, c = images.shape[:2]
+        vision_gates = gates.vision
+        if vision_gates is not None and vision_gates.shape[1] > 1:
+            vision_gates = jnp.repeat(vision_gates, c, axis=1)
+        encoded, states = self.img(images.reshape(b * c, *images.shape[2:]), gates=vision_gates, capture=capture)
+        tokens = encoded.shape[1]
+        masks = jnp.stack([jnp.asarray(observation.image_masks[camera]) for camera in cameras], axis=1)
+        image_valid = jnp.repeat(masks, tokens, axis=1)
+        text = self.llm.embed(jnp.asarray(observation.tokenized_prompt))
+        prefix = jnp.concatenate([encoded.reshape(b, c * tokens, -1), text.astype(encoded.dtype)], axis=1)
+        valid = jnp.concatenate([image_valid, jnp.asarray(observation.tokenized_prompt_mask)], axis=1)
+        if states is None:
+            return prefix, valid, {}
+        states = states.reshape(states.shape[0], b, c * tokens, -1)
+        return prefix, valid, {"vision": TowerStates(states, image_valid)}
+
+
+class Pi0(nn.Module):
+    """π0 or π0.5 by ``architecture.kind``; parameters are openpi's tree."""
+
+    architecture: Architecture
+
+    def setup(self) -> None:
+        a = self.architecture
+        assert a.action is not None and a.action_dim is not None
+        width = a.action.width
+        self.PaliGemma = PaliGemma(a)
+        self.action_in_proj = nn.Dense(width)
+        if a.kind == "pi05":
+            self.time_mlp_in, self.time_mlp_out = nn.Dense(width), nn.Dense(width)
+        else:
+            self.state_proj = nn.Dense(width)
+            self.action_time_mlp_in, self.action_time_mlp_out = nn.Dense(width), nn.Dense(width)
+        self.action_out_proj = nn.Dense(a.action_dim)
+
+    def __call__(
+        self,
+        observation: Observation,
+        noisy_actions: Float[AnyArray, "b horizon adim"],
+        time: Float[AnyArray, " b"],
+        *,
+        gates: Gates = Gates(),
+        capture: bool = False,
+    ) -> tuple[Float[Array, "b horizon adim"], dict[str, TowerStates]]:
+        """The velocity at x_t, prefix and suffix in one pass, as training runs it.
+
+        Args:
+          observation: what the robot sees.
+          noisy_actions: x_t.
+          time: t in (0, 1], 1 is noise.
+          gates: blocks to switch off.
+          capture: also return the residual streams.
+
+        Returns:
+          v_t and, per tower (``vision``, ``vlm``, ``action``), its states; empty if not captured.
+        """
+        prefix, prefix_valid, towers = self.PaliGemma.embed_prefix(observation, gates, capture=capture)
+        suffix, suffix_starts, condition = self.embed_suffix(observation, noisy_actions, time)
+        suffix_valid = jnp.ones(suffix.shape[:2], dtype=bool)
+        valid = jnp.concatenate([prefix_valid, suffix_valid], axis=1)
+        starts = jnp.concatenate([jnp.zeros(prefix.shape[1], dtype=bool), suffix_starts])
+        (_, out), _, states = self.PaliGemma.llm(
+            [prefix, suffix],
+            positions=token_positions(valid),
+            mask=attention_mask(valid, jnp.broadcast_to(starts, valid.shape)),
+            conditions=[None, condition],
+            gates=gates.llm,
+            capture=capture,
+        )
+        if capture:
+            towers |= {
+                "vlm": TowerStates(states[0], prefix_valid),
+                "action": TowerStates(states[1], suffix_valid),
+            }
+        return self._velocity(out, noisy_actions.shape[1]), towers
+
+    def prefill(self, observation: Observation, *, gates: Gates = Gates()) -> tuple[KVCache, Bool[Array, "b p"]]:
+        """Keys and values of the prefix, which depends on neither noise nor time, and its validity."""
+        prefix, valid, _ = self.PaliGemma.embed_prefix(observation, gates, capture=False)
+        _, kv_cache, _ = self.PaliGemma.llm(
+            [prefix, None],
+            positions=token_positions(valid),
+            mask=attention_mask(valid, jnp.zeros(valid.shape, dtype=bool)),
+            gates=gates.llm,
+        )
+        return kv_cache, valid
+
+    def denoise(
+        self,
+        observation: Observation,
+        kv_cache: KVCache,
+        prefix_valid: Bool[Array, "b p"],
+        noisy_actions: Float[AnyArray, "b horizon adim"],
+        time: Float[AnyArray, " b"],
+        *,
+        gates: Gates = Gates(),
+    ) -> Float[Array, "b horizon adim"]:
+        """The velocity at x_t against a prefilled prefix."""
+        suffix, starts, condition = self.embed_suffix(observation, noisy_actions, time)
+        valid = jnp.ones(suffix.shape[:2], dtype=bool)
+        to_suffix = attention_mask(valid, jnp.broadcast_to(starts, valid.shape))
+        to_prefix = jnp.broadcast_to(prefix_valid[:, None, :], (*to_suffix.shape[:2], prefix_valid.shape[1]))
+        (_, out), _, _ = self.PaliGemma.llm(
+            [None, suffix],
+            positions=jnp.sum(prefix_valid, axis=-1, dtype=jnp.int32)[:, None] + token_positions(valid),
+            mask=jnp.concatenate([to_prefix, to_suffix], axis=-1),
+            conditions=[None, condition],
+            kv_cache=kv_cache,
+            gates=gates.llm,
+        )
+        return self._velocity(out, noisy_actions.shape[1])
+
+    def embed_suffix(
+        self, observation: Observation, noisy_actions: Float[AnyArray, "b horizon adim"], time: Float[AnyArray, " b"]
+    ) -> tuple[Float[Array, "b s d"], Bool[Array, " s"], Float[Array, "b d"] | None]:
+        """Tokens of the action expert, where a new attention block starts, and the adaRMS condition (π0.5)."""
+        horizon = noisy_actions.shape[1]
+        actions = self.action_in_proj(noisy_actions)
+        embedded_time = time_embedding(time, actions.shape[-1])
+        first_action = jnp.arange(horizon) == 0
+        if self.architecture.kind == "pi05":
+            condition = nn.swish(self.time_mlp_out(nn.swish(self.time_mlp_in(embedded_time))))
+            return actions, first_action, condition
+        times = jnp.broadcast_to(embedded_time[:, None, :], actions.shape).astype(actions.dtype)
+        mixed = self.action_time_mlp_in(jnp.concatenate([actions, times], axis=-1))
+        tokens = self.action_time_mlp_out(nn.swish(mixed))
+        state = self.state_proj(jnp.asarray(observation.state))[:, None, :]
+        starts = jnp.concatenate([jnp.ones(1, dtype=bool), first_action])
+        return jnp.concatenate([state, tokens], axis=1), starts, None
+
+    def _velocity(self, out: Float[Array, "b s d"], horizon: int) -> Float[Array, "b horizon adim"]:
+        return self.action_out_proj(out[:, -horizon:])
+
+
+def compute_loss(
+    model: Pi0,
+    params: Tree,
+    observation: Observation,
+    actions: Float[AnyArray, "b horizon adim"],
+    *,
+    noise: Float[AnyArray, "b horizon adim"],
+    time: Float[AnyArray, " b"],
+    gates: Gates = Gates(),
+) -> Float[Array, "b horizon"]:
+    """Flow-matching loss with given noise and times: the mean square over the action dimensions."""
+    t = time[:, None, None]
+    velocity, _ = model.apply({"params": params}, observation, t * noise + (1 - t) * actions, time, gates=gates)
+    return jnp.mean(jnp.square(velocity.astype(jnp.float32) - (noise - actions)), axis=-1)
+
+
+def sample_actions(
+    model: Pi0,
+    params: Tree,
+    observation: Observation,
+    *,
+    noise: Float[AnyArray, "b horizon adim"],
+    num_steps: int = 10,
+    gates: Gates = Gates(),
+) -> Float[Array, "b horizon adim"]:
+    """Integrate the velocity from noise (t = 1) to actions (t = 0) with ``num_steps`` Euler steps.
+
+    The prefix is encoded once; every step reads its keys and values.
+    """
+    variables = {"params": params}
+    kv_cache, prefix_valid = model.apply(variables, observation, gates=gates, method="prefill")
+    dt = -1.0 / num_steps
+
+    def step(_, carry):
+        x, time = carry
+        times = jnp.broadcast_to(time, (x.shape[0],))
+        velocity = model.apply(variables, observation, kv_cache, prefix_valid, x, times, gates=gates, method="denoise")
+        return x + (dt * velocity).astype(x.dtype), time + dt
+
+    # The time is accumulated, not multiplied, as upstream does: the float32 roundings are part of its answer.
+    actions, _ = jax.lax.fori_loop(0, num_steps, step, (noise, jnp.float32(1.0)))
+    return actions
+
+
+def draw_noise_and_time(
+    rng: Array, shape: tuple[int, int, int]
+) -> tuple[Float[Array, "b horizon adim"], Float[Array, " b"]]:
+    """What openpi's ``compute_loss(rng, ...)`` draws for actions of this shape: normal noise and t ~ Beta(1.5, 1)."""
+    _, noise_rng, time_rng = jax.random.split(rng, 3)
+    time = jax.random.beta(time_rng, 1.5, 1, shape[:1]) * 0.999 + 0.001
+    return jax.random.normal(noise_rng, shape), time
+
+
+def time_embedding(time: Float[AnyArray, " b"], width: int) -> Float[Array, "b d"]:
+    """Sine, then cosine of the time at ``width / 2`` periods from 4e-3 to 4, in float32."""
+    fraction = jnp.linspace(0.0, 1.0, width // 2)
+    period = _MIN_PERIOD * (_MAX_PERIOD / _MIN_PERIOD) ** fraction
+    angle = time[:, None] * (1.0 / period * 2 * jnp.pi)[None, :]
+    return jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], axis=-1)
+
+
+def attention_mask(valid: Bool[AnyArray, "b s"], starts: Bool[AnyArray, "b s"]) -> Bool[Array, "b s s"]:
+    """Who sees whom: valid tokens see valid tokens of their own block and of earlier ones.
+
+    Args:
+      valid: True where a token is real.
+      starts: True where a token opens a new block; tokens of a block see each other in both directions.
+
+    >>> attention_mask(jnp.ones((1, 3), bool), jnp.array([[False, False, True]]))[0].astype(int).tolist()
+    [[1, 1, 0], [1, 1, 0], [1, 1, 1]]
+    """
+    block = jnp.cumsum(starts, axis=1)
+    return (block[:, None, :] <= block[:, :, None]) & valid[:, None, :] & valid[:, :, None]
+
+
+def token_positions(valid: Bool[AnyArray, "b s"]) -> Array:
+    """RoPE positions: valid tokens count from 0, padding repeats the position before it."""
+    return jnp.cumsum(valid, axis=1) - 1

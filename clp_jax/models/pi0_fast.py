@@ -1,0 +1,127 @@
+"""π0-FAST: the same vision-language model without an action expert; actions are generated as tokens.
+
+Training positions count all tokens, decoding positions count valid ones and skip the first after the prompt; both are
+upstream's, and so are the float32 queries. Source: openpi models/pi0_fast.py and gemma_fast.py, commit 15a9616.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Bool, Float, Int
+
+from clp_jax.aliases import Array, Tree
+from clp_jax.models.architecture import Architecture
+from clp_jax.models.gemma import KVCache
+from clp_jax.models.observation import Observation
+from clp_jax.models.pi0 import Gates, PaliGemma, TowerStates, attention_mask, token_positions
+
+_END_OF_SEQUENCE = 1
+
+
+class Pi0Fast(nn.Module):
+    """π0-FAST; parameters are openpi's tree."""
+
+    architecture: Architecture
+
+    def setup(self) -> None:
+        self.PaliGemma = PaliGemma(self.architecture)
+
+    def __call__(
+        self, observation: Observation, *, gates: Gates = Gates(), capture: bool = False
+    ) -> tuple[Float[Array, "b s v"], dict[str, TowerStates]]:
+        """Logits for prompt tokens 1, 2, ... (each input predicts the next token; the last is no input).
+
+        Returns:
+          Logits [b, prompt - 1, vocab] and the states of ``vision`` and ``vlm`` (empty if not captured).
+        """
+        tokens, valid, towers = self.PaliGemma.embed_prefix(observation, gates, capture=capture)
+        mask = self._mask(observation, valid)[:, :-1, :-1]
+        tokens, valid = tokens[:, :-1], valid[:, :-1]
+        positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape[:2])
+        (out,), _, states = self.PaliGemma.llm(
+            [tokens], positions=positions, mask=mask, gates=gates.llm, capture=capture
+        )
+        if capture:
+            towers |= {"vlm": TowerStates(states[0], valid)}
+        return self.PaliGemma.llm.decode(out[:, 1 - observation.tokenized_prompt.shape[1] :]), towers
+
+    def prefill(
+        self, observation: Observation, *, gates: Gates = Gates()
+    ) -> tuple[Float[Array, "b v"], KVCache, Bool[Array, "b p"]]:
+        """Logits of the first new token, and the right-aligned prefix's cache and validity."""
+        tokens, valid, _ = self.PaliGemma.embed_prefix(observation, gates, capture=False)
+        tokens, valid, mask = jax.vmap(_right_align)(tokens, valid, self._mask(observation, valid))
+        (out,), kv_cache, _ = self.PaliGemma.llm([tokens], positions=token_positions(valid), mask=mask, gates=gates.llm)
+        return self.PaliGemma.llm.decode(out[:, -1:])[:, 0], kv_cache, valid
+
+    def decode(
+        self,
+        token: Int[Array, " b"],
+        kv_cache: KVCache,
+        index: Int[Array, ""],
+        visible: Bool[Array, "b s"],
+        position: Int[Array, " b"],
+        *,
+        gates: Gates = Gates(),
+    ) -> tuple[Float[Array, "b v"], KVCache]:
+        """Logits after one more token, written into the cache's slot ``index``."""
+        (out,), kv_cache, _ = self.PaliGemma.llm(
+            [self.PaliGemma.llm.embed(token[:, None])],
+            positions=position[:, None],
+            mask=visible[:, None, :],
+            kv_cache=kv_cache,
+            cache_index=index,
+            gates=gates.llm,
+        )
+        return self.PaliGemma.llm.decode(out)[:, 0], kv_cache
+
+    def _mask(self, observation: Observation, valid: Bool[Array, "b s"]) -> Bool[Array, "b s s"]:
+        prompt_starts = jnp.asarray(observation.token_ar_mask, dtype=jnp.int32)
+        image_tokens = valid.shape[1] - prompt_starts.shape[1]
+        return attention_mask(valid, jnp.pad(prompt_starts, ((0, 0), (image_tokens, 0))) != 0)
+
+
+def compute_loss(
+    model: Pi0Fast, params: Tree, observation: Observation, *, gates: Gates = Gates()
+) -> Float[Array, " b"]:
+    """Cross entropy of the target tokens, averaged over the targets of each observation."""
+    logits, _ = model.apply({"params": params}, observation, gates=gates)
+    targets = jnp.asarray(observation.tokenized_prompt)[:, 1:]
+    log_likelihood = jnp.take_along_axis(jax.nn.log_softmax(logits, axis=-1), targets[..., None], axis=-1)[..., 0]
+    wanted = jnp.asarray(observation.token_loss_mask)[:, 1:].astype(log_likelihood.dtype)
+    return -jnp.sum(log_likelihood * wanted, axis=-1) / jnp.clip(jnp.sum(wanted, axis=-1), 1)
+
+
+def sample_tokens(
+    model: Pi0Fast, params: Tree, observation: Observation, *, max_decoding_steps: int = 256, gates: Gates = Gates()
+) -> Int[Array, "b steps"]:
+    """Greedy decoding until every sequence has ended or ``max_decoding_steps``; unwritten slots stay 0."""
+    variables = {"params": params}
+    logits, kv_cache, valid = model.apply(variables, observation, gates=gates, method="prefill")
+    b, prefix = valid.shape
+    kv_cache = tuple(jnp.pad(x, ((0, 0), (0, 0), (0, max_decoding_steps), (0, 0), (0, 0))) for x in kv_cache)
+    length = jnp.sum(valid, axis=-1, dtype=jnp.int32)
+    slots = jnp.arange(prefix + max_decoding_steps)
+
+    def step(carry):
+        i, logits, tokens, kv_cache, _ = carry
+        token = jnp.argmax(logits, axis=-1).astype(jnp.int32)
+        tokens = tokens.at[:, i].set(token)
+        visible = (slots[None, :] >= (prefix - length)[:, None]) & (slots[None, :] < prefix + i + 1)
+        logits, kv_cache = model.apply(
+            variables, token, kv_cache, prefix + i, visible, length + i + 1, gates=gates, method="decode"
+        )
+        return i + 1, logits, tokens, kv_cache, jnp.all(token == _END_OF_SEQUENCE)
+
+    def unfinished(carry):
+        i, _, _, _, ended = carry
+        return ~ended & (i < max_decoding_steps)
+
+    start = jnp.int32(0), logits, jnp.zeros((b, max_decoding_steps), jnp.int32), kv_cache, jnp.zeros((), bool)
+    return jax.lax.while_loop(unfinished, step, start)[2]
+
+
+def _right_align(tokens: Array, valid: Array, mask: Array) -> tuple[Array, Array, Array]:
+    """Roll one sequence so that its last valid token is the last of all."""
+    shift = -(jnp.max(valid * jnp.arange(valid.shape[0])) + 1)
+    return jnp.roll(tokens, shift, axis=0), jnp.roll(valid, shift), jnp.roll(mask, (shift, shift), axis=(0, 1))

@@ -1,0 +1,218 @@
+"""The page itself: which figure and which table comes where, and the words between them."""
+
+import dataclasses
+import html
+import math
+from collections.abc import Mapping
+from importlib import resources
+
+from clp_jax.analysis import Analysis, Reading
+from clp_jax.findings import Findings, Size
+from clp_jax.record import versions
+from clp_jax.report.canvas import colours_css, file_name
+from clp_jax.report.criteria import ratio
+from clp_jax.report.tables import (
+    blocks_table,
+    blocks_text,
+    change,
+    compact,
+    criteria_table,
+    readings_table,
+    settings_list,
+)
+from clp_jax.report.view import GroupView
+
+
+def page(
+    analysis: Analysis,
+    findings: Findings,
+    reading: Reading,
+    views: tuple[GroupView, ...],
+    drawings: Mapping[str, str],
+) -> str:
+    """The whole report.
+
+    Args:
+      analysis: from ``analyse``.
+      findings: what it comes to.
+      reading: which variant of CKA the selection read.
+      views: the groups of towers.
+      drawings: figures as SVG elements, by the name of their PNG without its ending.
+    """
+    title = f"Layer pruning of {html.escape(analysis.kind)}"
+    css = colours_css() + resources.files("clp_jax.report").joinpath("page.css").read_text(encoding="utf-8")
+    parts = [
+        _header(title, analysis, findings),
+        _warnings(findings),
+        _headline(analysis, findings),
+        _guide(findings),
+        _matrices(analysis, drawings),
+        _criteria(findings, views),
+        *(_group(view, findings, drawings) for view in views),
+        _limits(findings),
+        _settings(analysis, findings, reading, drawings),
+    ]
+    return (
+        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{title}</title><style>{css}</style></head>\n"
+        "<body><main>" + "\n".join(parts) + "</main></body></html>\n"
+    )
+
+
+def _header(title: str, analysis: Analysis, findings: Findings) -> str:
+    samples = ", ".join(f"{tower.samples:,} of {html.escape(name)}" for name, tower in analysis.towers.items())
+    return (
+        f"<header><h1>{title}</h1><p><code>{html.escape(findings.checkpoint)}</code></p>"
+        f"<p>Criterion <b>{html.escape(findings.plan.criterion)}</b>. "
+        f"Calibrated on {_count(analysis.meta, 'observations')} from {_count(analysis.meta, 'episodes')}. "
+        f"CKA samples: {samples}.</p></header>"
+    )
+
+
+def _count(meta: Mapping[str, object], what: str) -> str:
+    value = meta.get(what, "an unknown number of")
+    return f"{html.escape(str(value))} {what if value != 1 else what.removesuffix('s')}"
+
+
+def _warnings(findings: Findings) -> str:
+    if not findings.warnings:
+        return ""
+    items = "".join(f"<li>{html.escape(warning)}</li>" for warning in findings.warnings)
+    return f'<aside class="warnings"><h2>Before you trust this</h2><ul>{items}</ul></aside>'
+
+
+def _headline(analysis: Analysis, findings: Findings) -> str:
+    cards = []
+    coupled = {name for group in analysis.coupled for name in group}
+    for group in (*analysis.coupled, *((name,) for name in analysis.depths if name not in coupled)):
+        depth, gone = analysis.depths[group[0]], len(findings.plan.removed(group[0]))
+        note = f"{gone} removed" if gone else "untouched"
+        cards.append(_card(f"blocks, {'+'.join(group)}", str(depth), str(depth - gone), note))
+    for label, unit, full, pruned in _sizes(findings.before, findings.after):
+        cards.append(_card(label, *change(full, pruned, unit), f"{pruned / full:.1%} stays"))
+    loss = findings.choices[0].loss if findings.choices else math.nan
+    times = ratio(loss, findings.full_loss)
+    note = f"{times:.2f} times unpruned, {findings.loss_data}" if math.isfinite(times) else "not measured"
+    cards.append(_card("zero-shot loss", compact(findings.full_loss), compact(loss), note))
+    return f'<section class="cards">{"".join(cards)}</section>'
+
+
+def _sizes(before: Size, after: Size) -> list[tuple[str, str, int, int]]:
+    rows = [
+        ("parameters", "", before.parameters, after.parameters),
+        ("forward pass, counted", "FLOP", before.forward, after.forward),
+    ]
+    if before.sample is not None and after.sample is not None:
+        rows.append(("sampling a chunk, counted", "FLOP", before.sample, after.sample))
+    return rows
+
+
+def _card(label: str, before: str, after: str, note: str) -> str:
+    return (
+        f"<div><h3>{html.escape(label)}</h3><p>{before} <i>→</i> <b>{after}</b></p>"
+        f"<small>{html.escape(note)}</small></div>"
+    )
+
+
+def _guide(findings: Findings) -> str:
+    return (
+        "<section><h2>How to read this</h2><p>Each transformer block reads a hidden state and adds to it. CKA compares "
+        "two states over the same samples: 1 means that one is a rotated, scaled and shifted copy of the other. Blocks "
+        "whose output resembles their input are twins of their predecessor, and candidates for removal. Blocks are "
+        "numbered from 0. States are numbered from 0 too: state 0 is the tower's input, state <i>i</i> the residual "
+        "stream after block <i>i</i>&nbsp;&minus;&nbsp;1. <span class=key-gone></span> Orange or square is removed; "
+        f"<span class=key-stays></span> plain or round is kept. {_loss_words(findings)}</p></section>"
+    )
+
+
+def _loss_words(findings: Findings) -> str:
+    what = (
+        "the cross entropy of the action tokens"
+        if findings.before.sample is None
+        else "the flow-matching loss with fixed noise and times"
+    )
+    return (
+        f"The loss is {what} on {html.escape(findings.loss_data)}, "
+        "<b>zero-shot: blocks are switched off and nothing is re-trained.</b>"
+    )
+
+
+def _matrices(analysis: Analysis, drawings: Mapping[str, str]) -> str:
+    figures = "".join(f"<figure>{drawings[f'cka_{name}']}</figure>" for name in analysis.towers)
+    unread = {
+        name: [state for state, read in enumerate(tower.read) if not read] for name, tower in analysis.towers.items()
+    }
+    notes = "".join(
+        f" Grey in {html.escape(name)}: nothing reads state {blocks_text(states)} (in π0, of the VLM's last block only "
+        "keys and values are used), so it takes no part in the selection."
+        for name, states in unread.items()
+        if states
+    )
+    return (
+        "<section><h2>Similarity of all states</h2><p>Dark squares along the diagonal are runs of alike states. The "
+        "bands have one cell per block, at the state after it; a removed block's own entry, its output against its "
+        f"input, is framed. All matrices share one colour scale.{notes}</p>"
+        f"<div class=matrices>{figures}</div></section>"
+    )
+
+
+def _criteria(findings: Findings, views: tuple[GroupView, ...]) -> str:
+    return (
+        "<section><h2>Criteria at the same depth</h2><p>What each criterion would remove, as many blocks as the plan, "
+        f"sorted by the loss it leaves. {_loss_words(findings)} Unpruned: {compact(findings.full_loss)}.</p>"
+        f"{criteria_table(findings, views)}</section>"
+    )
+
+
+def _group(view: GroupView, findings: Findings, drawings: Mapping[str, str]) -> str:
+    runs, joined = "", "; it applies to the similarity of the towers joined" if len(view.towers) > 1 else ""
+    if view.twins.get("runs"):
+        runs = (
+            "Diamonds are the anchors of the paper's twin runs at threshold τ, dots their twins. τ is the highest "
+            f"threshold at which enough twins may go{joined}. "
+        )
+    return (
+        f"<section><h2>{html.escape(view.name)}: {view.depth} blocks, {len(view.removed)} removed</h2><p>{runs}CKA is "
+        "blind to rotation and scale, but the next block is not: a twin with a low cosine or a large relative residual "
+        "|output&nbsp;&minus;&nbsp;input|&nbsp;/&nbsp;|input| is no safe removal.</p>"
+        f"<figure>{drawings[f'profile_{view.name}']}</figure>{blocks_table(view, findings.plan.criterion)}"
+        "<h3>Does the choice depend on how CKA is computed?</h3><p>Raw states or states of unit root mean square; the "
+        "paper's biased estimate or the debiased one, which few samples cannot inflate.</p>"
+        f"<figure>{drawings[f'variants_{view.name}']}</figure>"
+        f"<div class=pair>{readings_table(view)}{_costs(drawings.get(f'costs_{view.name}'))}</div></section>"
+    )
+
+
+def _costs(drawing: str | None) -> str:
+    if drawing is None:
+        return ""
+    return (
+        f"<figure class=half>{drawing}<figcaption>Line: the cheapest way to remove any number of blocks, which "
+        "criterion jumps takes. Square: the plan. A bend suggests a depth; a curve that bends evenly suggests none."
+        "</figcaption></figure>"
+    )
+
+
+def _limits(findings: Findings) -> str:
+    intervals = (
+        "Intervals and resamples draw whole episodes with replacement. They say what other episodes of this data set "
+        "might have shown, not what another data set or another training run would."
+        if findings.intervals
+        else "There are no intervals: they need at least two clusters of episodes."
+    )
+    return (
+        "<section><h2>What this does not say</h2><ul><li>Losses are zero-shot, before any fine-tuning. They rank "
+        "choices; how well the smaller model does after fine-tuning, or on a robot, they do not tell.</li>"
+        f"<li>{intervals}</li><li>Parameters and FLOPs are counted from shapes. Time and memory depend on the "
+        "hardware: measure them.</li></ul></section>"
+    )
+
+
+def _settings(analysis: Analysis, findings: Findings, reading: Reading, drawings: Mapping[str, str]) -> str:
+    files = ", ".join(f"<code>{html.escape(file_name(name))}</code>" for name in drawings)
+    settings = {"kind": analysis.kind, "checkpoint": findings.checkpoint, "reading": dataclasses.asdict(reading)}
+    return (
+        f"<footer><h2>Settings and versions</h2>{settings_list(settings | analysis.meta)}{settings_list(versions())}"
+        f"<p>The figures for slides are beside this page: {files}.</p></footer>"
+    )

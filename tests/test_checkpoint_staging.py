@@ -1,0 +1,158 @@
+"""Output folders are complete or absent, whatever happens on the way."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from checkpoints import RECORDED, assert_bit_equal, save_by_orbax, toy_params
+
+from clp_jax.checkpoint import read_params, read_spec, rewrite, staged
+from clp_jax.errors import InputError
+
+
+def names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+def write_half(out: Path, error: type[BaseException], **options) -> None:
+    with staged(out, **options) as folder:
+        (folder / "file").write_text("half")
+        raise error
+
+
+def test_the_folder_appears_at_the_end(tmp_path):
+    out = tmp_path / "a" / "b" / "out"
+    with staged(out) as folder:
+        (folder / "file").write_text("new")
+        assert not out.exists()
+    assert names(out.parent) == {"out"} and (out / "file").read_text() == "new"
+
+
+def test_nothing_is_left_of_a_failure(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        write_half(tmp_path / "out", KeyboardInterrupt)
+    assert names(tmp_path) == set()
+
+
+def test_an_existing_folder_is_kept_without_overwrite(tmp_path):
+    (tmp_path / "out").mkdir()
+    with pytest.raises(InputError, match="choose another output folder or pass --overwrite"), staged(tmp_path / "out"):
+        pytest.fail("began to write")
+    assert names(tmp_path) == {"out"}
+
+
+def test_a_folder_that_appears_meanwhile_is_kept(tmp_path):
+    with pytest.raises(InputError, match="exists already"), staged(tmp_path / "out"):
+        (tmp_path / "out" / "theirs").mkdir(parents=True)
+    assert names(tmp_path) == {"out"} and names(tmp_path / "out") == {"theirs"}
+
+
+def test_overwrite_keeps_the_old_folder_until_the_new_one_is_complete(tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "old").touch()
+    with pytest.raises(RuntimeError):
+        write_half(tmp_path / "out", RuntimeError, overwrite=True)
+    assert names(tmp_path / "out") == {"old"}
+    with staged(tmp_path / "out", overwrite=True) as folder:
+        (folder / "new").touch()
+        assert names(tmp_path / "out") == {"old"}
+    assert names(tmp_path / "out") == {"new"} and names(tmp_path) == {"out"}
+
+
+@pytest.mark.parametrize("out", ["source", "source/inside", ".", "link"])
+def test_output_and_input_must_not_overlap(out, tmp_path):
+    (tmp_path / "source").mkdir()
+    (tmp_path / "link").symlink_to("source")
+    staging = staged(tmp_path / out, overwrite=True, sources=[tmp_path / "source"])
+    with pytest.raises(InputError, match="overlaps with the input"), staging:
+        pytest.fail("began to write")
+    assert (tmp_path / "source").is_dir()
+
+
+def test_rewrite_refuses_to_write_into_its_source(tmp_path):
+    save_by_orbax(tmp_path / "step", toy_params())
+    (tmp_path / "step" / "assets").mkdir()
+    spec = read_spec(tmp_path / "step")
+    for out in (tmp_path / "step", tmp_path / "step" / "pruned", tmp_path / "step" / "params"):
+        with pytest.raises(InputError, match="overlaps with the input"):
+            rewrite(spec, out, take={}, overwrite=True)
+    assert_bit_equal(toy_params(), read_params(read_spec(tmp_path / "step")))
+
+
+def test_what_a_killed_run_left_is_removed_and_what_a_live_one_writes_is_not(tmp_path):
+    with staged(tmp_path / "out") as live:
+        stale = tmp_path / ".out.unfinished-0123abcd"
+        stale.mkdir()
+        with staged(tmp_path / "out") as folder:
+            assert not stale.exists()
+            (folder / "second").touch()
+        (live / "file").touch()
+        assert names(tmp_path) == {"out", live.name}
+        (tmp_path / "out" / "second").unlink()
+        (tmp_path / "out").rmdir()
+    assert names(tmp_path) == {"out"} and names(tmp_path / "out") == {"file"}
+
+
+def test_the_old_folder_comes_back_when_killed_between_the_two_renames(tmp_path):
+    (tmp_path / ".out.replaced-0123abcd").mkdir()
+    (tmp_path / ".out.replaced-0123abcd" / "old").touch()
+    with pytest.raises(InputError, match="exists already"), staged(tmp_path / "out"):
+        pytest.fail("began to write")
+    assert names(tmp_path) == {"out"} and names(tmp_path / "out") == {"old"}
+
+
+def test_an_output_that_cannot_be_created(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="cannot create"), staged(tmp_path / "file" / "out"):
+        pytest.fail("began to write")
+
+
+PRUNE_FOR_EVER = """
+import sys
+from clp_jax.checkpoint import read_spec, rewrite
+spec = read_spec(sys.argv[1])
+print("ready", flush=True)
+while True:
+    rewrite(spec, sys.argv[2], take=lambda path: [0, 9] if "/llm/layers/" in path else None, overwrite=True)
+"""
+
+
+def test_a_kill_at_any_moment_leaves_a_complete_folder_or_none(tmp_path):
+    source, out = RECORDED / "pi0_fast_released", tmp_path / "out"
+    expected = None
+    random = np.random.default_rng(0)
+    for _ in range(3):
+        command = [sys.executable, "-c", PRUNE_FOR_EVER, str(source), str(out)]
+        root = str(Path(__file__).parent.parent)
+        with subprocess.Popen(command, stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": root}) as process:
+            assert process.stdout.readline() == b"ready\n"
+            time.sleep(random.uniform(0, 0.5))
+            process.send_signal(signal.SIGKILL)
+        if out.exists():
+            got = read_params(read_spec(out))
+            expected = got if expected is None else expected
+            assert_bit_equal(expected, got)
+    rewrite(read_spec(source), out, take=lambda path: [0, 9] if "/llm/layers/" in path else None, overwrite=True)
+    assert names(tmp_path) == {"out"}
+    assert_bit_equal(read_params(read_spec(out)), expected or read_params(read_spec(out)))
+
+
+def test_a_remote_folder_is_written_in_place_and_removed_on_failure(tmp_path, monkeypatch):
+    monkeypatch.setattr("clp_jax.checkpoint.staging.is_remote", lambda _: True)  # a local path stands in for gs://
+    out = tmp_path / "out"
+    with pytest.raises(RuntimeError):
+        write_half(out, RuntimeError)
+    assert not out.exists()
+    with staged(out) as folder:
+        assert folder == out
+        (folder / "first").touch()
+    with pytest.raises(InputError, match="exists already"), staged(out):
+        pytest.fail("began to write")
+    with staged(out, overwrite=True) as folder:
+        (folder / "second").touch()
+    assert names(out) == {"second"}

@@ -1,0 +1,187 @@
+"""The command line: errors become one line and an exit code, commands and scripts take the same flags."""
+
+import dataclasses
+import errno
+import importlib
+import os
+import runpy
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from clp_jax import cli
+from clp_jax.errors import InputError
+
+ROOT = Path(__file__).parent.parent
+LAUNCHERS = sorted(path.stem for path in (ROOT / "scripts").glob("*.py") if "from _launch" in path.read_text())
+
+
+@dataclasses.dataclass(frozen=True)
+class TwoWords:
+    """A command for the tests."""
+
+    depth: int
+    """How deep."""
+    overwrite: bool = False
+    """Whether to."""
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[TwoWords], None]], None]:
+    """Makes ``clp two-words`` run a given function."""
+
+    def install(run: Callable[[TwoWords], None]) -> None:
+        module = ModuleType("clp_jax.commands.two_words")
+        vars(module).update(TwoWords=TwoWords, run=run)
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+        monkeypatch.setitem(cli.COMMANDS, "two-words", "only in the tests")
+
+    return install
+
+
+def raising(error: BaseException) -> Callable[[TwoWords], None]:
+    def run(config: TwoWords) -> None:
+        raise error
+
+    return run
+
+
+def test_flags_reach_the_command(command):
+    seen = []
+    command(seen.append)
+    assert cli.main(["two-words", "--depth", "3", "--overwrite"]) == 0
+    assert cli.main(["two-words", "--depth=4"]) == 0
+    assert seen == [TwoWords(3, overwrite=True), TwoWords(4)]
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (InputError("no plan at p.json: run analyse first"), 2, "error: no plan at p.json: run analyse first\n"),
+        (
+            OSError(errno.ENOSPC, "No space left on device", "out/params"),
+            1,
+            "error: out/params: No space left on device (--debug shows where)\n",
+        ),
+        (PermissionError(errno.EACCES, "Permission denied"), 1, "error: Permission denied (--debug shows where)\n"),
+        (ConnectionError("the bucket\ndid not answer"), 1, "error: the bucket did not answer (--debug shows where)\n"),
+        (TimeoutError(), 1, "error: TimeoutError (--debug shows where)\n"),
+        (KeyboardInterrupt(), 130, "error: interrupted\n"),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else None,
+)
+def test_an_error_is_one_line_and_an_exit_code(command, capsys, error, code, line):
+    command(raising(error))
+    assert cli.main(["two-words", "--depth", "3"]) == code
+    assert capsys.readouterr() == ("", line)
+
+
+@pytest.mark.parametrize("words", [["--debug", "two-words", "--depth", "3"], ["two-words", "--depth", "3", "--debug"]])
+def test_debug_shows_the_traceback_and_keeps_the_exit_code(command, capsys, words):
+    command(raising(InputError("no plan")))
+    assert cli.main(words) == 2
+    stderr = capsys.readouterr().err
+    assert stderr.startswith("Traceback")
+    assert stderr.endswith("InputError: no plan\n")
+
+
+def test_a_bug_keeps_its_traceback(command):
+    command(raising(ZeroDivisionError("ours")))
+    with pytest.raises(ZeroDivisionError, match="ours"):
+        cli.main(["two-words", "--depth", "3"])
+
+
+@pytest.mark.parametrize(
+    ("flags", "named"), [([], "--depth"), (["--depth", "three"], "--depth"), (["--depth", "3", "--deep"], "--deep")]
+)
+def test_a_wrong_flag_is_named_and_exits_with_2_before_the_command_runs(command, capsys, flags, named):
+    command(raising(AssertionError("ran")))
+    assert cli.main(["two-words", *flags]) == 2
+    stdout, stderr = capsys.readouterr()
+    assert named in stdout + stderr
+
+
+def test_help_of_a_command_names_its_flags_and_what_they_mean(command, capsys):
+    command(raising(AssertionError("ran")))
+    assert cli.main(["two-words", "--help"]) == 0
+    text = capsys.readouterr().out
+    assert all(
+        words in text for words in ("clp two-words", "A command for the tests.", "--depth", "How deep.", "--overwrite")
+    )
+    assert "--no-overwrite" not in text
+
+
+def test_no_command_shows_the_commands_and_exits_with_2(capsys):
+    assert cli.main([]) == 2
+    stdout, stderr = capsys.readouterr()
+    assert stdout == ""
+    assert all(f"  {name} " in stderr for name in cli.COMMANDS)
+
+
+@pytest.mark.parametrize("word", ["-h", "--help"])
+def test_help_lists_the_commands(capsys, word):
+    assert cli.main([word]) == 0
+    stdout = capsys.readouterr().out
+    assert all(f"  {name} " in stdout for name in cli.COMMANDS)
+
+
+@pytest.mark.parametrize(
+    ("word", "hint"), [("prun", "did you mean 'prune'?"), ("xyz", "the commands are analyse, prune")]
+)
+def test_an_unknown_command_is_told_which_there_are(capsys, word, hint):
+    assert cli.main([word]) == 2
+    assert capsys.readouterr().err.startswith(f"error: there is no command '{word}': {hint}")
+
+
+def test_help_and_typing_errors_load_no_heavy_package():
+    heavy = {"jax", "jaxlib", "flax", "numpy", "orbax", "tensorstore", "matplotlib", "tyro", "rich"}
+    program = (
+        "import sys; from clp_jax.cli import main;"
+        f"main(['--help']); main(['prun']); main(['--version']); sys.exit(', '.join({heavy!r} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.stderr == "error: there is no command 'prun': did you mean 'prune'?\n\n"
+
+
+def test_every_command_has_a_script_and_every_script_a_command():
+    assert sorted(cli.COMMANDS) == LAUNCHERS
+
+
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_a_command_is_one_frozen_dataclass_and_run(name):
+    module = importlib.import_module(f"clp_jax.commands.{name.replace('-', '_')}")
+    config_class = getattr(module, name.title().replace("-", ""))
+    assert dataclasses.is_dataclass(config_class)
+    assert vars(config_class)["__dataclass_params__"].frozen
+    assert callable(module.run)
+
+
+@pytest.mark.parametrize("name", LAUNCHERS)
+def test_a_script_takes_the_flags_of_its_command(monkeypatch, capsys, name):
+    assert cli.main([name, "--help"]) == 0
+    of_the_command = capsys.readouterr().out
+    monkeypatch.syspath_prepend(ROOT / "scripts")
+    monkeypatch.setattr(sys, "argv", [f"scripts/{name}.py", "--help"])
+    with pytest.raises(SystemExit) as stop:
+        runpy.run_path(str(ROOT / "scripts" / f"{name}.py"), run_name="__main__")
+    assert stop.value.code == 0
+    assert capsys.readouterr().out == of_the_command
+
+
+def test_a_script_without_clp_jax_says_how_to_install_it():
+    words = [sys.executable, "-S", str(ROOT / "scripts" / "prune.py"), "--help"]  # -S: without site-packages
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    done = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"error: clp_jax is not installed for {sys.executable}: run `make install`")
+    assert done.stderr.count("\n") == 1
+
+
+def test_python_m_is_the_same_command_line():
+    words = [sys.executable, "-m", "clp_jax", "prun"]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (2, "error: there is no command 'prun': did you mean 'prune'?\n")

@@ -1,0 +1,58 @@
+"""Our π0-FAST against recordings of openpi's own code."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+from recordings import (
+    HIDDEN_TOLERANCE,
+    OUTPUT_TOLERANCE,
+    checkpoint,
+    largest_difference,
+    observation,
+    pruned,
+    recording,
+)
+
+from clp_jax.models import architecture_of, build
+from clp_jax.models.pi0_fast import compute_loss, sample_tokens
+
+
+@pytest.fixture(scope="module", params=["pi0_fast", "pi0_fast_pruned9"])
+def case(request):
+    params = checkpoint("pi0_fast_released")
+    params = pruned(params) if request.param.endswith("pruned9") else params
+    return build(architecture_of(params, dtype="float32")), params, recording(request.param)
+
+
+def test_logits_loss_and_hidden_states(case):
+    model, params, theirs = case
+    g, obs = recording("pi0_fast"), observation("pi0_fast")
+    logits, towers = jax.jit(lambda p, o: model.apply({"params": p}, o, capture=True))(params, obs)
+    valid = g["tokenized_prompt_mask"][:, :-1]
+    wanted = theirs.get("logits", theirs.get("text_logits"))
+    assert largest_difference(np.asarray(logits)[valid], wanted[valid]) < OUTPUT_TOLERANCE
+    assert (
+        largest_difference(jax.jit(lambda p, o: compute_loss(model, p, o))(params, obs), theirs["loss"])
+        < OUTPUT_TOLERANCE
+    )
+    if "hidden" in theirs:
+        shown = theirs["hidden_idx"]
+        seen = np.asarray(towers["vlm"].valid)[:, shown]
+        states = np.asarray(towers["vlm"].states)[:, :, shown]
+        assert largest_difference(states[:, seen], theirs["hidden"][:, seen]) < HIDDEN_TOLERANCE
+
+
+def test_greedy_tokens(case):
+    model, params, theirs = case
+    g = recording("pi0_fast")
+    prompt = g["sample_tokenized_prompt"]
+    obs = dataclasses.replace(
+        observation("pi0_fast"),
+        tokenized_prompt=prompt,
+        tokenized_prompt_mask=g["sample_tokenized_prompt_mask"],
+        token_ar_mask=np.zeros_like(prompt),
+    )
+    tokens = jax.jit(lambda p, o: sample_tokens(model, p, o, max_decoding_steps=12))(params, obs)
+    assert np.array_equal(tokens, theirs["sampled_tokens"])

@@ -1,0 +1,81 @@
+"""Progress: a bar on a terminal, plain lines elsewhere, and the same items either way."""
+
+from io import StringIO
+
+import pytest
+from rich.console import Console
+
+from clp_jax.progress import SECONDS_BETWEEN_LINES, progress, track
+
+
+class Clock:
+    """A clock that stands still until it is moved."""
+
+    def __init__(self):
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def run(console: Console, clock: Clock, *, seconds: float, steps: int, total: int | None) -> None:
+    with progress("calibration", total=total, unit="batches", console=console, clock=clock) as advance:
+        for _ in range(steps):
+            clock.now += seconds
+            advance(1)
+
+
+def plain() -> Console:
+    return Console(file=StringIO(), force_terminal=False, width=40)
+
+
+def written(console: Console) -> str:
+    assert isinstance(console.file, StringIO)
+    return console.file.getvalue()
+
+
+def test_without_a_terminal_there_is_a_line_every_few_seconds_and_one_at_the_end():
+    console = plain()
+    run(console, Clock(), seconds=SECONDS_BETWEEN_LINES / 2, steps=5, total=5)
+    assert written(console).splitlines() == [
+        "calibration: 2/5 batches, 0.4 batches/s, 0:00:08 left",
+        "calibration: 4/5 batches, 0.4 batches/s, 0:00:02 left",
+        "calibration: 5/5 batches, done in 0:00:12",
+    ]
+
+
+def test_without_a_total_no_time_left_is_made_up():
+    console = plain()
+    run(console, Clock(), seconds=SECONDS_BETWEEN_LINES, steps=2, total=None)
+    assert written(console).splitlines() == [
+        "calibration: 1 batches, 0.2 batches/s",
+        "calibration: 2 batches, 0.2 batches/s",
+        "calibration: 2 batches, done in 0:00:10",
+    ]
+
+
+def test_failed_work_is_not_reported_as_done():
+    console = plain()
+    with pytest.raises(ZeroDivisionError), progress("work", total=2, unit="steps", console=console) as advance:
+        advance(1 // 0)
+    assert written(console) == ""
+
+
+def test_on_a_terminal_the_bar_shows_count_rate_and_time_left():
+    console = Console(
+        file=StringIO(), force_terminal=True, force_interactive=True, width=120, _environ={"TERM": "xterm"}
+    )
+    clock = Clock()
+    with progress("calibration", total=4, unit="batches", console=console, clock=clock) as advance:
+        for _ in range(2):
+            clock.now += 2.0
+            advance(1)
+    assert all(words in written(console) for words in ("calibration", "2/4", "0.5 batches/s", "0:00:04"))
+
+
+@pytest.mark.parametrize("items", [[3, 1, 2], iter([3, 1, 2])], ids=["sized", "unsized"])
+def test_track_passes_the_items_on_in_order(capsys, items):
+    assert list(track(items, "calibration", unit="batches")) == [3, 1, 2]
+    stdout, stderr = capsys.readouterr()
+    assert stdout == ""
+    assert "3 batches, done in 0:00:00" in stderr or "3/3 batches, done in 0:00:00" in stderr

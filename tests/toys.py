@@ -1,0 +1,58 @@
+"""Models and data small enough to compile and run in a moment."""
+
+import dataclasses
+
+import jax
+import numpy as np
+
+from clp_jax.data import CalibrationData, fixed_noise_and_time
+from clp_jax.models import PI0, PI0_FAST, PI05, Architecture, GemmaSizes, SiglipSizes, init_params
+from clp_jax.trees import flatten, unflatten
+
+DEPTH, PROMPT, HORIZON = 4, 5, 4
+VISION = SiglipSizes(width=8, depth=2, mlp_dim=12, num_heads=2, patch_size=4, num_tokens=4)
+VLM = GemmaSizes(width=16, depth=DEPTH, mlp_dim=20, num_heads=2, num_kv_heads=1, head_dim=8)
+ACTION = GemmaSizes(width=12, depth=DEPTH, mlp_dim=18, num_heads=2, num_kv_heads=1, head_dim=8)
+
+
+def architecture(kind: str = "pi0") -> Architecture:
+    """A float32 toy of that kind."""
+    full = {"pi0": PI0, "pi05": PI05, "pi0_fast": PI0_FAST}[kind]
+    fast = kind == "pi0_fast"
+    return dataclasses.replace(
+        full,
+        vision=VISION,
+        vlm=VLM,
+        action=None if fast else ACTION,
+        vocab_size=23,
+        action_dim=None if fast else 6,
+        dtype="float32",
+    )
+
+
+def params(arch: Architecture, seed: int = 0) -> dict[str, dict]:
+    """Random parameters in NumPy; no leaf is zero, so that every branch is alive."""
+    flat = flatten(jax.jit(lambda key: init_params(arch, key))(jax.random.key(seed)))
+    rng = np.random.default_rng(seed)
+    return unflatten({p: np.asarray(v) + 0.1 * rng.standard_normal(v.shape, np.float32) for p, v in flat.items()})
+
+
+def data(arch: Architecture, observations: int = 12, *, per_episode: int = 1, seed: int = 0) -> CalibrationData:
+    """Random observations; some cameras are absent and some prompts padded."""
+    rng, size = np.random.default_rng(seed), arch.vision.image_size
+    fast = arch.kind == "pi0_fast"
+    arrays: dict[str, np.ndarray] = {}
+    for i, camera in enumerate(("base_0_rgb", "base_1_rgb") if fast else ("base_0_rgb", "left_wrist_0_rgb")):
+        arrays[f"image/{camera}"] = rng.integers(0, 256, (observations, size, size, 3)).astype(np.uint8)
+        arrays[f"image_mask/{camera}"] = rng.random(observations) < (1.0 if i == 0 else 0.7)
+    arrays["state"] = rng.standard_normal((observations, 6), np.float32)
+    arrays["tokenized_prompt"] = rng.integers(0, 23, (observations, PROMPT)).astype(np.int32)
+    arrays["tokenized_prompt_mask"] = np.arange(PROMPT) < rng.integers(2, PROMPT + 1, (observations, 1))
+    arrays["episode_index"] = np.arange(observations) // per_episode
+    if fast:
+        arrays["token_ar_mask"] = np.ones((observations, PROMPT), np.int32)
+        arrays["token_loss_mask"] = arrays["tokenized_prompt_mask"]
+    else:
+        arrays["actions"] = rng.standard_normal((observations, HORIZON, 6), np.float32)
+        arrays["noise"], arrays["time"] = fixed_noise_and_time(arrays["actions"].shape)
+    return CalibrationData(arrays, "toy")
