@@ -102,7 +102,7 @@ def load_npz(path: str | os.PathLike[str], architecture: Architecture) -> Calibr
                 arrays = {key: archive[key] for key in archive.files}
     except (ValueError, EOFError, OSError, zipfile.BadZipFile, KeyError) as error:
         raise InputError(f"{path} is not a readable .npz file: {error}") from error
-    except AttributeError as error:  # np.load of a bare .npy has no .files
+    except TypeError as error:  # np.load gives a bare .npy as an array, which is no context
         raise InputError(f"{path} holds one bare array; give a .npz with the keys of openpi's model inputs.") from error
     _check(arrays, architecture, str(path))
     if architecture.kind != "pi0_fast":

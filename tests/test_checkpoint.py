@@ -139,7 +139,12 @@ def test_read_params_shards_and_casts(toy):
     for path, leaf in trees.flatten(params).items():
         assert leaf.sharding == sharding and leaf.dtype == jnp.bfloat16, path
     by_tree = jax.tree.map(lambda _: sharding, toy_params())
-    assert_bit_equal(toy_params(), read_params(read_spec(toy), sharding=by_tree))
+    pairs = jax.sharding.Mesh(np.array(jax.devices()).reshape(2, 4), ("batch", "fsdp"))
+    columns = jax.sharding.NamedSharding(pairs, jax.sharding.PartitionSpec(None, "fsdp"))
+    by_tree["llm"]["layers"]["w"] = columns
+    params = read_params(read_spec(toy), sharding=by_tree)
+    assert params["llm"]["layers"]["w"].sharding == columns
+    assert_bit_equal(toy_params(), params)
 
 
 def test_read_params_lists_every_difference(toy):

@@ -1,6 +1,7 @@
 """Damaged, foreign and half-written checkpoints: one clear line, and no output."""
 
 import json
+import resource
 import shutil
 from pathlib import Path
 
@@ -151,6 +152,18 @@ def test_an_item_that_is_not_params_alone(tmp_path):
         checkpointer.save(tmp_path / "train_state", {"params": {"w": np.ones(3)}, "step": np.ones(1)})
     with pytest.raises(InputError, match=r"holds \['params', 'step'\], not only 'params'"):
         read_spec(tmp_path / "train_state")
+
+
+def test_a_full_disk(copied, tmp_path):
+    params, _ = copied
+    _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))  # stands in for a full disk: writing fails with OSError
+    try:
+        with pytest.raises(InputError, match=r"cannot write .*File too large.*check the space left"):
+            prune(params, tmp_path / "out")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+    assert [path.name for path in tmp_path.iterdir()] == ["step"]
 
 
 def test_nothing_is_printed_on_the_way(copied, tmp_path, capfd):

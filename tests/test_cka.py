@@ -195,14 +195,25 @@ def group_statistics(states, valid):
     return cka.hsic(sums, debiased=True), cka.pair_statistics(states, valid, tile=16), cka.channel_share(states, valid)
 
 
+@pytest.fixture
+def uncached():
+    """Programs of this test are not saved: jax 0.5.3 hangs in the collectives of this one when it comes from a cache."""
+    name = "jax_persistent_cache_min_compile_time_secs"
+    before = getattr(jax.config, name)
+    jax.config.update(name, 1e9)
+    yield
+    jax.config.update(name, before)
+
+
 def sharded(mesh):
-    states, valid = walk(3, 16 * 40, 6).reshape(3, 16, 40, 6), some((16, 40), 0.8, seed=5)
+    states, valid = walk(3, 16 * 48, 6).reshape(3, 16, 48, 6), some((16, 48), 0.8, seed=5)
     return (
         jax.device_put(states, NamedSharding(mesh, PartitionSpec(None, "batch"))),
         jax.device_put(valid, NamedSharding(mesh, PartitionSpec("batch"))),
     )
 
 
+@pytest.mark.usefixtures("uncached")
 def test_groups_stay_on_their_devices_and_only_layer_by_layer_sums_travel():
     mesh = jax.sharding.Mesh(jax.devices(), ("batch",))
     assert mesh.size == 8

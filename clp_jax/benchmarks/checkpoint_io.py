@@ -61,7 +61,8 @@ class CheckpointIoResult:
       largest_leaf: size of the largest array.
       kept_bytes: size of the arrays that stay, decoded.
       stored_bytes: size of the output folder's files.
-      prune_seconds: wall time of `rewrite`, whose data files are synced to disk.
+      prune_seconds: wall time of `rewrite`, which leaves writing back to the kernel, as ``cp`` does.
+      prune_cpu_seconds: processor time of `rewrite`, user and system, which other load on the machine hardly changes.
       prune_peak_bytes: peak resident memory of the pruning process.
       copy_seconds: wall time of ``cp -r`` of the output folder.
       copy_sync_seconds: the same, and ``sync`` of the copy.
@@ -73,6 +74,7 @@ class CheckpointIoResult:
     kept_bytes: int
     stored_bytes: int
     prune_seconds: float
+    prune_cpu_seconds: float
     prune_peak_bytes: int
     copy_seconds: float
     copy_sync_seconds: float
@@ -142,7 +144,7 @@ def _measure(
     try:
         _in_own_process(make_checkpoint, source, shapes, layout=layout, bfloat16_exact=config.bfloat16_exact)
         os.sync()
-        report, peak = _in_own_process(_prune, source, out, config.stack)
+        report, cpu, peak = _in_own_process(_prune, source, out, config.stack)
         os.sync()
         started = time.perf_counter()
         subprocess.run(["cp", "-r", out, copy], check=True)
@@ -156,6 +158,7 @@ def _measure(
             kept_bytes=report.bytes_out,
             stored_bytes=sum(file.stat().st_size for file in out.rglob("*") if file.is_file()),
             prune_seconds=report.seconds,
+            prune_cpu_seconds=cpu,
             prune_peak_bytes=peak,
             copy_seconds=copied,
             copy_sync_seconds=synced,
@@ -165,11 +168,13 @@ def _measure(
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _prune(source: Path, out: Path, stack: str) -> tuple[checkpoint.RewriteReport, int]:
-    """Keeps every second layer; returns the report and this process's peak resident memory."""
+def _prune(source: Path, out: Path, stack: str) -> tuple[checkpoint.RewriteReport, float, int]:
+    """Keeps every second layer; returns the report, and this process's processor time and peak resident memory."""
     spec = checkpoint.read_spec(source)
     keep = {path: range(0, leaf.shape[0], 2) for path, leaf in flatten(spec.tree).items() if path.startswith(stack)}
-    return checkpoint.rewrite(spec, out, take=keep), _peak_memory()
+    started = time.process_time()
+    report = checkpoint.rewrite(spec, out, take=keep)
+    return report, time.process_time() - started, _peak_memory()
 
 
 def _peak_memory() -> int:

@@ -15,7 +15,7 @@ from clp_jax.checkpoint.spec import RECORD_FILE, CheckpointSpec, translated
 from clp_jax.checkpoint.staging import staged
 from clp_jax.checkpoint.stored import files_below, stored_arrays
 from clp_jax.checkpoint.threads import run_in_threads
-from clp_jax.checkpoint.writer import ArrayForm, ItemWriter, rows_per_chunk
+from clp_jax.checkpoint.writer import ArrayForm, ItemWriter, rows_per_chunk, writing
 from clp_jax.errors import InputError
 from clp_jax.trees import check_same_structure, flatten, unflatten
 
@@ -108,26 +108,27 @@ def write_beside(folder: epath.Path, *, assets: epath.Path | None, record: Mappi
       assets: folder to copy, if any.
       record: content of ``clp.json``, if any.
     """
-    if assets is not None:
-        (folder / "assets").mkdir()
-        for source in files_below(assets):
-            target = folder / "assets" / source.relative_to(assets)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_bytes(source.read_bytes())
-    if record is not None:
-        (folder / RECORD_FILE).write_text(json.dumps(record, indent=2, allow_nan=False) + "\n")
+    with writing(folder):
+        if assets is not None:
+            (folder / "assets").mkdir()
+            for source in files_below(assets):
+                target = folder / "assets" / source.relative_to(assets)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.write_bytes(source.read_bytes())
+        if record is not None:
+            (folder / RECORD_FILE).write_text(json.dumps(record, indent=2, allow_nan=False) + "\n")
 
 
 def _put_array(writer: ItemWriter, name: str, leaf: Any) -> Iterator[int]:
     """Writes one array; yields the size of each chunk."""
-    array = np.asarray(leaf)
-    array = np.ascontiguousarray(array).reshape(array.shape)  # which makes a scalar a vector
-    rows = array.reshape(array.shape or (1,))
+    array: np.ndarray = np.asarray(leaf)
+    shape: tuple[int, ...] = array.shape or (1,)
+    rows = np.ascontiguousarray(array).reshape(shape)
     height = rows_per_chunk(rows[:1].nbytes, len(rows))
-    writer.add(name, ArrayForm(array.shape, (height, *array.shape[1:]) if array.shape else (), array.dtype))
+    writer.add(name, ArrayForm(array.shape, (height, *shape[1:]) if array.shape else (), array.dtype))
     step = BLOCK_BYTES // array.dtype.itemsize
     for number, start in enumerate(range(0, len(rows), height)):
         flat = rows[start : start + height].reshape(-1)
         blocks = (flat[begin : begin + step] for begin in range(0, flat.size, step))
-        writer.write_chunk(name, (number, *(0,) * (rows.ndim - 1)), blocks)
+        writer.write_chunk(name, (number, *[0] * len(shape[1:])), blocks)
         yield flat.nbytes

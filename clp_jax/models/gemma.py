@@ -165,7 +165,7 @@ class Embedder(nn.Module):
         self.input_embedding = self.param("input_embedding", nn.initializers.normal(), (self.vocab_size, self.width))
 
     def encode(self, tokens: Int[Array, "b s"]) -> Float[Array, "b s d"]:
-        x = self.input_embedding[tokens]
+        x = jnp.asarray(self.input_embedding)[tokens]
         return x * jnp.sqrt(self.width).astype(x.dtype)
 
     def decode(self, x: Float[Array, "b s d"]) -> Float[Array, "b s v"]:

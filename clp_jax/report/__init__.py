@@ -10,7 +10,7 @@ from clp_jax.analysis import Analysis, Reading
 from clp_jax.findings import Findings
 from clp_jax.report.canvas import file_name, inline_svg, png, style
 from clp_jax.report.criteria import comparison, pruned_groups
-from clp_jax.report.heatmaps import colour_floor, heat_map
+from clp_jax.report.heatmaps import colour_range, heat_map
 from clp_jax.report.page import page
 from clp_jax.report.profiles import cost_curve, profile, variants
 from clp_jax.report.view import GroupView, group_views
@@ -40,10 +40,10 @@ def write_report(folder: epath.Path, analysis: Analysis, findings: Findings, rea
 
 def _figures(findings: Findings, views: tuple[GroupView, ...]) -> Iterator[tuple[str, Callable[[], Figure]]]:
     """Names of the figures and how to draw each."""
-    floor = colour_floor(views)
+    colours = colour_range(views)
     for view in views:
         for tower in view.towers:
-            yield f"cka_{tower}", partial(heat_map, view, tower, floor)
+            yield f"cka_{tower}", partial(heat_map, view, tower, colours)
         yield f"profile_{view.name}", partial(profile, view)
         yield f"variants_{view.name}", partial(variants, view)
         costs = view.jump_costs()

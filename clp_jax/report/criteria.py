@@ -66,7 +66,7 @@ def _losses(axes: Axes, findings: Findings, choices: list[Choice]) -> None:
     for row, choice in enumerate(choices):
         times = ratio(choice.loss, findings.full_loss)
         texts = [f"{choice.loss:#.4g}" if math.isfinite(choice.loss) else "not measured"]
-        texts += [f"{times:.2f}x"] if math.isfinite(times) else []
+        texts += [f"{times:.3f}x"] if math.isfinite(times) else []
         for place, text in zip((1.05, 1.45), texts, strict=False):
             weight = "bold" if choice.criterion == findings.plan.criterion else "normal"
             axes.annotate(text, (place, row), xycoords=("axes fraction", "data"), va="center", size=8, weight=weight)

@@ -5,25 +5,26 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 
 from clp_jax.report.canvas import LIGHT, new_figure
+from clp_jax.report.scales import alike_label, distance, limits, ticks
 from clp_jax.report.view import GroupView
 
-_COLOURS = "YlGnBu"  # dark = alike, so that the orange marks stand out where twins are
+_COLOURS = "YlGnBu_r"  # dark = alike, so that the orange marks stand out where twins are
 _SIDE = 5.6
 
 
-def colour_floor(views: tuple[GroupView, ...]) -> float:
-    """Lower end of the colour scale that all matrices share: the smallest known CKA, rounded down to a tenth."""
+def colour_range(views: tuple[GroupView, ...]) -> tuple[float, float]:
+    """Smallest and largest known 1 - CKA between different states: the colours that all matrices share."""
     known = [view.known(tower).similarity for view in views for tower in view.towers]
-    lowest = min((float(matrix[np.isfinite(matrix)].min()) for matrix in known if np.isfinite(matrix).any()), default=0)
-    return min(math.floor(lowest * 10) / 10, 0.9)
+    return limits(np.concatenate([distance(matrix[~np.eye(len(matrix), dtype=bool)]) for matrix in known]))
 
 
-def heat_map(view: GroupView, tower: str, floor: float) -> Figure:
-    """CKA between all states of a tower [depth + 1, depth + 1].
+def heat_map(view: GroupView, tower: str, colours: tuple[float, float]) -> Figure:
+    """CKA between all states of a tower [depth + 1, depth + 1], coloured by the logarithm of 1 - CKA.
 
     A band at the top and on the left has one cell per block, at the index of the state after that block. Cells of
     removed blocks are orange, and their own entry of the matrix is framed.
@@ -32,7 +33,7 @@ def heat_map(view: GroupView, tower: str, floor: float) -> Figure:
     states = len(matrix)
     figure = new_figure(_SIDE, _SIDE + 0.35)
     axes = figure.add_subplot()
-    image = axes.imshow(matrix, cmap=_COLOURS, vmin=floor, vmax=1.0, interpolation="none")
+    image = axes.imshow(distance(matrix), cmap=_COLOURS, norm=LogNorm(*colours, clip=True), interpolation="none")
     for state in np.flatnonzero(~read):
         for corner, width, height in (((state - 0.5, -0.5), 1, states), ((-0.5, state - 0.5), states, 1)):
             axes.add_patch(Rectangle(corner, width, height, facecolor=LIGHT["unread"], edgecolor="none"))
@@ -43,8 +44,12 @@ def heat_map(view: GroupView, tower: str, floor: float) -> Figure:
     _state_axes(axes, states)
     axes.set_title(f"{tower}: CKA of hidden states ({view.reading.states}, {view.reading.estimator})", pad=8)
     bar = figure.colorbar(image, ax=axes, shrink=0.75, aspect=30, pad=0.02)
-    bar.outline.set_visible(False)
+    at = ticks(*colours)
+    bar.set_ticks(at, labels=[alike_label(value) for value in at])
+    bar.minorticks_off()
+    bar.ax.invert_yaxis()
     bar.ax.tick_params(length=0)
+    bar.outline.set_visible(False)
     figure.legend(handles=_legend(has_unread=not read.all()), loc="outside lower center", ncols=3)
     return figure
 

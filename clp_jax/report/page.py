@@ -12,6 +12,7 @@ from clp_jax.record import versions
 from clp_jax.report.canvas import colours_css, file_name
 from clp_jax.report.criteria import ratio
 from clp_jax.report.tables import (
+    alike,
     blocks_table,
     blocks_text,
     change,
@@ -93,7 +94,7 @@ def _headline(analysis: Analysis, findings: Findings) -> str:
         cards.append(_card(label, *change(full, pruned, unit), f"{pruned / full:.1%} stays"))
     loss = findings.choices[0].loss if findings.choices else math.nan
     times = ratio(loss, findings.full_loss)
-    note = f"{times:.2f} times unpruned, {findings.loss_data}" if math.isfinite(times) else "not measured"
+    note = f"{times:.3f} times unpruned, {findings.loss_data}" if math.isfinite(times) else "not measured"
     cards.append(_card("zero-shot loss", compact(findings.full_loss), compact(loss), note))
     return f'<section class="cards">{"".join(cards)}</section>'
 
@@ -152,7 +153,8 @@ def _matrices(analysis: Analysis, drawings: Mapping[str, str]) -> str:
     return (
         "<section><h2>Similarity of all states</h2><p>Dark squares along the diagonal are runs of alike states. The "
         "bands have one cell per block, at the state after it; a removed block's own entry, its output against its "
-        f"input, is framed. All matrices share one colour scale.{notes}</p>"
+        "input, is framed. Colours follow the logarithm of 1&nbsp;&minus;&nbsp;CKA, the same for all matrices."
+        f"{notes}</p>"
         f"<div class=matrices>{figures}</div></section>"
     )
 
@@ -166,16 +168,17 @@ def _criteria(findings: Findings, views: tuple[GroupView, ...]) -> str:
 
 
 def _group(view: GroupView, findings: Findings, drawings: Mapping[str, str]) -> str:
-    runs, joined = "", "; it applies to the similarity of the towers joined" if len(view.towers) > 1 else ""
+    runs, joined = "", "; it applies to the joined similarity of the towers" if len(view.towers) > 1 else ""
     if view.twins.get("runs"):
         runs = (
-            "Diamonds are the anchors of the paper's twin runs at threshold τ, dots their twins. τ is the highest "
-            f"threshold at which enough twins may go{joined}. "
+            "Diamonds are the anchors of the paper's twin runs, dots their twins, at threshold τ = "
+            f"{alike(view.twins['tau'])}. It is the highest at which enough twins may go{joined}. "
         )
     return (
         f"<section><h2>{html.escape(view.name)}: {view.depth} blocks, {len(view.removed)} removed</h2><p>{runs}CKA is "
         "blind to rotation and scale, but the next block is not: a twin with a low cosine or a large relative residual "
-        "|output&nbsp;&minus;&nbsp;input|&nbsp;/&nbsp;|input| is no safe removal.</p>"
+        "|output&nbsp;&minus;&nbsp;input|&nbsp;/&nbsp;|input| is no safe removal. Scales are logarithmic in the "
+        "distance from 1.</p>"
         f"<figure>{drawings[f'profile_{view.name}']}</figure>{blocks_table(view, findings.plan.criterion)}"
         "<h3>Does the choice depend on how CKA is computed?</h3><p>Raw states or states of unit root mean square; the "
         "paper's biased estimate or the debiased one, which few samples cannot inflate.</p>"

@@ -9,7 +9,7 @@ import numpy as np
 
 from clp_jax.findings import Choice, Findings
 from clp_jax.report.criteria import pruned_groups, ranked, ratio
-from clp_jax.report.view import GroupView, own
+from clp_jax.report.view import GroupView
 from clp_jax.similarity import VARIANTS
 
 _NOT_KNOWN = '<span class="none">&ndash;</span>'
@@ -28,11 +28,22 @@ def number(value: float | None, digits: int = 3) -> str:
     return f"{value:.{digits}f}".replace("-", "&minus;")
 
 
-def compact(value: float | None) -> str:
-    """A number of any size with four significant digits, or a dash."""
-    return (
-        _NOT_KNOWN if value is None or not math.isfinite(value) else f"{value:#.4g}".rstrip(".").replace("-", "&minus;")
-    )
+def alike(value: float, digits_of: float | None = None) -> str:
+    """CKA with as many decimals as it takes to tell it from 1, four to six, or as another CKA needs.
+
+    >>> alike(0.9), alike(0.999987), alike(0.9999, digits_of=0.999987)
+    ('0.9000', '0.999987', '0.999900')
+    """
+    gap = 1 - (value if digits_of is None else digits_of)
+    digits = 4 if not gap < 1e-3 else 1 - math.floor(math.log10(max(gap, 1e-5)))
+    return number(value, digits)
+
+
+def compact(value: float | None, digits: int = 4) -> str:
+    """A number of any size with that many significant digits, or a dash."""
+    if value is None or not math.isfinite(value):
+        return _NOT_KNOWN
+    return f"{value:#.{digits}g}".rstrip(".").replace("-", "&minus;")
 
 
 def change(before: int, after: int, unit: str = "") -> tuple[str, str]:
@@ -91,17 +102,18 @@ def blocks_table(view: GroupView, criterion: str) -> str:
     head = ["block"]
     columns: list[list[str]] = [[str(block) for block in range(view.depth)]]
     for tower in view.towers:
-        known, interval = view.known(tower), view.interval(tower)
+        similarity, interval = view.blocks(tower, "similarity"), view.interval(tower)
         name = html.escape(tower)
         head += [f"{name}<br>CKA", "cosine", "residual"]
-        columns.append([_with_interval(*values) for values in zip(own(known.similarity), *interval, strict=True)])
-        columns += [[number(value) for value in own(getattr(known, what))] for what in ("cosine", "residual")]
+        columns.append([_with_interval(*values) for values in zip(similarity, *interval, strict=True)])
+        columns.append([alike(value) for value in view.blocks(tower, "cosine")])
+        columns.append([compact(value, 3) for value in view.blocks(tower, "residual")])
     if view.gates.sensitivity is not None:
         head.append("gate<br>sensitivity")
         sensitivity = view.gates.sensitivity.astype(np.float64)
         columns.append([_bar(value, np.nanmax(sensitivity)) for value in sensitivity])
     head.append(f"score<br>{html.escape(criterion)}")
-    columns.append([compact(score) for score in view.scores()])
+    columns.append([alike(score) if 0.9 < score <= 1 else compact(score) for score in view.scores()])
     if view.stability is not None:
         head.append("removed by clp<br>in resamples")
         columns.append([_bar(share, 1.0, f"{share:.0%}") for share in view.stability])
@@ -168,8 +180,8 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, An
 
 def _with_interval(value: float, low: float, high: float) -> str:
     if not (math.isfinite(low) and math.isfinite(high)):
-        return number(value, 4)
-    return f"{number(value, 4)} <small>[{number(low)}, {number(high)}]</small>"
+        return alike(value)
+    return f"{alike(value)} <small>[{alike(low, value)}, {alike(high, value)}]</small>"
 
 
 def _bar(value: float, largest: float, text: str | None = None) -> str:
@@ -177,14 +189,14 @@ def _bar(value: float, largest: float, text: str | None = None) -> str:
     if not math.isfinite(value):
         return _NOT_KNOWN
     share = value / largest if largest > 0 else 0.0
-    return f'<span class="bar" style="--share:{max(share, 0.0):.3f}">{text or compact(value)}</span>'
+    return f'<span class="bar" style="--share:{max(share, 0.0):.3f}">{text or compact(value, 3)}</span>'
 
 
 def _times(value: float, worst: float) -> str:
     if not math.isfinite(value):
         return _NOT_KNOWN
     share = math.log(value) / math.log(worst) if value > 1 and worst > 1 else 0.0
-    return f'<span class="bar wide" style="--share:{share:.3f}">{value:.2f}</span>'
+    return f'<span class="bar wide" style="--share:{share:.3f}">{value:.3f}</span>'
 
 
 def _predicted(choice: Choice) -> str:

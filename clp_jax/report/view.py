@@ -56,12 +56,16 @@ class GroupView:
         """One tower's own values under the reading, NaN where nothing reads a state."""
         return self.towers[tower].evidence(self.reading.states, self.reading.estimator)
 
+    def blocks(self, tower: str, name: str) -> Float[np.ndarray, " depth"]:
+        """Each block's own entry of one of a tower's matrices: "similarity", "cosine" or "residual"."""
+        return own(getattr(self.known(tower), name))
+
     def interval(self, tower: str) -> Float[np.ndarray, "2 depth"]:
         """Interval of the CKA of each block's input and output; NaN where there is none."""
         if tower not in self.intervals:
             return np.full((2, self.depth), np.nan)
         interval = np.diagonal(self.intervals[tower].astype(np.float64), offset=1, axis1=1, axis2=2)
-        return np.where(np.isfinite(own(self.known(tower).similarity)), interval, np.nan)
+        return np.where(np.isfinite(self.blocks(tower, "similarity")), interval, np.nan)
 
     def scores(self) -> Float[np.ndarray, " depth"]:
         """How the chosen criterion rates each block, higher = more removable; NaN where it does not."""
