@@ -77,23 +77,23 @@ class Findings:
     warnings: tuple[str, ...]
 
     def to_json(self) -> dict[str, Any]:
-        """JSON values: the numbers behind the report."""
+        """JSON values: the numbers behind the report; null where nothing was measured."""
         return {
             "checkpoint": self.checkpoint,
             "criterion": self.plan.criterion,
-            "full_loss": self.full_loss,
+            "full_loss": _number(self.full_loss),
             "loss_data": self.loss_data,
             "before": dataclasses.asdict(self.before),
             "after": dataclasses.asdict(self.after),
             "choices": [
                 {
                     "criterion": choice.criterion,
-                    "loss": choice.loss,
+                    "loss": _number(choice.loss),
                     "removed": {name: list(tower.removed) for name, tower in choice.plan.towers.items()},
                 }
                 for choice in self.choices
             ],
-            "stability": {name: values.tolist() for name, values in self.stability.items()},
+            "stability": {name: [_number(v) for v in values] for name, values in self.stability.items()},
             "warnings": list(self.warnings),
         }
 
@@ -202,3 +202,8 @@ def warnings_of(analysis: Analysis, reading: Reading) -> tuple[str, ...]:
             f"Only {analysis.meta['episodes']} episodes: bootstrap intervals over them say little. Give more episodes."
         )
     return tuple(found)
+
+
+def _number(value: float) -> float | None:
+    """A JSON number, null for what is not finite."""
+    return float(value) if np.isfinite(value) else None

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import os
 import urllib.parse
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -122,7 +123,7 @@ def files_below(folder: epath.Path) -> list[epath.Path]:
 def store_address(folder: epath.Path) -> str:
     """Returns the address of a folder as tensorstore spells it."""
     text = str(folder)
-    return f"{text}/" if "://" in text else f"file://{urllib.parse.quote(text)}/"
+    return f"{text}/" if "://" in text else f"file://{urllib.parse.quote(os.path.abspath(text))}/"
 
 
 def _checked(name: str, metadata: dict[str, Any]) -> dict[str, Any]:

@@ -105,7 +105,7 @@ def run(config: Analyse) -> None:
         findings = find(model, analysis, calibration, evaluation, config, config.compare)
         analysis.save(folder / "similarity.npz")
         findings.plan.save(folder / "plan.json")
-        (folder / "findings.json").write_text(json.dumps(findings.to_json(), indent=2) + "\n")
+        (folder / "findings.json").write_text(json.dumps(findings.to_json(), indent=2, allow_nan=False) + "\n")
         (folder / "config.json").write_text(json.dumps(dataclasses.asdict(config), indent=2) + "\n")
         write_report(folder, analysis, findings, reading_of(config))
     print_findings(console, findings)
@@ -226,7 +226,7 @@ def print_findings(console: Console, findings: Findings) -> None:
         table.add_column(column, justify="left" if column in ("criterion", "removed blocks") else "right")
     for choice in findings.choices:
         table.add_row(
-            choice.criterion, _removed(choice), f"{choice.loss:.4f}", f"{choice.loss / findings.full_loss:.2f}"
+            choice.criterion, _removed(choice), f"{choice.loss:.4f}", f"{choice.loss / findings.full_loss:.3f}"
         )
     console.print(table)
     before, after = findings.before, findings.after

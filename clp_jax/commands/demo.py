@@ -37,7 +37,7 @@ def run(config: Demo) -> None:
     """Run the command."""
     console = Console()
     truth = json.loads((EXAMPLE / "truth.json").read_text())
-    console.rule("clp demo: a small random π0 of 18 blocks with planted twins (not trained on a robot)")
+    console.rule("clp demo: a small π0 with planted twins, briefly trained on a made-up task")
     out = Path(config.out)
     checkpoint, data = str(EXAMPLE / "checkpoint"), str(EXAMPLE / "calibration.npz")
     analysis, pruned = str(out / "analysis"), str(out / f"pruned-{config.keep_layers}")

@@ -120,22 +120,25 @@ def jump_table(evidence: Evidence, *, up_to: int) -> JumpTable:
 def knee(costs: Float[np.ndarray, " sizes"], *, limit: int | None = None) -> int:
     """Returns the number of blocks after which removing more becomes disproportionately dear.
 
-    It is the size whose cost lies furthest below the straight line from size 0 to the limit; 0 if none lies below it.
-    A curve that bends evenly has its knee near half the limit, so look at the curve before trusting the number.
+    It is the size whose cost lies furthest below the straight line from the first to the last size, at most the limit; 0
+    if none lies below it. The whole curve is looked at, because a bend just behind the limit says that all up to the
+    limit is cheap. A curve that bends evenly has its knee near its middle: look at it before trusting the number.
 
     Args:
       costs: cost by number of removed blocks, starting at 0; sizes that are not finite are passed over.
-      limit: largest size to consider; by default half of the depth, where ``costs`` covers 0 to depth - 1.
+      limit: largest size to return; by default half of the depth, where ``costs`` covers 0 to depth - 1.
 
-    >>> knee(np.array([0.0, 0.01, 0.02, 0.03, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0]), limit=6)
+    >>> knee(np.array([0.0, 0.01, 0.02, 0.03, 5.0, 10.0, 15.0, 20.0]))
     3
     """
     limit = len(costs) // 2 if limit is None else limit
-    sizes = np.flatnonzero(np.isfinite(costs[: limit + 1]))
+    sizes = np.flatnonzero(np.isfinite(costs))
     if len(sizes) < 3:
         return 0
     rise = costs[sizes] - costs[sizes[0]]
     below = rise[-1] * sizes / sizes[-1] - rise
     best = int(np.argmax(below))
     # A straight line has no knee: differences at the level of rounding are not below it.
-    return int(sizes[best]) if below[best] > 1e-9 * abs(rise[-1]) else 0
+    if below[best] <= 1e-9 * abs(rise[-1]):
+        return 0
+    return int(sizes[sizes <= min(sizes[best], limit)][-1])

@@ -1,0 +1,178 @@
+"""The commands through their real main, on a toy checkpoint: outputs, refusals, and what is left behind."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+import toys
+
+from clp_jax.analysis import Analysis
+from clp_jax.checkpoint import read_params, read_spec, write_params
+from clp_jax.cli import main
+from clp_jax.commands import analyse as analyse_command
+from clp_jax.plan import PrunePlan
+from clp_jax.trees import flatten
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory):
+    """A toy π0 checkpoint with assets, a data file, and one analysis of them (the slow part, shared)."""
+    folder, arch = tmp_path_factory.mktemp("inputs"), toys.architecture()
+    (folder / "stats" / "robot").mkdir(parents=True)
+    (folder / "stats" / "robot" / "norm_stats.json").write_text("{}")
+    write_params(folder / "full", toys.params(arch), assets=folder / "stats")
+    np.savez(folder / "data.npz", **toys.data(arch, 16).arrays)
+    words = ["analyse", "--checkpoint", str(folder / "full"), "--data", str(folder / "data.npz"), "--keep-layers", "2"]
+    assert main([*words, "--out", str(folder / "analysis")]) == 0
+    return folder
+
+
+def prune(inputs, out, *flags):
+    return main(["prune", "--checkpoint", str(inputs / "full"), "--out", str(out), *map(str, flags)])
+
+
+def test_analysis_folder_holds_everything(inputs):
+    found = {path.name for path in (inputs / "analysis").iterdir()}
+    assert {"similarity.npz", "plan.json", "findings.json", "config.json", "report.html"} <= found
+    assert {"cka_vlm.png", "cka_action.png"} <= found
+    findings = json.loads((inputs / "analysis" / "findings.json").read_text())
+    assert {c["criterion"] for c in findings["choices"]} >= {"clp", "jumps", "gauss-newton", "gateprobe", "first"}
+    assert all(np.isfinite(c["loss"]) for c in findings["choices"])
+    assert "held-out" in findings["loss_data"]
+
+
+def test_analysis_is_read_back_as_it_was(inputs):
+    analysis = Analysis.load(inputs / "analysis" / "similarity.npz")
+    again = inputs / "again.npz"
+    analysis.save(again)
+    first, second = np.load(inputs / "analysis" / "similarity.npz"), np.load(again)
+    assert first.files == second.files
+    for key in first.files:
+        np.testing.assert_array_equal(first[key], second[key])
+
+
+def test_keep_writes_exactly_those_slices_and_carries_assets(inputs, tmp_path):
+    assert prune(inputs, tmp_path / "p", "--keep", "0,3") == 0
+    full, small = (flatten(read_params(read_spec(f))) for f in (inputs / "full", tmp_path / "p"))
+    for path, leaf in full.items():
+        wanted = leaf[[0, 3]] if path.startswith("PaliGemma/llm/layers/") else leaf
+        np.testing.assert_array_equal(small[path], wanted, err_msg=path)
+    assert (tmp_path / "p" / "assets" / "robot" / "norm_stats.json").read_text() == "{}"
+    record = json.loads((tmp_path / "p" / "clp.json").read_text())
+    assert record["plan"]["towers"]["action"] == {"depth": 4, "keep": [0, 3]}
+    assert record["steps"][0]["config"]["keep"] == "0,3"
+    assert record["versions"]["jax"] == jax.__version__
+
+
+def test_edited_plan_is_followed(inputs, tmp_path):
+    plan = json.loads((inputs / "analysis" / "plan.json").read_text())
+    for tower in ("vlm", "action"):
+        plan["towers"][tower]["keep"] = [1, 2]
+    (tmp_path / "plan.json").write_text(json.dumps(plan))
+    assert prune(inputs, tmp_path / "p", "--plan", tmp_path / "plan.json") == 0
+    assert PrunePlan.from_json(read_spec(tmp_path / "p").plan_record["plan"]).removed("vlm") == (0, 3)
+
+
+def test_analysis_gives_other_depths_and_criteria_without_a_forward_pass(inputs, tmp_path, monkeypatch):
+    monkeypatch.setattr("clp_jax.commands.prune.load", lambda *_: pytest.fail("the model was loaded"))
+    flags = ("--analysis", inputs / "analysis", "--keep-layers", 3, "--criterion", "jumps")
+    assert prune(inputs, tmp_path / "p", *flags) == 0
+    record = read_spec(tmp_path / "p").plan_record
+    assert record["plan"]["criterion"] == "jumps"
+    assert len(record["plan"]["towers"]["vlm"]["keep"]) == 3
+    assert record["steps"][0]["calibration"]["observations"] == 12
+
+
+def test_prune_from_data_equals_prune_from_its_analysis(inputs, tmp_path, capsys):
+    assert prune(inputs, tmp_path / "p", "--data", inputs / "data.npz", "--keep-layers", 2) == 0
+    assert "zero-shot loss on 4 held-out observations" in capsys.readouterr().out
+    plan = PrunePlan.load(inputs / "analysis" / "plan.json")
+    assert PrunePlan.from_json(read_spec(tmp_path / "p").plan_record["plan"]).towers == plan.towers
+
+
+def test_pruning_a_pruned_checkpoint_composes(inputs, tmp_path):
+    assert prune(inputs, tmp_path / "p", "--keep", "0,1,3") == 0
+    words = ["prune", "--checkpoint", str(tmp_path / "p"), "--out", str(tmp_path / "q"), "--keep", "1,2"]
+    assert main(words) == 0
+    assert read_spec(tmp_path / "q").plan_record["plan"]["towers"]["vlm"]["keep"] == [1, 3]
+
+
+REFUSED = {
+    "give exactly one of --data, --analysis, --plan and --keep": (),
+    "keep names block 4, but the blocks are numbered 0 to 3": ("--keep", "0,4"),
+    "keep names block 1 after block 2": ("--keep", "2,1"),
+    "is no list of block numbers": ("--keep", "first"),
+    "already says which blocks stay": ("--keep", "0", "--keep-layers", "1"),
+    "say how deep": ("--data", "DATA"),
+    "cannot keep 5 of 4 blocks": ("--data", "DATA", "--keep-layers", "5"),
+    "there is no criterion 'best'": ("--analysis", "ANALYSIS", "--keep-layers", "2", "--criterion", "best"),
+    "'greedy' needs loss": ("--analysis", "ANALYSIS", "--keep-layers", "2", "--criterion", "greedy"),
+    "there is no data file": ("--data", "nowhere.npz", "--keep-layers", "2"),
+    "needs a measured image encoder": ("--analysis", "ANALYSIS", "--keep-layers", "2", "--keep-vision-layers", "1"),
+    "is not the similarity.npz of an analysis": ("--analysis", "nowhere", "--keep-layers", "2"),
+}
+
+
+@pytest.mark.parametrize("message", REFUSED)
+def test_refusals_are_one_line_exit_2_and_no_folder(inputs, tmp_path, capsys, message):
+    places = {"DATA": inputs / "data.npz", "ANALYSIS": inputs / "analysis"}
+    assert prune(inputs, tmp_path / "p", *(places.get(flag, flag) for flag in REFUSED[message])) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert line.startswith("error: ")
+    assert message in line
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_plan_of_another_kind_or_uncoupled_is_refused(inputs, tmp_path, capsys):
+    for towers, kind, message in (
+        ({"vlm": [0], "action": [0]}, "pi05", "plan is for a pi05 model"),
+        ({"vlm": [0, 1], "action": [0, 2]}, "pi0", "share one stack"),
+    ):
+        plan = PrunePlan.of(kind, {"vlm": 4, "action": 4}, towers)
+        plan.save(tmp_path / "plan.json")
+        assert prune(inputs, tmp_path / "p", "--plan", tmp_path / "plan.json") == 2
+        assert message in capsys.readouterr().err
+        assert not (tmp_path / "p").exists()
+
+
+def test_analysis_of_another_checkpoint_is_refused(inputs, tmp_path, capsys):
+    write_params(tmp_path / "other", toys.params(toys.architecture(), seed=1))
+    words = ["prune", "--checkpoint", str(tmp_path / "other"), "--analysis", str(inputs / "analysis")]
+    assert main([*words, "--out", str(tmp_path / "p")]) == 2
+    assert "whose content differs" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["analyse", "prune"])
+def test_nan_weights_are_refused_by_name(inputs, tmp_path, capsys, command):
+    params = jax.tree.map(np.copy, toys.params(toys.architecture()))
+    params["PaliGemma"]["llm"]["layers"]["mlp"]["linear"][0, 0, 0] = np.nan
+    write_params(tmp_path / "nan", params, allow_nonfinite=True)
+    words = [command, "--checkpoint", str(tmp_path / "nan"), "--out", str(tmp_path / "p")]
+    more = ["--keep", "0"] if command == "prune" else ["--data", str(inputs / "data.npz"), "--keep-layers", "2"]
+    assert main([*words, *more]) == 2
+    assert "PaliGemma/llm/layers/mlp/linear" in capsys.readouterr().err.replace(".", "/")
+    assert not (tmp_path / "p").exists()
+
+
+def test_existing_output_is_kept_without_overwrite(inputs, tmp_path, capsys):
+    assert prune(inputs, tmp_path / "p", "--keep", "0,3") == 0
+    assert prune(inputs, tmp_path / "p", "--keep", "0") == 2
+    assert "exists" in capsys.readouterr().err
+    assert len(read_spec(tmp_path / "p").plan_record["plan"]["towers"]["vlm"]["keep"]) == 2
+    assert prune(inputs, tmp_path / "p", "--keep", "0", "--overwrite") == 0
+
+
+def test_foreign_tree_lists_what_differs(inputs, tmp_path, capsys):
+    params = toys.params(toys.architecture())
+    params["value_head"] = {"kernel": np.zeros((2, 2), np.float32)}
+    write_params(tmp_path / "foreign", params)
+    assert main(["prune", "--checkpoint", str(tmp_path / "foreign"), "--keep", "0", "--out", str(tmp_path / "p")]) == 2
+    assert "value_head/kernel: expected nothing" in capsys.readouterr().err
+
+
+def test_unknown_criterion_to_compare_is_refused_before_the_model_is_read(inputs, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(analyse_command, "load", lambda *_: pytest.fail("the model was loaded"))
+    words = ["analyse", "--checkpoint", str(inputs / "full"), "--data", str(inputs / "data.npz")]
+    assert main([*words, "--out", str(tmp_path / "a"), "--compare", "best"]) == 2
+    assert "--compare best is no criterion" in capsys.readouterr().err
