@@ -1,7 +1,6 @@
 """The benchmark of pruning on disk, on a model of a few kilobytes."""
 
-import json
-
+import jax
 import numpy as np
 import pytest
 from checkpoints import restore_as_openpi
@@ -11,22 +10,24 @@ from clp_jax.benchmarks import checkpoint_io
 from clp_jax.benchmarks.checkpoint_io import CheckpointIoConfig, make_checkpoint
 from clp_jax.checkpoint import read_params, read_spec
 
-SHAPES = {
-    "PaliGemma/llm/layers/w": {"shape": [4, 3, 50], "dtype": "float32"},
-    "PaliGemma/llm/embedder": {"shape": [31, 8], "dtype": "bfloat16"},
+TREE = {
+    "PaliGemma": {
+        "llm": {
+            "layers": {"w": jax.ShapeDtypeStruct((4, 3, 50), "float32")},
+            "embedder": jax.ShapeDtypeStruct((31, 8), "bfloat16"),
+        }
+    }
 }
 
 
 def test_run_measures_and_leaves_nothing(tmp_path):
-    (tmp_path / "shapes.json").write_text(json.dumps(SHAPES))
-    config = CheckpointIoConfig(shapes=tmp_path / "shapes.json", scratch=tmp_path, layouts=("orbax",))
-    [result] = checkpoint_io.run(config)
+    [result] = checkpoint_io.run(CheckpointIoConfig(scratch=tmp_path, layouts=("orbax",)), TREE)
     assert result.layout == "orbax"
     assert result.source_bytes == 4 * 3 * 50 * 4 + 31 * 8 * 2
     assert result.kept_bytes == 2 * 3 * 50 * 4 + 31 * 8 * 2
     assert result.largest_leaf == 4 * 3 * 50 * 4
     assert result.prune_peak_bytes > 2**20
-    assert [path.name for path in tmp_path.iterdir()] == ["shapes.json"]
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("layout", ["leaf", "orbax", "layer"])

@@ -77,6 +77,14 @@ def test_keeps_its_digits_when_the_mean_is_100_times_the_spread(debiased, dtype)
     all_equal(matrix_of(states, everything(200), debiased, 64), wanted, BFLOAT16_STATES)
 
 
+def test_keeps_its_digits_over_thousands_of_tiles():
+    states = walk(3, 1024, 16)
+    centred = np.asarray(states, np.float64) - np.asarray(states, np.float64).mean(axis=1, keepdims=True)
+    wanted = np.array([[np.sum((x.T @ y) ** 2) for y in centred] for x in centred])
+    sums = cka.gram_sums(states, everything(1024), tile=8)  # 8256 pairs of tiles
+    np.testing.assert_allclose(sums.inner, wanted, rtol=1e-6)
+
+
 def test_is_within_its_promise_of_float64_at_full_size():
     states = walk(18, 2048, 512, step=0.3)
     layers = [0, 1, 8, 17]
@@ -197,7 +205,7 @@ def group_statistics(states, valid):
 
 @pytest.fixture
 def uncached():
-    """Programs of this test are not saved: jax 0.5.3 hangs in the collectives of this one when it comes from a cache."""
+    """Programs of a test are not saved: jax 0.5.3 hangs in the collectives of a program that comes from its cache."""
     name = "jax_persistent_cache_min_compile_time_secs"
     before = getattr(jax.config, name)
     jax.config.update(name, 1e9)

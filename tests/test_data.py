@@ -82,14 +82,15 @@ def test_bad_file_is_refused_in_one_sentence(tmp_path, message):
 def test_file_that_is_no_npz_is_refused(tmp_path, content):
     path = tmp_path / "d.npz"
     path.write_bytes(content)
-    with pytest.raises(InputError, match="not a readable .npz"):
+    with pytest.raises(InputError, match="not a readable"):
         load_npz(path, ARCH)
 
 
 def test_bare_array_folder_and_missing_file_are_refused(tmp_path):
     with (tmp_path / "one.npz").open("wb") as stream:
         np.save(stream, np.zeros(3))
-    for path, message in ((tmp_path / "one.npz", "one bare array"), (tmp_path, "is a folder"), (tmp_path / "x", "no data")):
+    cases = ((tmp_path / "one.npz", "one bare array"), (tmp_path, "is a folder"), (tmp_path / "x", "no data"))
+    for path, message in cases:
         with pytest.raises(InputError, match=message):
             load_npz(path, ARCH)
 

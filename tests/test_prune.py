@@ -1,6 +1,7 @@
 """Oracles of a pruner: what the smaller model computes can be computed in other ways."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import toys
@@ -81,15 +82,17 @@ def test_pruned_scan_equals_kept_blocks_one_after_another():
     _, towers = model.apply(
         {"params": small}, data.observation(), data.arrays["noise"], data.arrays["time"], capture=True
     )
-    xs = [np.asarray(towers[name].states[0]) for name in ("vlm", "action")]
-    valid = np.concatenate([towers["vlm"].valid, towers["action"].valid], axis=1)
+    xs = [jnp.asarray(towers[name].states[0]) for name in ("vlm", "action")]
+    valid = jnp.concatenate([towers["vlm"].valid, towers["action"].valid], axis=1)
     prefix, suffix = xs[0].shape[1], xs[1].shape[1]
     starts = np.zeros(prefix + suffix, bool)
     starts[[prefix, prefix + 1]] = True  # the state token, then the actions
-    mask = attention_mask(valid, np.broadcast_to(starts, valid.shape))
+    mask = attention_mask(valid, jnp.broadcast_to(starts, valid.shape))
     block = Block(arch.experts, capture=False)
     for layer in keep:
-        variables = {"params": jax.tree.map(lambda leaf, i=layer: leaf[i], params["PaliGemma"]["llm"]["layers"])}
+        variables = {
+            "params": jax.tree.map(lambda leaf, i=layer: jnp.asarray(leaf[i]), params["PaliGemma"]["llm"]["layers"])
+        }
         xs, _ = block.apply(variables, xs, None, None, None, token_positions(valid), mask, [None, None])
     for got, name in zip(xs, ("vlm", "action"), strict=True):
         np.testing.assert_allclose(towers[name].states[-1], got, atol=ROUNDING)

@@ -46,7 +46,7 @@ def nested(arrays):
 
 
 def test_loss_with_gates_closed_is_the_loss_of_the_pruned_model(case):
-    arch, params, data, fixed, loss = case
+    arch, params, _, fixed, loss = case
     chosen = plan(arch, [0, 3])
     small = make_loss(arch.with_depths({"vlm": 2, "action": 2}), apply_plan(params, chosen), fixed)
     np.testing.assert_allclose(loss(plan_gates(arch, chosen)), small(Gates()), rtol=1e-5)
@@ -75,8 +75,9 @@ def test_gauss_newton_equals_the_jacobian_product(case):
         gates = group_gates(arch, GROUP, alpha[:, None])
         return model.apply({"params": params}, data.observation(), x_t, a["time"], gates=gates)[0]
 
-    # Reverse mode, one output at a time: independent of the forward mode under test. (jit(jacrev) of this function, which
-    # batches the pullback, gives wrong numbers with JAX 0.10.2 on CPU; 0.5.3 and the loop agree with finite differences.)
+    # Reverse mode, one output at a time: independent of the forward mode under test. (jit(jacrev) of this function,
+    # which batches the pullback, gives wrong numbers with JAX 0.10.2 on CPU; 0.5.3 and this loop agree with finite
+    # differences.)
     pull = jax.jit(lambda cotangent: jax.vjp(velocity, np.ones(toys.DEPTH, np.float32))[1](cotangent)[0])
     outputs = np.eye(x_t.size, dtype=np.float32).reshape(-1, *x_t.shape)
     flat = np.stack([np.asarray(pull(one), np.float64) for one in outputs])
@@ -97,7 +98,7 @@ def test_greedy_finds_the_best_single_block_without_compiling_again(case):
 
 
 def test_vision_gates_remove_vision_blocks(case):
-    arch, params, data, fixed, loss = case
+    arch, params, _, fixed, loss = case
     chosen = PrunePlan.of(arch.kind, arch.depths, {"vision": [1]})
     small = make_loss(arch.with_depths({"vision": 1}), apply_plan(params, chosen), fixed)
     np.testing.assert_allclose(loss(plan_gates(arch, chosen)), small(Gates()), rtol=1e-5)

@@ -6,7 +6,6 @@ so that each one's peak memory is its own. Pages that the kernel caches for file
 
 import concurrent.futures
 import dataclasses
-import json
 import math
 import multiprocessing
 import os
@@ -23,6 +22,7 @@ import zstandard
 from etils import epath
 
 from clp_jax import checkpoint
+from clp_jax.aliases import Tree
 from clp_jax.checkpoint.writer import COMPRESSOR, ArrayForm, ItemWriter
 from clp_jax.trees import flatten
 
@@ -37,14 +37,12 @@ class CheckpointIoConfig:
     """Prune a checkpoint of random weights on disk and measure it.
 
     Attributes:
-      shapes: JSON file with {path: {"shape": [...], "dtype": "float32"}} of every parameter.
       scratch: existing folder to work in; needs room for the checkpoint and twice the pruned one, freed afterwards.
       layouts: chunk layouts of the source to measure.
       stack: beginning of the paths whose axis 0 is the depth to halve.
       bfloat16_exact: weights that bfloat16 holds exactly, stored as float32; they compress to half.
     """
 
-    shapes: Path
     scratch: Path
     layouts: tuple[Layout, ...] = ("orbax", "leaf", "layer")
     stack: str = "PaliGemma/llm/layers/"
@@ -80,24 +78,17 @@ class CheckpointIoResult:
     copy_sync_seconds: float
 
 
-def run(config: CheckpointIoConfig) -> list[CheckpointIoResult]:
+def run(config: CheckpointIoConfig, tree: Tree) -> list[CheckpointIoResult]:
     """Measures every layout, one after another, and deletes what it wrote.
 
     Args:
       config: what to measure.
+      tree: shapes and dtypes of the parameters.
 
     Returns:
       One result a layout.
     """
-    entries = json.loads(config.shapes.read_text())
-    shapes = {path: jax.ShapeDtypeStruct(tuple(e["shape"]), e["dtype"]) for path, e in entries.items()}
-    return [_measure(config, shapes, layout) for layout in config.layouts]
-
-
-def main(config: CheckpointIoConfig) -> None:
-    """Runs the benchmark and prints one JSON line a layout."""
-    for result in run(config):
-        print(json.dumps(dataclasses.asdict(result)))
+    return [_measure(config, flatten(tree), layout) for layout in config.layouts]
 
 
 def make_checkpoint(

@@ -2,10 +2,10 @@
 
 import functools
 import json
-import os
 import urllib.parse
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import IO, Any
 
 import jax.numpy as jnp
@@ -123,7 +123,7 @@ def files_below(folder: epath.Path) -> list[epath.Path]:
 def store_address(folder: epath.Path) -> str:
     """Returns the address of a folder as tensorstore spells it."""
     text = str(folder)
-    return f"{text}/" if "://" in text else f"file://{urllib.parse.quote(os.path.abspath(text))}/"
+    return f"{text}/" if "://" in text else f"file://{urllib.parse.quote(str(Path(text).absolute()))}/"
 
 
 def _checked(name: str, metadata: dict[str, Any]) -> dict[str, Any]:

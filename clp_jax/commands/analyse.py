@@ -10,15 +10,15 @@ from rich.table import Table
 
 from clp_jax import __version__
 from clp_jax.analysis import Analysis, Reading, analyse, loss_of
-from clp_jax.checkpoint import fingerprint, staged
+from clp_jax.checkpoint import fingerprint, read_spec, staged
 from clp_jax.data import CalibrationData, hold_out, load_npz
 from clp_jax.errors import InputError
 from clp_jax.findings import Choice, Findings, clp_stability, compare_criteria, intervals, size_of, warnings_of
-from clp_jax.loading import LoadedModel, load_model
-from clp_jax.models import Gates
+from clp_jax.loading import LoadedModel, load_model, read_architecture
+from clp_jax.models import Architecture, Gates
 from clp_jax.progress import track
 from clp_jax.report import write_report
-from clp_jax.selection import CRITERIA, how_many
+from clp_jax.selection import CRITERIA, Evidence, how_many
 from clp_jax.similarity import Estimator, Samples, Sampling, StateScale
 
 
@@ -125,10 +125,33 @@ def load(
         raise InputError(f"--holdout-ratio {config.holdout_ratio} must be at least 0 and below 1.")
     if config.group_size < 1 or config.max_samples < 4 or config.groups_per_batch < 1:
         raise InputError("--group-size and --groups-per-batch must be at least 1, --max-samples at least 4.")
-    model = load_model(checkpoint, dtype=config.dtype, lora_scale=config.lora_scale, fsdp_devices=config.fsdp_devices)
-    observations = load_npz(data, model.architecture)
+    spec = read_spec(checkpoint)
+    architecture = read_architecture(spec)
+    if isinstance(config, DepthFlags):
+        check_depth(config, architecture)
+    # Small things first: a mistake in the data should not wait for gigabytes of parameters.
+    observations = load_npz(data, architecture)
+    model = load_model(spec, dtype=config.dtype, lora_scale=config.lora_scale, fsdp_devices=config.fsdp_devices)
     kept, held = hold_out(observations.episodes, config.holdout_ratio, seed=config.seed)
     return model, observations.take(kept), observations.take(held) if len(held) else None
+
+
+def check_depth(config: DepthFlags, architecture: Architecture) -> None:
+    """Refuse a depth that no evidence could give, before anything is read or run.
+
+    Raises:
+      InputError: two ways of asking for a depth, or a number out of range.
+    """
+    if config.criterion not in CRITERIA:
+        raise InputError(f"there is no criterion {config.criterion!r}; choose one of {', '.join(CRITERIA)}.")
+    ways = {"keep_layers": config.keep_layers, "keep_ratio": config.keep_ratio}
+    given = {name: value for name, value in ways.items() if value is not None}
+    if len(given) + config.auto + (config.threshold is not None) > 1:
+        raise InputError("give one of --keep-layers, --keep-ratio, --threshold and --auto.")
+    if given:
+        how_many(Evidence.unmeasured(architecture.vlm.depth), **given)
+    if config.keep_vision_layers is not None:
+        how_many(Evidence.unmeasured(architecture.vision.depth), keep_layers=config.keep_vision_layers)
 
 
 def measure(model: LoadedModel, calibration: CalibrationData, config: MeasureFlags, *, gates: bool = True) -> Analysis:

@@ -2,12 +2,15 @@
 
 import dataclasses
 import json
+import tempfile
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from rich.console import Console
+from rich.table import Table
 
 from clp_jax.benchmarks import analysis_overhead, checkpoint_io, cka_peers
+from clp_jax.models import PI0, abstract_params
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -18,23 +21,41 @@ class Benchmark:
     """What to measure."""
     out: str | None = None
     """Also write the numbers to this JSON file."""
-    folder: str | None = None
-    """checkpoint: where to put about 30 GB for a while; the system's temporary folder if absent."""
-    chunks: Literal["leaf", "layer"] = "leaf"
-    """checkpoint: one chunk per leaf, as Orbax saves a model on one device, or one per layer, as clp prune writes."""
+    scratch: str | None = None
+    """checkpoint: a folder with 30 GB of room, freed afterwards; the system's temporary folder if absent."""
 
 
 def run(config: Benchmark) -> None:
     """Run the command."""
     console = Console()
     if config.part == "cka":
-        result = cka_peers.run()
+        result: Any = cka_peers.run()
         cka_peers.show(result, console)
     elif config.part == "analysis":
         result = analysis_overhead.run()
         analysis_overhead.show(result, console)
     else:
-        result = checkpoint_io.run(folder=config.folder, chunks=config.chunks)
-        checkpoint_io.show(result, console)
+        scratch = Path(config.scratch or tempfile.gettempdir())
+        settings = checkpoint_io.CheckpointIoConfig(scratch=scratch)
+        measured = checkpoint_io.run(settings, abstract_params(PI0))
+        _show_checkpoint(measured, console)
+        result = [dataclasses.asdict(row) for row in measured]
     if config.out is not None:
         Path(config.out).write_text(json.dumps(result, indent=2) + "\n")
+
+
+def _show_checkpoint(rows: list[checkpoint_io.CheckpointIoResult], console: Console) -> None:
+    table = Table(title="Pruning a full-size π0 (random float32) from 18 to 9 blocks")
+    for column in ("source chunks", "wall", "CPU", "MB/s kept", "peak memory", "cp -r of output", "x cp"):
+        table.add_column(column, justify="left" if column == "source chunks" else "right")
+    for row in rows:
+        table.add_row(
+            row.layout,
+            f"{row.prune_seconds:.1f} s",
+            f"{row.prune_cpu_seconds:.1f} s",
+            f"{row.kept_bytes / row.prune_seconds / 1e6:.0f}",
+            f"{row.prune_peak_bytes / 1e6:.0f} MB",
+            f"{row.copy_seconds:.1f} s",
+            f"{row.prune_seconds / row.copy_seconds:.1f}",
+        )
+    console.print(table)

@@ -9,7 +9,7 @@ from rich.filesize import decimal
 
 from clp_jax.analysis import Analysis, loss_of
 from clp_jax.checkpoint import CheckpointSpec, RewriteReport, fingerprint, read_spec
-from clp_jax.commands.analyse import DepthFlags, MeasureFlags, load, measure, reading_of, removals
+from clp_jax.commands.analyse import DepthFlags, MeasureFlags, check_depth, load, measure, reading_of, removals
 from clp_jax.errors import InputError
 from clp_jax.flops import parameter_count
 from clp_jax.loading import LoadedModel, read_architecture
@@ -58,6 +58,7 @@ def run(config: Prune) -> None:
         raise InputError("say how deep: --keep-layers, --keep-ratio, --threshold or --auto.")
     spec = read_spec(config.checkpoint)
     architecture = read_architecture(spec, lora_scale=config.lora_scale)
+    check_depth(config, architecture)
     plan, calibration = _plan(config, spec, architecture, console)
     _check_plan(plan, architecture)
     report = write(spec, plan, config, calibration)
@@ -120,12 +121,12 @@ def _plan(
     return plan, analysis.meta | {"loss": {"data": name, "full": full, "pruned": pruned}}
 
 
-def choose(analysis: Analysis, config: DepthFlags, *, model: LoadedModel | None = None, loss=None) -> PrunePlan:
+def choose(analysis: Analysis, config: Prune, *, model: LoadedModel | None = None, loss=None) -> PrunePlan:
     """Select with the criterion of the flags, each group of towers on its own.
 
     Args:
       analysis: what was measured.
-      config: flags; also those of `MeasureFlags`.
+      config: flags.
       model: for the criterion greedy, which runs it.
       loss: of the model on calibration data, as a function of its gates.
     """

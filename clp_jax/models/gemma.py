@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Bool, Float, Int
 
-from clp_jax.aliases import Array
+from clp_jax.aliases import AnyArray, Array, Leaf
 from clp_jax.models.architecture import GemmaSizes
 from clp_jax.models.lora import Einsum, FeedForward
 
@@ -203,9 +203,9 @@ class Gemma(nn.Module):
         conditions: Sequence[Float[Array, "b _d"] | None] | None = None,
         kv_cache: KVCache | None = None,
         cache_index: Int[Array, ""] | None = None,
-        gates: Float[Array, "depth e #b"] | None = None,
+        gates: Float[AnyArray, "depth e #b"] | None = None,
         capture: bool = False,
-    ) -> tuple[list[Array | None], KVCache, list[Array | None] | None]:
+    ) -> tuple[list[Leaf], KVCache, list[Leaf] | None]:
         """Run the stack.
 
         Args:

@@ -18,13 +18,13 @@ class Einsum(nn.Module):
     """``einsum(equation, x, w)`` in x's dtype, plus ``scale`` times the adapter's product when ``lora_rank`` > 0."""
 
     shape: tuple[int, ...]
-    init: nn.initializers.Initializer
+    initializer: nn.initializers.Initializer
     lora_rank: int = 0
     lora_scale: float = 1.0
 
     @nn.compact
     def __call__(self, equation: str, x: Float[Array, "..."]) -> Float[Array, "..."]:
-        w = self.param("w", self.init, self.shape)
+        w = self.param("w", self.initializer, self.shape)
         y = jnp.einsum(equation, x, w.astype(x.dtype))
         if not self.lora_rank:
             return y

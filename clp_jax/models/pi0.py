@@ -5,7 +5,7 @@ noise - actions. π0 has a state token and mixes time into the action tokens; π
 time in adaRMS. Formulas and order of operations follow openpi models/pi0.py, commit 15a9616.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -134,7 +134,7 @@ class Pi0(nn.Module):
             gates=gates.llm,
             capture=capture,
         )
-        if capture:
+        if states is not None:
             towers |= {
                 "vlm": TowerStates(states[0], prefix_valid),
                 "action": TowerStates(states[1], suffix_valid),
@@ -235,7 +235,8 @@ def sample_actions(
     def step(_, carry):
         x, time = carry
         times = jnp.broadcast_to(time, (x.shape[0],))
-        velocity = model.apply(variables, observation, kv_cache, prefix_valid, x, times, gates=gates, method="denoise")
+        inputs = observation, kv_cache, prefix_valid, x, times
+        velocity: Any = model.apply(variables, *inputs, gates=gates, method="denoise")
         return x + (dt * velocity).astype(x.dtype), time + dt
 
     # The time is accumulated, not multiplied, as upstream does: the float32 roundings are part of its answer.

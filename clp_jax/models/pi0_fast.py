@@ -4,6 +4,8 @@ Training positions count all tokens, decoding positions count valid ones and ski
 upstream's, and so are the float32 queries. Source: openpi models/pi0_fast.py and gemma_fast.py, commit 15a9616.
 """
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -41,7 +43,7 @@ class Pi0Fast(nn.Module):
         (out,), _, states = self.PaliGemma.llm(
             [tokens], positions=positions, mask=mask, gates=gates.llm, capture=capture
         )
-        if capture:
+        if states is not None:
             towers |= {"vlm": TowerStates(states[0], valid)}
         return self.PaliGemma.llm.decode(out[:, 1 - observation.tokenized_prompt.shape[1] :]), towers
 
@@ -97,7 +99,8 @@ def sample_tokens(
 ) -> Int[Array, "b steps"]:
     """Greedy decoding until every sequence has ended or ``max_decoding_steps``; unwritten slots stay 0."""
     variables = {"params": params}
-    logits, kv_cache, valid = model.apply(variables, observation, gates=gates, method="prefill")
+    prefilled: Any = model.apply(variables, observation, gates=gates, method="prefill")
+    logits, kv_cache, valid = prefilled
     b, prefix = valid.shape
     kv_cache = tuple(jnp.pad(x, ((0, 0), (0, 0), (0, max_decoding_steps), (0, 0), (0, 0))) for x in kv_cache)
     length = jnp.sum(valid, axis=-1, dtype=jnp.int32)

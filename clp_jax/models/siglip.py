@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Float
 
-from clp_jax.aliases import Array
+from clp_jax.aliases import AnyArray, Array
 from clp_jax.models.architecture import SiglipSizes
 
 
@@ -72,7 +72,7 @@ class Siglip(nn.Module):
 
     @nn.compact
     def __call__(
-        self, image: Float[Array, "n h w c"], *, gates: Float[Array, "depth #n"] | None = None, capture: bool = False
+        self, image: Float[Array, "n h w c"], *, gates: Float[AnyArray, "depth #n"] | None = None, capture: bool = False
     ) -> tuple[Float[Array, "n s d"], Float[Array, "l n s v"] | None]:
         """Encode square RGB images.
 

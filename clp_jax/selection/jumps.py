@@ -120,8 +120,8 @@ def jump_table(evidence: Evidence, *, up_to: int) -> JumpTable:
 def knee(costs: Float[np.ndarray, " sizes"], *, limit: int | None = None) -> int:
     """Returns the number of blocks after which removing more becomes disproportionately dear.
 
-    It is the size whose cost lies furthest below the straight line from the first to the last size, at most the limit; 0
-    if none lies below it. The whole curve is looked at, because a bend just behind the limit says that all up to the
+    It is the size whose cost lies furthest below the straight line from the first to the last size, at most the limit;
+    0 if none lies below it. The whole curve is looked at, because a bend just behind the limit says that all up to the
     limit is cheap. A curve that bends evenly has its knee near its middle: look at it before trusting the number.
 
     Args:

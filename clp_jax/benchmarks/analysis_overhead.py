@@ -1,0 +1,102 @@
+"""What similarity statistics add to a plain forward pass: counted at full size, measured on a small model here."""
+
+import functools
+import statistics
+import time
+from typing import Any
+
+import jax
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from clp_jax.data import CalibrationData, arrange, fixed_noise_and_time
+from clp_jax.flops import analysis_flops, forward_flops
+from clp_jax.models import PI0, PI0_FAST, PI05, Architecture, GemmaSizes, SiglipSizes, build, init_params
+from clp_jax.sharding import make_mesh
+from clp_jax.similarity import Sampling, batch_statistics, batches, forward
+
+_GROUP, _PROMPT, _HORIZON = 4, 48, 50
+SMALL = Architecture(
+    kind="pi0",
+    vision=SiglipSizes(width=128, depth=4, mlp_dim=512, num_heads=4, patch_size=14, num_tokens=64),
+    vlm=GemmaSizes(width=256, depth=18, mlp_dim=2048, num_heads=8, num_kv_heads=1, head_dim=64),
+    action=GemmaSizes(width=128, depth=18, mlp_dim=512, num_heads=8, num_kv_heads=1, head_dim=64),
+    vocab_size=512,
+    action_dim=32,
+    dtype="float32",
+)
+"""Wide enough for matrix products to dominate, small enough for a CPU."""
+
+
+def run(*, repeats: int = 7) -> dict[str, Any]:
+    """Count at full size and time at small size, plain and with statistics alternating in one process."""
+    counted = {}
+    for architecture, prompt in ((PI0, 48), (PI05, 200), (PI0_FAST, 250)):
+        shape = {"cameras": 3, "prompt": prompt, "horizon": _HORIZON}
+        added = analysis_flops(architecture, **shape, group_size=_GROUP, max_samples=2048)
+        counted[architecture.kind] = added / forward_flops(architecture, **shape)
+    shape = {"cameras": 3, "prompt": _PROMPT, "horizon": _HORIZON}
+    small = analysis_flops(SMALL, **shape, group_size=_GROUP, max_samples=2048) / forward_flops(SMALL, **shape)
+    return {
+        "counted_full_size": counted,
+        "counted_small": small,
+        "measured_small": _measured(repeats),
+        "device": jax.devices()[0].device_kind,
+        "jax": jax.__version__,
+    }
+
+
+def _measured(repeats: int) -> dict[str, float]:
+    model, mesh = build(SMALL), make_mesh()
+    params = init_params(SMALL, jax.random.key(0))
+    data = _random_observations(_GROUP * jax.device_count())
+    (batch,) = batches(data, arrange(np.zeros(len(data), int), _GROUP), jax.device_count(), mesh)
+    plain = jax.jit(lambda params, batch: forward(model, params, batch)[0])
+    fused = jax.jit(functools.partial(batch_statistics, model, Sampling(), _GROUP))
+    times: dict[str, list[float]] = {"plain": [], "fused": []}
+    for repeat in range(repeats + 1):
+        for name, step in (("plain", plain), ("fused", fused)):
+            start = time.perf_counter()
+            jax.block_until_ready(step(params, batch))
+            if repeat:  # the first compiles
+                times[name].append(time.perf_counter() - start)
+    medians = {name: statistics.median(values) for name, values in times.items()}
+    return {
+        "plain_seconds": medians["plain"],
+        "fused_seconds": medians["fused"],
+        "overhead": medians["fused"] / medians["plain"] - 1,
+        "overhead_of_minima": min(times["fused"]) / min(times["plain"]) - 1,
+    }
+
+
+def _random_observations(count: int) -> CalibrationData:
+    rng, size = np.random.default_rng(0), SMALL.vision.image_size
+    actions = rng.standard_normal((count, _HORIZON, 32), np.float32)
+    noise, time_ = fixed_noise_and_time(actions.shape)
+    arrays: dict[str, np.ndarray] = {
+        "state": rng.standard_normal((count, 32), np.float32),
+        "tokenized_prompt": rng.integers(0, 512, (count, _PROMPT)).astype(np.int32),
+        "tokenized_prompt_mask": np.ones((count, _PROMPT), bool),
+        "actions": actions,
+        "noise": noise,
+        "time": time_,
+    }
+    for camera in ("base_0_rgb", "left_wrist_0_rgb", "right_wrist_0_rgb"):
+        arrays[f"image/{camera}"] = rng.integers(0, 256, (count, size, size, 3)).astype(np.uint8)
+        arrays[f"image_mask/{camera}"] = np.ones(count, bool)
+    return CalibrationData(arrays, "random")
+
+
+def show(result: dict[str, Any], console: Console) -> None:
+    """Print what `run` found."""
+    table = Table(title="Similarity statistics, added to a forward pass")
+    table.add_column("")
+    table.add_column("overhead", justify="right")
+    for kind, share in result["counted_full_size"].items():
+        table.add_row(f"{kind}, full size, counted FLOPs", f"{share:.1%}")
+    table.add_row("small π0, counted FLOPs", f"{result['counted_small']:.1%}")
+    measured = result["measured_small"]
+    table.add_row(f"small π0, measured on {result['device']} (median)", f"{measured['overhead']:.1%}")
+    table.add_row("small π0, measured (minima)", f"{measured['overhead_of_minima']:.1%}")
+    console.print(table)
