@@ -11,7 +11,7 @@ Sources: Kornblith et al. 2019 (arXiv 1905.00414) for CKA; Song et al. 2012 (JML
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -85,17 +85,18 @@ def gram_sums(states: Float[Array, "l n d"], valid: Bool[Array, " n"], *, tile: 
     """
     layers, n, _ = states.shape
     tile, blocks = _tiling(n, tile)
-    centre, has_signal = _centring(states, valid)
-    norms = jnp.sum(jnp.where(valid[None, :, None], centre(states), 0) ** 2, axis=-1)
+    centred, is_signal = _centring(states, valid, tile, blocks)
 
-    def read(block: Array) -> Array:
-        rows, mask = _tile(states, valid, block, tile)
-        return jnp.where(mask[None, :, None], centre(rows), 0)
+    def diagonal_and_trace(block: Array) -> tuple[Array, Array]:
+        norms = jnp.sum(centred(block) ** 2, axis=-1)
+        return jnp.einsum("la,ma->lm", norms, norms, precision=_HIGHEST), jnp.sum(norms, axis=-1)
 
     def add_pair(carry: tuple[Array, Array], pair: tuple[Array, Array]) -> tuple[tuple[Array, Array], None]:
         total, lost = carry  # compensated (Kahan) summation: large n has thousands of pairs
-        gram = jnp.einsum("lad,lbd->lab", read(pair[0]), read(pair[1]), precision=_HIGHEST)
-        inner = jnp.einsum("lab,mab->lm", gram, gram, precision=_HIGHEST)
+        gram = jnp.einsum("lad,lbd->lab", centred(pair[0]), centred(pair[1]), precision=_HIGHEST)
+        # One contracted axis: for two XLA transposes a copy of the tile.
+        flat = gram.reshape(layers, -1)
+        inner = jnp.einsum("lk,mk->lm", flat, flat, precision=_HIGHEST)
         term = jnp.where(pair[0] == pair[1], 1.0, 2.0) * inner - lost
         return (total + term, ((total + term) - total) - term), None
 
@@ -103,12 +104,13 @@ def gram_sums(states: Float[Array, "l n d"], valid: Bool[Array, " n"], *, tile: 
     pairs = tuple(jnp.asarray(x, jnp.int32) for x in np.triu_indices(blocks))
     zeros = jnp.zeros((layers, layers), jnp.float32)
     (inner, _), _ = jax.lax.scan(add_pair, (zeros, zeros), pairs)
-    signal = has_signal(norms.sum(axis=-1))
-    norms = jnp.where(signal[:, None], norms, 0)
+    diagonal, trace = _sum_over_tiles(diagonal_and_trace, blocks)
+    signal = is_signal(trace)
+    both = signal[:, None] & signal[None, :]
     return GramSums(
-        inner=jnp.where(signal[:, None] & signal[None, :], inner, 0),
-        diagonal=jnp.einsum("ln,mn->lm", norms, norms, precision=_HIGHEST),
-        trace=norms.sum(axis=-1),
+        inner=jnp.where(both, inner, 0),
+        diagonal=jnp.where(both, diagonal, 0),
+        trace=jnp.where(signal, trace, 0),
         count=_count(valid),
     )
 
@@ -120,7 +122,7 @@ def gram_flops(layers: int, n: int, d: int, *, tile: int = TILE) -> int:
     (inner products) and 4 t d per layer (centring). Per token that is about l n (d + l): linear in n.
 
     >>> round(gram_flops(18, 2048, 512) / (18 * 2048**2 * 512), 2)  # 1.125 for whole tiles on the diagonal
-    1.17
+    1.18
     """
     tile, blocks = _tiling(n, tile)
     pairs = blocks * (blocks + 1) // 2
@@ -183,17 +185,17 @@ def rms_normalise(states: Float[Array, "l n d"]) -> Float[Array, "l n d"]:
     return states * jax.lax.rsqrt(jnp.where(mean_square > 0, mean_square, 1))
 
 
-def channel_share(states: Float[Array, "l n d"], valid: Bool[Array, " n"]) -> Float[Array, " l"]:
+def channel_share(states: Float[Array, "l n d"], valid: Bool[Array, " n"], *, tile: int = TILE) -> Float[Array, " l"]:
     """Share of each layer's variance that its single largest channel holds: a detector of massive activations.
 
     Returns:
       Between 1/d (evenly spread) and 1; NaN for constant features.
     """
-    centre, has_signal = _centring(states, valid)
-    deviation = jnp.where(valid[None, :, None], centre(states), 0)
-    variance = jnp.sum(deviation * deviation, axis=1)
+    tile, blocks = _tiling(states.shape[1], tile)
+    centred, is_signal = _centring(states, valid, tile, blocks)
+    variance = _sum_over_tiles(lambda block: jnp.sum(centred(block) ** 2, axis=1), blocks)
     total = variance.sum(axis=-1)
-    return jnp.where(has_signal(total), variance.max(axis=-1) / total, jnp.nan)
+    return jnp.where(is_signal(total), variance.max(axis=-1) / total, jnp.nan)
 
 
 def pair_statistics(states: Float[Array, "l n d"], valid: Bool[Array, " n"], *, tile: int = TILE) -> PairSums:
@@ -207,24 +209,19 @@ def pair_statistics(states: Float[Array, "l n d"], valid: Bool[Array, " n"], *, 
       valid: which samples count; the other rows may hold anything. A valid row of zeros has no direction: NaN.
       tile: rows at a time.
     """
-    layers, n, width = states.shape
-    tile, blocks = _tiling(n, tile)
+    tile, blocks = _tiling(states.shape[1], tile)
 
-    def add_tile(block: Array | int, totals: PairSums) -> PairSums:
+    def of_tile(block: Array) -> tuple[Array, ...]:
         rows, mask = _tile(states, valid, block, tile)
         rows = rows.astype(jnp.float32)
         norms = jnp.sqrt(jnp.sum(rows * rows, axis=-1))
         squared, chord = _squared_distances(rows), _squared_distances(rows / norms[:, :, None])
-        half_angle = jnp.arcsin(jnp.minimum(jnp.sqrt(chord) / 2, 1))
-        added = (1 - chord / 2, 2 / jnp.pi * half_angle, squared / (norms * norms).T[:, :, None], squared / width)
-        sums = (
-            total + jnp.sum(jnp.where(mask[:, None, None], x, 0), axis=0)
-            for total, x in zip(totals[:4], added, strict=True)
-        )
-        return PairSums(*sums, count=totals.count)
+        angle = 2 / jnp.pi * jnp.arcsin(jnp.minimum(jnp.sqrt(chord) / 2, 1))
+        residual = squared / (norms * norms).T[:, :, None]
+        values = (1 - chord / 2, angle, residual, squared / states.shape[2])
+        return tuple(jnp.sum(jnp.where(mask[:, None, None], x, 0), axis=0) for x in values)
 
-    zeros = jnp.zeros((layers, layers), jnp.float32)
-    return jax.lax.fori_loop(0, blocks, add_tile, PairSums(zeros, zeros, zeros, zeros, _count(valid)))
+    return PairSums(*_sum_over_tiles(of_tile, blocks), count=_count(valid))
 
 
 def _squared_distances(points: Float[Array, "l t d"]) -> Float[Array, "t l l"]:
@@ -245,21 +242,34 @@ def _squared_distances(points: Float[Array, "l t d"]) -> Float[Array, "t l l"]:
     return above + above.swapaxes(1, 2)
 
 
-def _centring(states: Array, valid: Array) -> tuple[Callable[[Array], Array], Callable[[Array], Array]]:
-    """A function that centres rows [l, t, d] in float32, and one that tells which total squared deviations are signal.
+def _centring(
+    states: Array, valid: Array, tile: int, blocks: int
+) -> tuple[Callable[[Array], Array], Callable[[Array], Array]]:
+    """Two functions: the centred float32 rows [l, t, d] of a tile, and which total squared deviations [l] are signal.
 
     The mean of the residual takes away the rounding of the first mean, which matters once the mean is many times the
     spread. What both leave of constant features is at most one rounding of the mean per value: no signal.
     """
     count = jnp.maximum(_count(valid), 1)
 
-    def mean_of(x: Array) -> Array:
-        return jnp.sum(jnp.where(valid[None, :, None], x, 0), axis=1, keepdims=True) / count
+    def minus(block: Array, *means: Array) -> Array:
+        rows, mask = _tile(states, valid, block, tile)
+        rows = rows.astype(jnp.float32)
+        for mean in means:
+            rows = rows - mean[:, None, :]
+        return jnp.where(mask[None, :, None], rows, 0)
 
-    mean = mean_of(states.astype(jnp.float32))
-    residual = mean_of(states.astype(jnp.float32) - mean)
-    rounding = count * jnp.sum((_EPS * mean) ** 2, axis=(1, 2))
-    return lambda rows: (rows.astype(jnp.float32) - mean) - residual, lambda deviation: deviation > rounding
+    # By tiles: a reduction of the whole array would first write all of it in float32 on CPU.
+    mean = _sum_over_tiles(lambda block: jnp.sum(minus(block), axis=1), blocks) / count
+    residual = _sum_over_tiles(lambda block: jnp.sum(minus(block, mean), axis=1), blocks) / count
+    rounding = count * jnp.sum((_EPS * mean) ** 2, axis=-1)
+    return lambda block: minus(block, mean, residual), lambda deviation: deviation > rounding
+
+
+def _sum_over_tiles(term: Callable[[Array], Any], blocks: int) -> Any:
+    """Sum of the tree ``term(block)`` over all blocks."""
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(term, jnp.int32(0)))
+    return jax.lax.fori_loop(0, blocks, lambda block, total: jax.tree.map(jnp.add, total, term(block)), zeros)
 
 
 def _count(valid: Array) -> Array:

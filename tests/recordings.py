@@ -13,7 +13,7 @@ import numpy as np
 
 from clp_jax.checkpoint import read_params, read_spec
 from clp_jax.models import Architecture, Observation, architecture_of, build
-from clp_jax.models.pi0 import compute_loss, sample_actions
+from clp_jax.models.pi0 import sample_actions
 
 GOLDEN = Path(__file__).parent / "golden"
 KEEP9 = (0, 1, 2, 3, 5, 8, 11, 14, 17)
@@ -22,6 +22,8 @@ KEEP9 = (0, 1, 2, 3, 5, 8, 11, 14, 17)
 HIDDEN_TOLERANCE = 2e-5
 OUTPUT_TOLERANCE = 1e-5
 SAMPLE_TOLERANCE = 1e-5
+KV_TOLERANCE = 5e-5
+"""Keys and values are sums over the width of the deepest hidden states, each with its own HIDDEN_TOLERANCE."""
 
 _CAMERAS = ("base_0_rgb", "left_wrist_0_rgb", "right_wrist_0_rgb")
 _FAST_CAMERAS = ("base_0_rgb", "base_1_rgb", "wrist_0_rgb")
@@ -77,7 +79,8 @@ def _everything(architecture: Architecture):
     def run(params, obs, actions, noise, time, sample_noise):
         t = time[:, None, None]
         velocity, towers = model.apply({"params": params}, obs, t * noise + (1 - t) * actions, time, capture=True)
-        loss = compute_loss(model, params, obs, actions, noise=noise, time=time)
+        # Not compute_loss, which would run the model again; it is tested with its gradient.
+        loss = jnp.mean(jnp.square(velocity.astype(jnp.float32) - (noise - actions)), axis=-1)
         sampled = sample_actions(model, params, obs, noise=sample_noise, num_steps=10)
         return {"v_t": velocity, "towers": towers, "loss": loss, "sampled_actions": sampled}
 
