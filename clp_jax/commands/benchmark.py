@@ -30,7 +30,7 @@ def run(config: Benchmark) -> None:
     console = Console()
     if config.part == "cka":
         result: Any = cka_peers.run()
-        cka_peers.show(result, console)
+        console.print(cka_peers.table(result))
     elif config.part == "analysis":
         result = analysis_overhead.run()
         analysis_overhead.show(result, console)
