@@ -6,6 +6,7 @@ of one run, not seconds of different runs.
 """
 
 import dataclasses
+import functools
 import importlib
 import importlib.metadata
 import itertools
@@ -37,14 +38,16 @@ class Candidate:
     Attributes:
       name: package and function.
       detail: dtype and estimator.
-      call: computes what is timed: all pairs of layers, or the pairs of one round if ``pairs`` is set.
+      put: turns the states into the package's own array, which is not timed.
+      call: computes what is timed: all pairs of layers, or only ``pairs``.
       debiased: which estimator it computes.
       pairs: pairs of layers timed per round, where all of them would take minutes; times are scaled to all pairs.
     """
 
     name: str
     detail: str
-    call: Callable[[np.ndarray], np.ndarray]
+    put: Callable[[np.ndarray], Any]
+    call: Callable[[Any], np.ndarray]
     debiased: bool
     pairs: tuple[tuple[int, int], ...] | None = None
 
@@ -70,7 +73,7 @@ def run(
     states = residual_stream(layers, samples, width, offset=0.0, seed=seed)
     shifted = residual_stream(layers, samples, width, offset=offset, seed=seed)
     candidates, missing = _candidates(layers)
-    calls: dict[str, Callable[[], Any]] = {c.name: (lambda c=c: c.call(states)) for c in candidates}
+    calls: dict[str, Callable[[], Any]] = {c.name: functools.partial(c.call, c.put(states)) for c in candidates}
     square = jnp.asarray(np.random.default_rng(seed).standard_normal((SGEMM_SIZE, SGEMM_SIZE)), jnp.float32)
     product = jax.jit(lambda x: jnp.matmul(x, x, precision=jax.lax.Precision.HIGHEST))
     calls[FLOOR] = lambda: product(square).block_until_ready()
@@ -138,13 +141,17 @@ def _candidates(layers: int) -> tuple[list[Candidate], list[str]]:
     """What can be measured here, and the names of the peers that are not installed."""
     compare = jax.jit(lambda x, valid: cka.cka(cka.hsic(cka.gram_sums(x, valid), debiased=True)))
 
-    def ours(states: np.ndarray) -> np.ndarray:
-        return np.asarray(compare(states, np.ones(states.shape[1], bool)))
+    def ours(states: jax.Array) -> np.ndarray:
+        return np.asarray(compare(states, jnp.ones(states.shape[1], bool)))
 
     found = [
-        Candidate(OURS, "float32, debiased", ours, debiased=True),
-        Candidate("numpy float64", "Grams, loop over pairs", lambda x: _numpy_cka(x, np.float64), debiased=True),
-        Candidate("numpy float32", "Grams, loop over pairs", lambda x: _numpy_cka(x, np.float32), debiased=True),
+        Candidate(OURS, "float32, debiased", jnp.asarray, ours, debiased=True),
+        Candidate(
+            "numpy float64", "Grams, loop over pairs", np.asarray, lambda x: _numpy_cka(x, np.float64), debiased=True
+        ),
+        Candidate(
+            "numpy float32", "Grams, loop over pairs", np.asarray, lambda x: _numpy_cka(x, np.float32), debiased=True
+        ),
     ]
     torch, pytorch_cka, ckatorch = (_optional(name) for name in ("torch", "cka", "ckatorch.core"))
     missing = [
@@ -152,19 +159,18 @@ def _candidates(layers: int) -> tuple[list[Candidate], list[str]]:
     ]
     if torch and pytorch_cka:
 
-        def from_features(states: np.ndarray) -> np.ndarray:
-            features = torch.from_numpy(states)
+        def from_features(features: Any) -> np.ndarray:
             return pytorch_cka.cka_from_features(features, features).numpy()
 
-        found.append(Candidate("pytorch-cka", "float32, debiased", from_features, debiased=True))
+        found.append(Candidate("pytorch-cka", "float32, debiased", torch.from_numpy, from_features, debiased=True))
     if torch and ckatorch:
         pairs = ((0, layers // 2),)
 
-        def of_pairs(states: np.ndarray) -> np.ndarray:
-            x = torch.from_numpy(states)
+        def of_pairs(x: Any) -> np.ndarray:
             return np.array([ckatorch.cka_base(x[i], x[j]).item() for i, j in pairs])
 
-        found.append(Candidate("ckatorch", "float64, biased, per pair", of_pairs, debiased=False, pairs=pairs))
+        detail = "float64, biased, per pair"
+        found.append(Candidate("ckatorch", detail, torch.from_numpy, of_pairs, debiased=False, pairs=pairs))
     return found, missing
 
 
@@ -204,7 +210,7 @@ def _error(candidate: Candidate, states: np.ndarray, exact: dict[bool, np.ndarra
     wanted = exact[candidate.debiased]
     if candidate.pairs is not None:
         wanted = np.array([wanted[i, j] for i, j in candidate.pairs])
-    return float(np.abs(candidate.call(states) - wanted).max())
+    return float(np.abs(candidate.call(candidate.put(states)) - wanted).max())
 
 
 def _optional(name: str) -> ModuleType | None:
