@@ -102,7 +102,7 @@ def test_second_pass_does_not_compile_again(pi0):
     step = similarity._statistics_step(arch, Sampling(), 4, make_mesh())
     compiled = step._cache_size()
     measure(arch, params, data)
-    assert step._cache_size() == compiled == 1
+    assert step._cache_size() == compiled > 0
 
 
 def test_padded_tokens_and_absent_cameras_do_not_count(pi0):
