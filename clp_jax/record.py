@@ -5,11 +5,12 @@ import importlib.metadata
 from collections.abc import Mapping
 from typing import Any
 
+from clp_jax import __version__
 from clp_jax.errors import InputError
 from clp_jax.plan import PrunePlan, compose
 
 SCHEMA = 1
-_PACKAGES = ("clp-jax", "jax", "jaxlib", "flax", "orbax-checkpoint", "numpy")
+_PACKAGES = ("jax", "jaxlib", "flax", "orbax-checkpoint", "numpy")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,7 +75,7 @@ def extend_record(
 
 def versions() -> dict[str, str]:
     """Installed versions of the packages that shape a result."""
-    found = {}
+    found = {"clp-jax": __version__}
     for name in _PACKAGES:
         try:
             found[name] = importlib.metadata.version(name)
