@@ -5,7 +5,7 @@ The steps are plain functions; see the README for the ten lines that join them.
 
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from clp_jax.version import __version__
 
 if TYPE_CHECKING:
     from clp_jax.analysis import Analysis, Reading, analyse, loss_of

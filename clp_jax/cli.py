@@ -16,8 +16,8 @@ import sys
 import traceback
 from collections.abc import Sequence
 
-from clp_jax import __version__
 from clp_jax.errors import InputError
+from clp_jax.version import __version__
 
 COMMANDS = {
     "analyse": "measure which layers are twins of their neighbours and propose a plan",

@@ -5,9 +5,9 @@ import importlib.metadata
 from collections.abc import Mapping
 from typing import Any
 
-from clp_jax import __version__
 from clp_jax.errors import InputError
 from clp_jax.plan import PrunePlan, compose
+from clp_jax.version import __version__
 
 SCHEMA = 1
 _PACKAGES = ("jax", "jaxlib", "flax", "orbax-checkpoint", "numpy")

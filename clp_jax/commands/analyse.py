@@ -8,7 +8,6 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from clp_jax import __version__
 from clp_jax.analysis import Analysis, Reading, analyse, loss_of
 from clp_jax.checkpoint import fingerprint, read_spec, staged
 from clp_jax.data import CalibrationData, hold_out, load_npz
@@ -20,6 +19,7 @@ from clp_jax.progress import track
 from clp_jax.report import write_report
 from clp_jax.selection import CRITERIA, Evidence, how_many
 from clp_jax.similarity import Estimator, Samples, Sampling, StateScale
+from clp_jax.version import __version__
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
