@@ -38,14 +38,14 @@ lint: .venv/.installed-lint ## format, style, types, direction of imports
 	@.venv/bin/python -m ruff format --check --quiet .
 	@.venv/bin/python -m ruff check --quiet .
 	@.venv/bin/python -m pyright --pythonpath .venv/bin/python
-	@.venv/bin/lint-imports --no-logo
+	@.venv/bin/lint-imports --no-logo --no-cache
 
 format: .venv/.installed-lint ## rewrite the files in our format
 	@.venv/bin/python -m ruff check --quiet --select I --fix .
 	@.venv/bin/python -m ruff format --quiet .
 
 clean: ## remove environments and caches
-	@rm -rf .venv .venv-openpi .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	@rm -rf .venv .venv-openpi .pytest_cache .ruff_cache .hypothesis
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # One environment, three sizes, each on top of the one before: the demo does not wait for the linters, and parallel make
