@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from clp_jax.data import arrange, fixed_noise_and_time, hold_out, load_npz
 from clp_jax.errors import InputError
+from clp_jax.models import CAMERAS
 
 ARCH = toys.architecture()
 
@@ -22,7 +23,7 @@ def test_noise_and_time_of_the_file_are_kept(tmp_path):
     arrays = arrays | {"time": np.full(12, 0.25, np.float32)}
     loaded = load_npz(write(tmp_path / "d.npz", arrays), ARCH)
     np.testing.assert_array_equal(loaded.arrays["time"], arrays["time"])
-    assert loaded.cameras == ("base_0_rgb", "left_wrist_0_rgb")
+    assert loaded.cameras == ("base_0_rgb", "left_wrist_0_rgb", "right_wrist_0_rgb")
     assert len(loaded.fingerprint) == 64
 
 
@@ -51,8 +52,11 @@ def without(*keys):
 BAD = {
     "lacks actions": without("actions"),
     "lacks image_mask/base_0_rgb": without("image_mask/base_0_rgb"),
-    "lacks image/<camera>": without(
-        "image/base_0_rgb", "image/left_wrist_0_rgb", "image_mask/base_0_rgb", "image_mask/left_wrist_0_rgb"
+    "lacks image/right_wrist_0_rgb, image_mask/right_wrist_0_rgb": without(
+        "image/right_wrist_0_rgb", "image_mask/right_wrist_0_rgb"
+    ),
+    "holds image/cam_high; the cameras of a pi0 model are base_0_rgb, left_wrist_0_rgb, right_wrist_0_rgb": changed(
+        **{"image/cam_high": np.zeros((12, 8, 8, 3), np.uint8)}
     ),
     r"state has shape \(12, 5\), expected \(12, 6\)": changed(state=np.zeros((12, 5), np.float32)),
     r"actions has shape \(11, 4, 6\)": changed(actions=np.zeros((11, 4, 6), np.float32)),
@@ -64,7 +68,7 @@ BAD = {
     r"time must lie in \(0, 1\]": changed(time=np.zeros(12, np.float32)),
     "observation 0 has no valid token": changed(
         tokenized_prompt_mask=np.zeros((12, 5), bool),
-        **{"image_mask/base_0_rgb": np.zeros(12, bool), "image_mask/left_wrist_0_rgb": np.zeros(12, bool)},
+        **{f"image_mask/{camera}": np.zeros(12, bool) for camera in CAMERAS},
     ),
     "holds no observations": lambda base: {k: v[:0] for k, v in base.items()},
 }

@@ -6,7 +6,17 @@ import jax
 import numpy as np
 
 from clp_jax.data import CalibrationData, fixed_noise_and_time
-from clp_jax.models import PI0, PI0_FAST, PI05, Architecture, GemmaSizes, SiglipSizes, init_params
+from clp_jax.models import (
+    CAMERAS,
+    FAST_CAMERAS,
+    PI0,
+    PI0_FAST,
+    PI05,
+    Architecture,
+    GemmaSizes,
+    SiglipSizes,
+    init_params,
+)
 from clp_jax.trees import flatten, unflatten
 
 DEPTH, PROMPT, HORIZON = 4, 5, 4
@@ -42,7 +52,7 @@ def data(arch: Architecture, observations: int = 12, *, per_episode: int = 1, se
     rng, size = np.random.default_rng(seed), arch.vision.image_size
     fast = arch.kind == "pi0_fast"
     arrays: dict[str, np.ndarray] = {}
-    for i, camera in enumerate(("base_0_rgb", "base_1_rgb") if fast else ("base_0_rgb", "left_wrist_0_rgb")):
+    for i, camera in enumerate(FAST_CAMERAS if fast else CAMERAS):
         arrays[f"image/{camera}"] = rng.integers(0, 256, (observations, size, size, 3)).astype(np.uint8)
         arrays[f"image_mask/{camera}"] = rng.random(observations) < (1.0 if i == 0 else 0.7)
     arrays["state"] = rng.standard_normal((observations, 6), np.float32)

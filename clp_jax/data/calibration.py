@@ -3,8 +3,8 @@
 Keys are openpi's model inputs flattened with "/": ``image/<camera>`` uint8 or float32 in [-1, 1] [n, h, w, 3],
 ``image_mask/<camera>`` bool [n], ``state`` float32 [n, adim], ``tokenized_prompt`` int32 [n, s],
 ``tokenized_prompt_mask`` bool [n, s], ``actions`` float32 [n, horizon, adim]; optional ``noise`` (like actions),
-``time`` float32 [n] in (0, 1], ``episode_index`` int [n]; π0-FAST also ``token_ar_mask`` int32 and
-``token_loss_mask`` bool [n, s].
+``time`` float32 [n] in (0, 1], ``episode_index`` int [n], ``action_is_pad`` bool [n, horizon]; π0-FAST also
+``token_ar_mask`` int32 and ``token_loss_mask`` bool [n, s]. The cameras are openpi's three of the model's kind.
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ from jaxtyping import Int
 
 from clp_jax.aliases import Leaf
 from clp_jax.errors import InputError
-from clp_jax.models import Architecture, Observation
+from clp_jax.models import CAMERAS, FAST_CAMERAS, Architecture, Observation
 
 _TOKEN_KEYS = ("tokenized_prompt", "tokenized_prompt_mask")
 _FAST_KEYS = ("token_ar_mask", "token_loss_mask")
@@ -73,6 +73,11 @@ def observation_of(arrays: Mapping[str, Leaf]) -> Observation:
     )
 
 
+def camera_names(architecture: Architecture) -> tuple[str, ...]:
+    """The model's cameras in the order in which it reads them, which is also the sorted one."""
+    return FAST_CAMERAS if architecture.kind == "pi0_fast" else CAMERAS
+
+
 def load_npz(path: str | os.PathLike[str], architecture: Architecture) -> CalibrationData:
     """Read and check a ``.npz`` of model-ready observations.
 
@@ -90,7 +95,7 @@ def load_npz(path: str | os.PathLike[str], architecture: Architecture) -> Calibr
     file = epath.Path(path)
     if file.is_dir():
         raise InputError(
-            f"{path} is a folder; give a .npz of model-ready observations (LeRobot folders are not read yet)."
+            f"{path} is a folder; give a .npz of model-ready observations (open_dataset reads LeRobot folders)."
         )
     if not file.exists():
         raise InputError(f"there is no data file {path}.")
@@ -187,11 +192,17 @@ def arrange(episodes: Int[np.ndarray, " n"], group_size: int, *, seed: int = 0) 
 def _check(arrays: dict[str, np.ndarray], architecture: Architecture, path: str) -> None:
     """Raise on anything that the model cannot read."""
     fast = architecture.kind == "pi0_fast"
-    cameras = [key.removeprefix("image/") for key in arrays if key.startswith("image/")]
-    wanted = ["state", *_TOKEN_KEYS, *(_FAST_KEYS if fast else ("actions",)), *(f"image_mask/{c}" for c in cameras)]
-    missing = [key for key in wanted if key not in arrays] + ([] if cameras else ["image/<camera>"])
+    cameras = camera_names(architecture)
+    wanted = ["state", *_TOKEN_KEYS, *(_FAST_KEYS if fast else ("actions",))]
+    wanted += [f"{prefix}/{camera}" for camera in cameras for prefix in ("image", "image_mask")]
+    missing = [key for key in wanted if key not in arrays]
     if missing:
         raise InputError(f"{path} lacks {', '.join(missing)}; it holds {', '.join(sorted(arrays)) or 'nothing'}.")
+    unknown = sorted(key for key in arrays if key.startswith(("image/", "image_mask/")) and key not in wanted)
+    if unknown:
+        raise InputError(
+            f"{path} holds {', '.join(unknown)}; the cameras of a {architecture.kind} model are {', '.join(cameras)}."
+        )
     rows = len(arrays["state"]) if arrays["state"].ndim else 0
     if rows == 0:
         raise InputError(f"{path} holds no observations.")
@@ -228,6 +239,7 @@ def _expected(arrays, architecture: Architecture, cameras, rows: int) -> dict[st
         "tokenized_prompt_mask": ("b", prompt),
     }
     expected |= {"token_ar_mask": ("iub", prompt), "token_loss_mask": ("b", prompt), "episode_index": ("iu", (rows,))}
+    expected |= {"action_is_pad": ("b", actions)}
     if architecture.action_dim is not None:
         expected |= dict.fromkeys(("actions", "noise"), ("f", (*actions, architecture.action_dim)))
         expected |= {"time": ("f", (rows,))}

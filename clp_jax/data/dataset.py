@@ -1,0 +1,190 @@
+"""One door to data: a ``.npz`` or a LeRobot data set in, batches and calibration observations out."""
+
+import dataclasses
+import os
+from collections.abc import Mapping
+
+import numpy as np
+from jaxtyping import Bool, Int
+
+from clp_jax.data.calibration import CalibrationData, camera_names, fixed_noise_and_time, hold_out, load_npz
+from clp_jax.data.loader import BatchIterator, Read
+from clp_jax.data.norm_stats import NormStats
+from clp_jax.data.robots import Robot
+from clp_jax.data.tokenizer import PromptTokenizer
+from clp_jax.errors import InputError
+from clp_jax.models import Architecture
+
+_NOT_IN_BATCHES = ("noise", "time", "episode_index")
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingData:
+    """Observations on demand, split by whole episodes into those for training and those held out.
+
+    Attributes:
+      source: where it came from.
+      kind: of the model that reads it.
+      read: the observations at these rows, by the keys of `calibration`.
+      episodes: the episode of each row of the source [n].
+      rows: the rows for training, `len` of them.
+      held: the rows held out, perhaps none.
+      cameras: the model's cameras, in its order.
+      action_dim: dimensions of the robot's actions; those of the model's for a ``.npz``, None if it has none.
+      norm_stats: what states and actions were normalised with, by name; None if they are stored that way.
+      asset_id: where the statistics belong in a checkpoint: ``assets/<asset_id>/norm_stats.json``.
+      fingerprint: identity of the data.
+    """
+
+    source: str
+    kind: str
+    read: Read
+    episodes: Int[np.ndarray, " n"]
+    rows: Int[np.ndarray, " r"]
+    held: Int[np.ndarray, " h"]
+    cameras: tuple[str, ...]
+    action_dim: int | None
+    norm_stats: Mapping[str, NormStats] | None
+    asset_id: str | None
+    fingerprint: str
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def batches(
+        self, batch_size: int, *, seed: int = 0, process_index: int = 0, process_count: int = 1, workers: int = 4
+    ) -> BatchIterator:
+        """Shuffled training batches without end; see `loader`.
+
+        Args:
+          batch_size: observations of a batch over all processes.
+          seed: of the permutations.
+          process_index: which share of each batch to read.
+          process_count: how many shares there are.
+          workers: threads that read ahead; 0 reads in the calling thread.
+
+        Returns:
+          An iterator with ``get_state`` and ``set_state``, which yields this process's rows of each batch by the
+          keys of `calibration`, with ``action_is_pad`` bool [b, horizon] where there are actions.
+        """
+
+        def read(rows: np.ndarray) -> dict[str, np.ndarray]:
+            batch = {key: value for key, value in self.read(rows).items() if key not in _NOT_IN_BATCHES}
+            return batch | _action_is_pad(batch)
+
+        return BatchIterator(
+            read,
+            self.rows,
+            batch_size,
+            seed=seed,
+            process_index=process_index,
+            process_count=process_count,
+            workers=workers,
+            fingerprint=self.fingerprint,
+        )
+
+    def calibration(self, max_observations: int | None = None, *, seed: int = 0) -> CalibrationData:
+        """Training observations in host memory: all, or a random choice of that many; in the source's order."""
+        return self._take(self.rows, max_observations, seed)
+
+    def held_out(self, max_observations: int | None = None, *, seed: int = 0) -> CalibrationData | None:
+        """Observations of the held-out episodes, with fixed noise and time; None if none are held out."""
+        return self._take(self.held, max_observations, seed) if len(self.held) else None
+
+    def _take(self, rows: np.ndarray, most: int | None, seed: int) -> CalibrationData:
+        if most is not None and most < 1:
+            raise InputError(f"at most {most} observations are none; ask for at least one.")
+        if most is not None and most < len(rows):
+            rows = np.sort(np.random.default_rng(seed).choice(rows, most, replace=False))
+        arrays = self.read(rows)
+        arrays["episode_index"] = self.episodes[rows]
+        if self.kind != "pi0_fast":
+            noise, time = fixed_noise_and_time(arrays["actions"].shape)
+            arrays.setdefault("noise", noise)
+            arrays.setdefault("time", time)
+        return CalibrationData(arrays, self.fingerprint)
+
+
+def open_dataset(
+    source: str | os.PathLike[str],
+    architecture: Architecture,
+    *,
+    robot: Robot | None = None,
+    tokenizer: PromptTokenizer | None = None,
+    norm_stats: Mapping[str, NormStats] | None = None,
+    asset_id: str | None = None,
+    action_horizon: int | None = None,
+    max_token_len: int | None = None,
+    state_in_prompt: bool | None = None,
+    prompt: str | None = None,
+    hold_out_ratio: float = 0.0,
+    seed: int = 0,
+) -> TrainingData:
+    """Open data for a model.
+
+    Args:
+      source: a ``.npz`` of model-ready observations, or a LeRobot data set: a local folder or a hub id.
+      architecture: the model that will read it.
+      robot: which column goes where; needed for a LeRobot data set.
+      tokenizer: of the prompts; needed for a LeRobot data set.
+      norm_stats: of ``state`` and ``actions``; computed from the data set if None. A ``.npz`` is normalised already and
+        only passes them on.
+      asset_id: where they belong in a checkpoint; by default the hub id, or the folder's name.
+      action_horizon: actions of a chunk; openpi's default of the model's kind if None.
+      max_token_len: tokens of a prompt, padding included; openpi's default of the model's kind if None.
+      state_in_prompt: whether the prompt spells the state; if None it does for π0.5, as in openpi.
+      prompt: for every observation, instead of the data set's tasks.
+      hold_out_ratio: share of the episodes kept apart, in [0, 1).
+      seed: of the choice of these episodes.
+
+    Raises:
+      InputError: what is needed is missing or does not fit; one line that names it.
+    """
+    if str(source).endswith(".npz"):
+        robot_only = {
+            "a robot": robot,
+            "a tokenizer": tokenizer,
+            "--action-horizon": action_horizon,
+            "--max-token-len": max_token_len,
+            "--state-in-prompt": state_in_prompt,
+            "--prompt": prompt,
+        }
+        given = [name for name, value in robot_only.items() if value is not None]
+        if given:
+            raise InputError(f"{source} is model-ready: {' and '.join(given)} cannot change what it holds.")
+        return _of_npz(
+            str(source), load_npz(source, architecture), architecture, norm_stats, asset_id, hold_out_ratio, seed
+        )
+    raise InputError(f"{source} is no .npz of model-ready observations (LeRobot data sets are not read yet).")
+
+
+def _of_npz(
+    source: str,
+    data: CalibrationData,
+    architecture: Architecture,
+    norm_stats: Mapping[str, NormStats] | None,
+    asset_id: str | None,
+    hold_out_ratio: float,
+    seed: int,
+) -> TrainingData:
+    rows, held = hold_out(data.episodes, hold_out_ratio, seed=seed)
+    return TrainingData(
+        source=source,
+        kind=architecture.kind,
+        read=lambda chosen: {key: value[chosen] for key, value in data.arrays.items()},
+        episodes=data.episodes,
+        rows=rows,
+        held=held,
+        cameras=camera_names(architecture),
+        action_dim=architecture.action_dim,
+        norm_stats=norm_stats,
+        asset_id=asset_id,
+        fingerprint=data.fingerprint,
+    )
+
+
+def _action_is_pad(batch: Mapping[str, np.ndarray]) -> dict[str, Bool[np.ndarray, "b horizon"]]:
+    """No action is padding unless the source says so."""
+    if "action_is_pad" in batch or "actions" not in batch:
+        return {}
+    return {"action_is_pad": np.zeros(batch["actions"].shape[:2], bool)}
