@@ -19,11 +19,13 @@ class Record:
 
     Attributes:
       plan: from the *original* model to this checkpoint: pruning a pruned checkpoint composes the plans.
-      steps: the single prunings in order, each with its plan, criterion, source, data and settings.
+      steps: what was done, in order: prunings (with plan, criterion, source, data, settings) and fine-tunings.
+      training: where a fine-tuning stands, for its resumption; None if the checkpoint is not a step of a run.
     """
 
     plan: PrunePlan
     steps: tuple[dict[str, Any], ...]
+    training: dict[str, Any] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """JSON values for the file."""
@@ -32,6 +34,7 @@ class Record:
             "kind": self.plan.kind,
             "plan": self.plan.to_json(),
             "steps": list(self.steps),
+            **({} if self.training is None else {"training": self.training}),
             "versions": versions(),
         }
 
@@ -59,6 +62,7 @@ def extend_record(
       InputError: ``previous`` is no record that this version knows.
     """
     step = {
+        "command": "prune",
         "criterion": plan.criterion,
         "plan": plan.to_json(),
         "source": source,
@@ -68,9 +72,39 @@ def extend_record(
     }
     if previous is None:
         return Record(plan, (step,))
-    if previous.get("schema") != SCHEMA or "plan" not in previous:
-        raise InputError(f"the source's clp.json has schema {previous.get('schema')}, this version reads {SCHEMA}.")
+    _check_schema(previous)
     return Record(compose(PrunePlan.from_json(previous["plan"]), plan), (*previous.get("steps", ()), step))
+
+
+def training_record(
+    previous: Mapping[str, Any] | None, unpruned: PrunePlan, step: Mapping[str, Any], training: Mapping[str, Any]
+) -> Record:
+    """The record of a saved step of a run that began from a checkpoint whose record is ``previous``.
+
+    Args:
+      previous: the source's ``clp.json``, None if it has none.
+      unpruned: the plan that keeps all of the source's blocks.
+      step: source, data and settings of the run.
+      training: where it stands.
+
+    Raises:
+      InputError: ``previous`` is no record that this version knows.
+    """
+    step = {"command": "finetune", **step}
+    if previous is None:
+        return Record(unpruned, (step,), dict(training))
+    _check_schema(previous)
+    return Record(PrunePlan.from_json(previous["plan"]), (*previous.get("steps", ()), step), dict(training))
+
+
+def _check_schema(record: Mapping[str, Any]) -> None:
+    """Raise unless this version reads the record.
+
+    Raises:
+      InputError: names both schemas.
+    """
+    if record.get("schema") != SCHEMA or "plan" not in record:
+        raise InputError(f"the source's clp.json has schema {record.get('schema')}, this version reads {SCHEMA}.")
 
 
 def versions() -> dict[str, str]:

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from clp_jax.aliases import Leaf, Tree
+from clp_jax.aliases import Leaf
 from clp_jax.errors import InputError
 
 _MIN_SHARDED_BYTES = 4 * 2**20
@@ -24,11 +24,11 @@ def make_mesh(fsdp_devices: int = 1) -> Mesh:
     return Mesh(np.array(jax.devices()).reshape(count // fsdp_devices, fsdp_devices), ("batch", "fsdp"))
 
 
-def parameter_shardings(tree: Tree, mesh: Mesh) -> Tree:
+def parameter_shardings(tree: Leaf, mesh: Mesh) -> Leaf:
     """openpi's FSDP rule: arrays of two or more axes and 4 MiB are split along their largest axis that divides.
 
     Args:
-      tree: arrays or ``jax.ShapeDtypeStruct``.
+      tree: any PyTree of arrays or ``jax.ShapeDtypeStruct``, an optimiser state too.
       mesh: from `make_mesh`.
 
     Returns:

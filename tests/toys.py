@@ -1,6 +1,7 @@
 """Models and data small enough to compile and run in a moment."""
 
 import dataclasses
+import functools
 
 import jax
 import numpy as np
@@ -40,8 +41,9 @@ def architecture(kind: str = "pi0") -> Architecture:
     )
 
 
+@functools.cache
 def params(arch: Architecture, seed: int = 0) -> dict[str, dict]:
-    """Random parameters in NumPy; no leaf is zero, so that every branch is alive."""
+    """Random parameters in NumPy, not to be changed; no leaf is zero, so that every branch is alive."""
     flat = flatten(jax.jit(lambda key: init_params(arch, key))(jax.random.key(seed)))
     rng = np.random.default_rng(seed)
     return unflatten({p: np.asarray(v) + 0.1 * rng.standard_normal(v.shape, np.float32) for p, v in flat.items()})

@@ -110,13 +110,18 @@ def write_beside(folder: epath.Path, *, assets: epath.Path | None, record: Mappi
     """
     with writing(folder):
         if assets is not None:
-            (folder / "assets").mkdir()
-            for source in files_below(assets):
-                target = folder / "assets" / source.relative_to(assets)
-                target.parent.mkdir(parents=True, exist_ok=True)
-                target.write_bytes(source.read_bytes())
+            copy_files(assets, folder / "assets")
         if record is not None:
             (folder / RECORD_FILE).write_text(json.dumps(record, indent=2, allow_nan=False) + "\n")
+
+
+def copy_files(source: epath.Path, target: epath.Path) -> None:
+    """Copies all files below a folder; either side may be remote."""
+    target.mkdir(parents=True, exist_ok=True)
+    for file in files_below(source):
+        copy = target / file.relative_to(source)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.write_bytes(file.read_bytes())
 
 
 def _put_array(writer: ItemWriter, name: str, leaf: Any) -> Iterator[int]:

@@ -16,6 +16,9 @@ from clp_jax.trees import flatten
 
 Kind = Literal["pi0", "pi05", "pi0_fast"]
 
+Remat = Literal["all", "dots", "none"]
+"""What the backward pass of a block computes again: all of it, all but its matrix products, or nothing."""
+
 _LAYERS = "PaliGemma/llm/layers"
 _ENCODER = "PaliGemma/img/Transformer/encoderblock"
 
@@ -76,6 +79,7 @@ class Architecture:
       vocab_size: rows of the embedding table.
       action_dim: dimensions of an action and of the state; None for ``pi0_fast``, whose actions are tokens.
       dtype: activation dtype, openpi's ``config.dtype``. Parameters keep their own dtype.
+      remat: memory of training against time; openpi's is "all".
     """
 
     kind: Kind
@@ -85,6 +89,7 @@ class Architecture:
     vocab_size: int
     action_dim: int | None
     dtype: str = "bfloat16"
+    remat: Remat = "all"
 
     @property
     def experts(self) -> tuple[GemmaSizes, ...]:

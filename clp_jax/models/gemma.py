@@ -18,6 +18,7 @@ from jaxtyping import Bool, Float, Int
 from clp_jax.aliases import AnyArray, Array, Leaf
 from clp_jax.models.architecture import GemmaSizes
 from clp_jax.models.lora import Einsum, FeedForward
+from clp_jax.models.remat import rematerialised
 
 KVCache = tuple[Float[Array, "depth b _s k h"], Float[Array, "depth b _s k h"]]
 """Keys (after RoPE) and values of every block."""
@@ -179,6 +180,7 @@ class Gemma(nn.Module):
     experts: tuple[GemmaSizes, ...]
     vocab_size: int
     dtype: str
+    remat: str = "all"
     float32_queries: bool = False
 
     def setup(self) -> None:
@@ -224,9 +226,8 @@ class Gemma(nn.Module):
         """
         xs = [None if x is None else x.astype(self.dtype) for x in xs]
         conditions = conditions or [None] * len(self.experts)
-        block = nn.remat(Block, prevent_cse=False, policy=jax.checkpoint_policies.nothing_saveable)
         stack = nn.scan(
-            block,
+            rematerialised(Block, self.remat),
             variable_axes={"params": 0},
             split_rngs={"params": True},
             in_axes=(0, 0, nn.broadcast, nn.broadcast, nn.broadcast, nn.broadcast),

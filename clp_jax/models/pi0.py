@@ -54,8 +54,8 @@ class PaliGemma(nn.Module):
 
     def setup(self) -> None:
         a = self.architecture
-        self.img = Siglip(a.vision, a.vlm.width, a.dtype)
-        self.llm = Gemma(a.experts, a.vocab_size, a.dtype, float32_queries=a.kind == "pi0_fast")
+        self.img = Siglip(a.vision, a.vlm.width, a.dtype, a.remat)
+        self.llm = Gemma(a.experts, a.vocab_size, a.dtype, a.remat, float32_queries=a.kind == "pi0_fast")
 
     def embed_prefix(
         self, observation: Observation, gates: Gates, *, capture: bool

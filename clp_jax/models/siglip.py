@@ -5,12 +5,12 @@ models/siglip.py, commit 15a9616.
 """
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from jaxtyping import Float
 
 from clp_jax.aliases import AnyArray, Array
 from clp_jax.models.architecture import SiglipSizes
+from clp_jax.models.remat import rematerialised
 
 
 class MlpBlock(nn.Module):
@@ -53,10 +53,11 @@ class Encoder(nn.Module):
 
     sizes: SiglipSizes
     dtype: str
+    remat: str
 
     @nn.compact
     def __call__(self, x, gates, *, capture: bool):
-        block = nn.remat(EncoderBlock, prevent_cse=False, policy=jax.checkpoint_policies.nothing_saveable)
+        block = rematerialised(EncoderBlock, self.remat)
         stack = nn.scan(block, variable_axes={"params": 0}, split_rngs={"params": True}, length=self.sizes.depth)
         y, states = stack(self.sizes, self.dtype, capture, name="encoderblock")(x, gates)
         states = jnp.concatenate([x[None], states]) if capture else None
@@ -69,6 +70,7 @@ class Siglip(nn.Module):
     sizes: SiglipSizes
     output_width: int
     dtype: str
+    remat: str = "all"
 
     @nn.compact
     def __call__(
@@ -91,6 +93,8 @@ class Siglip(nn.Module):
         x = x.reshape(x.shape[0], -1, self.sizes.width)
         init = nn.initializers.normal(stddev=self.sizes.width**-0.5)
         x = x + self.param("pos_embedding", init, (1, self.sizes.num_tokens, self.sizes.width)).astype(jnp.float32)
-        x, states = Encoder(self.sizes, self.dtype, name="Transformer")(x.astype(self.dtype), gates, capture=capture)
+        x, states = Encoder(self.sizes, self.dtype, self.remat, name="Transformer")(
+            x.astype(self.dtype), gates, capture=capture
+        )
         head = nn.Dense(self.output_width, dtype=self.dtype, name="head", kernel_init=nn.initializers.zeros)
         return head(x), states

@@ -1,0 +1,289 @@
+"""``clp finetune``: train a checkpoint, pruned or not, on one device or a pod."""
+
+import dataclasses
+import json
+import math
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any
+
+import jax
+import tyro
+from etils import epath
+from rich.console import Console
+
+from clp_jax.checkpoint import CheckpointSpec, copy_files, fingerprint, read_spec
+from clp_jax.data import TrainingData, arrange, norm_stats, open_dataset
+from clp_jax.distributed import DistributedFlags, barrier, is_first, join
+from clp_jax.errors import InputError
+from clp_jax.loading import default_dtype, read_architecture
+from clp_jax.models import Architecture, Gates, abstract_params
+from clp_jax.plan import PrunePlan
+from clp_jax.progress import progress
+from clp_jax.record import training_record
+from clp_jax.sensitivity import make_loss
+from clp_jax.sharding import make_mesh
+from clp_jax.similarity import batches
+from clp_jax.training import OptimizerSettings, Run, Steps, StepSettings, check_batch_size, train
+from clp_jax.training.adapters import ACTION_RANK, VLM_RANK, with_adapters
+from clp_jax.training.freezing import frozen_paths
+from clp_jax.training.logs import LOG_FILE, Logs
+from clp_jax.training.throughput import step_flops, utilisation
+from clp_jax.trees import flatten
+
+_MAY_CHANGE = (
+    *("steps", "log_every", "evaluate_every", "save_every", "keep_period", "evaluate_observations", "workers"),
+    *("out", "resume", "overwrite", "wandb", "fsdp_devices"),
+    *(field.name for field in dataclasses.fields(DistributedFlags)),
+)
+"""Flags that do not change what a run computes, so that a resumed run may have others."""
+
+_SHOWN = ("loss", "grad_norm", "learning_rate", "samples_per_second", "mfu", "held_out_loss")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Finetune(OptimizerSettings, DistributedFlags):
+    """Train a checkpoint on data. Defaults are openpi's; a killed run goes on with the same flags and --resume."""
+
+    checkpoint: str
+    """Checkpoint to begin from: step folder or its params, local or gs://."""
+    data: str
+    """.npz of model-ready observations."""
+    out: str
+    """Folder of the run: <step>/{params,train_state,assets,clp.json} and logs."""
+    steps: int
+    """Steps of the whole run."""
+    batch_size: int = 32
+    """Observations of a step, over all devices."""
+    accumulate: int = 1
+    """Parts of a batch that run one after another, to save memory."""
+    fsdp_devices: int = 1
+    """Devices over which each large parameter is split."""
+    resume: bool = False
+    """Go on from the newest saved step; from the beginning if none was saved."""
+    overwrite: bool = False
+    """Delete --out first if it exists."""
+    lora: bool = False
+    """Add LoRA adapters to both experts and train them, the image encoder and the projections."""
+    lora_ranks: tuple[int, int] = (VLM_RANK, ACTION_RANK)
+    """Ranks of new adapters in the VLM and in the action expert."""
+    lora_scale: float = 1.0
+    """Alpha / rank of the attention adapters."""
+    freeze: tuple[str, ...] = ()
+    """Parameters that are not trained: regular expressions over whole names, e.g. 'PaliGemma/img/.*'."""
+    train: tuple[str, ...] = ()
+    """Exceptions from --freeze."""
+    frozen_dtype: Annotated[str, tyro.conf.arg(metavar="bfloat16|keep")] = "bfloat16"
+    """How frozen parameters are stored: bfloat16, as openpi does, or as they are."""
+    ema_decay: float | None = 0.99
+    """Decay of the average that is saved for inference; None for no average."""
+    augment: bool = True
+    """Crop, rotate and recolour the images. Off: --augment False."""
+    dtype: str | None = None
+    """Activation dtype, bfloat16 or float32; float32 on CPUs, else bfloat16."""
+    remat: Annotated[str, tyro.conf.arg(metavar="all|dots|none")] = "all"
+    """What the backward pass computes again: all of a block, all but its matrix products, or nothing."""
+    hold_out: float = 0.05
+    """Share of the episodes kept for the held-out loss."""
+    evaluate_observations: int = 64
+    """At most so many observations in it."""
+    evaluate_every: int = 1000
+    """Steps between two held-out losses; 0 for none."""
+    log_every: int = 100
+    """Steps between two log entries."""
+    save_every: int = 1000
+    """Steps between two saves."""
+    keep_period: int | None = 5000
+    """Keep saved steps that this divides; of the others only the newest stays."""
+    workers: int = 4
+    """Threads that read data ahead."""
+    seed: int = 42
+    """Of the order of the data, of noise, times and augmentation."""
+    wandb: str | None = None
+    """Also log to this wandb project."""
+
+
+def run(config: Finetune) -> None:
+    """Run the command."""
+    join(config)
+    console = Console(quiet=not is_first())
+    spec = read_spec(config.checkpoint)
+    architecture = _architecture(config, spec)
+    data = open_dataset(config.data, architecture, hold_out_ratio=config.hold_out, seed=config.seed)
+    mesh = make_mesh(config.fsdp_devices)
+    names = {path: leaf.size for path, leaf in flatten(abstract_params(architecture)).items()}
+    has_adapters = any("lora" in path for path in names)
+    frozen = frozen_paths(tuple(names), freeze=config.freeze, train=config.train, lora=has_adapters)
+    todo = _todo(config, frozen)
+    check_batch_size(todo, mesh)
+    out = _open_folder(config)
+    saved = Steps(out, write_assets=_assets_writer(spec, data), keep_period=config.keep_period)
+    entry = {
+        "source": str(spec.path),
+        "source_fingerprint": fingerprint(spec),
+        "data_fingerprint": data.fingerprint,
+        "config": dataclasses.asdict(config),
+    }
+    if saved.latest is not None:
+        _check_same_run(saved.record(saved.latest)["steps"][-1], entry)
+    start = 0 if saved.latest is None else saved.latest + 1
+    trained = sum(size for path, size in names.items() if path not in frozen)
+    _introduce(console, config, data, mesh, start, trained, sum(names.values()))
+    flops = step_flops(architecture, trained / sum(names.values()), **_lengths(data))
+    plan = PrunePlan.of(architecture.kind, architecture.depths, coupled=architecture.coupled)
+    logs = Logs(out, start=start, wandb_project=config.wandb, config=entry["config"]) if is_first() else None
+    lines = Console(stderr=True, quiet=not is_first())
+    with progress("training", total=max(config.steps - start, 0), unit="steps", console=lines) as advance:
+        report = train(
+            spec,
+            architecture,
+            data,
+            todo,
+            saved,
+            mesh=mesh,
+            record=lambda training: training_record(spec.plan_record, plan, entry, training).to_json(),
+            log=_Log(lines, logs, advance, flops, start),
+            evaluate=_evaluation(config, architecture, data, mesh),
+        )
+    saved.close()
+    if logs is not None:
+        logs.close()
+    step = out / str(report.saved)
+    if report.done < config.steps:
+        console.print(
+            f"Stopped by SIGTERM after {report.done} of {config.steps} steps, all saved; go on with --resume."
+        )
+    console.print(f"Checkpoint: [bold]{step}[/]")
+
+
+class _Log:
+    """Scalars of the loop to the files and to the screen."""
+
+    def __init__(self, console: Console, logs: Logs | None, advance: Callable[[int], None], flops: float, start: int):
+        self._console, self._logs, self._advance, self._flops, self._shown = console, logs, advance, flops, start
+
+    def __call__(self, number: int, values: Mapping[str, float]) -> None:
+        values = dict(values)
+        if (rate := values.get("samples_per_second")) is not None:
+            values["model_flops_per_second"] = rate * self._flops
+            if (share := utilisation(rate * self._flops)) is not None:
+                values["mfu"] = share
+        if self._logs is None:
+            return
+        self._logs.write(number, values)
+        self._advance(number + 1 - self._shown)
+        self._shown = number + 1
+        text = ", ".join(f"{name} {values[name]:.4g}" for name in _SHOWN if name in values)
+        self._console.print(f"step {number}: {text}", highlight=False, soft_wrap=True)
+
+
+def _architecture(config: Finetune, spec: CheckpointSpec) -> Architecture:
+    dtype = config.dtype or default_dtype()
+    if dtype not in ("float32", "bfloat16"):
+        raise InputError(f"--dtype {dtype} is not an activation dtype; give float32 or bfloat16.")
+    architecture = read_architecture(spec, dtype=dtype, lora_scale=config.lora_scale)
+    if config.lora:
+        vlm_rank, action_rank = config.lora_ranks
+        architecture = with_adapters(architecture, vlm_rank=vlm_rank, action_rank=action_rank)
+    return dataclasses.replace(architecture, remat=config.remat)
+
+
+def _todo(config: Finetune, frozen: frozenset[str]) -> Run:
+    optimizer = {field.name: getattr(config, field.name) for field in dataclasses.fields(OptimizerSettings)}
+    return Run(
+        steps=config.steps,
+        batch_size=config.batch_size,
+        optimizer=OptimizerSettings(**optimizer),
+        step=StepSettings(
+            ema_decay=config.ema_decay, accumulate=config.accumulate, augment=config.augment, frozen=frozen
+        ),
+        frozen_dtype=None if config.frozen_dtype == "keep" else config.frozen_dtype,
+        seed=config.seed,
+        workers=config.workers,
+        log_every=config.log_every,
+        evaluate_every=config.evaluate_every,
+        save_every=config.save_every,
+    )
+
+
+def _open_folder(config: Finetune) -> epath.Path:
+    """RUN, empty unless the run is resumed. All processes agree before any goes on."""
+    out = epath.Path(config.out).expanduser()
+    if config.resume and config.overwrite:
+        raise InputError("give --resume or --overwrite, not both.")
+    used = out.exists() and any(out.iterdir())
+    if used and not (config.resume or config.overwrite):
+        raise InputError(f"{out} is not empty; go on with --resume, or delete it with --overwrite.")
+    if used and config.overwrite and is_first():
+        if not any((child / "params").is_dir() for child in out.iterdir()) and not (out / LOG_FILE).exists():
+            raise InputError(f"{out} does not look like a run of clp finetune; delete it yourself.")
+        out.rmtree()
+    barrier("folder")
+    return out
+
+
+def _assets_writer(spec: CheckpointSpec, data: TrainingData) -> Callable[[epath.Path], None]:
+    """Fills a step's assets: the statistics of the data, or those of a checkpoint whose normalised data it is."""
+
+    def write(folder: epath.Path) -> None:
+        if data.norm_stats is not None and data.asset_id is not None:
+            norm_stats.save(folder / data.asset_id, data.norm_stats)
+        elif spec.assets is not None:
+            copy_files(spec.assets, folder)
+
+    return write
+
+
+def _check_same_run(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Raise if a resumed run would not go on with the same computation."""
+    old, new = (
+        {key: value for key, value in entry["config"].items() if key not in _MAY_CHANGE}
+        | {key: entry[key] for key in ("source_fingerprint", "data_fingerprint")}
+        for entry in (json.loads(json.dumps(before)), json.loads(json.dumps(now)))
+    )
+    for key in ("checkpoint", "data"):  # another path to the same content is the same run
+        del old[key], new[key]
+    changed = [f"{key} was {old.get(key)}, is {value}" for key, value in new.items() if old.get(key) != value]
+    if changed:
+        raise InputError(f"--resume goes on with the same settings: {'; '.join(changed)}. Or begin in another --out.")
+
+
+def _lengths(data: TrainingData) -> dict[str, int]:
+    one = data.read(data.rows[:1])
+    horizon = one["actions"].shape[1] if "actions" in one else 0
+    return {"cameras": len(data.cameras), "prompt": one["tokenized_prompt"].shape[1], "horizon": horizon}
+
+
+def _evaluation(
+    config: Finetune, architecture: Architecture, data: TrainingData, mesh: jax.sharding.Mesh
+) -> Callable[[dict], float] | None:
+    """The loss on held-out observations with fixed noise and times, which compares between runs."""
+    held = data.held_out(config.evaluate_observations)
+    if held is None or not config.evaluate_every:
+        return None
+    devices = math.prod(mesh.shape.values())
+    arrangement = arrange(held.episodes, 1)
+    fixed = list(batches(held, arrangement, min(config.batch_size, math.ceil(len(held) / devices) * devices), mesh))
+    return lambda params: make_loss(architecture, params, fixed)(Gates())
+
+
+def _introduce(
+    console: Console,
+    config: Finetune,
+    data: TrainingData,
+    mesh: jax.sharding.Mesh,
+    start: int,
+    trained: int,
+    total: int,
+) -> None:
+    shape = " x ".join(f"{size} {name}" for name, size in mesh.shape.items())
+    console.print(f"{jax.device_count()} {jax.devices()[0].device_kind} as {shape}, {jax.process_count()} processes")
+    console.print(f"{len(data):,} observations for training, {len(data.held):,} held out")
+    console.print(f"{trained:,} of {total:,} parameters are trained")
+    if trained < total and config.frozen_dtype != "keep":
+        console.print(
+            f"The others are stored as {config.frozen_dtype}, as openpi does (--frozen-dtype keep: as they are)"
+        )
+    if config.resume:
+        console.print(
+            f"Resuming after step {start - 1}" if start else "No step was saved yet: starting from the beginning"
+        )

@@ -1,0 +1,51 @@
+"""Several processes as one run: on TPU pods from the environment, elsewhere from three numbers."""
+
+import dataclasses
+
+import jax
+
+from clp_jax.errors import InputError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DistributedFlags:
+    """Several hosts. On a TPU pod or under Slurm --distributed is enough; elsewhere give all three numbers."""
+
+    distributed: bool = False
+    """Join the other processes of this pod or job, found through its environment."""
+    coordinator: str | None = None
+    """host:port of process 0."""
+    processes: int | None = None
+    """How many there are."""
+    process_id: int | None = None
+    """Which one this is, from 0."""
+
+
+def join(flags: DistributedFlags) -> None:
+    """Connect this process with the others; must come before anything else asks JAX for devices.
+
+    Raises:
+      InputError: the flags are incomplete, or the others cannot be found.
+    """
+    given = [flags.coordinator, flags.processes, flags.process_id]
+    if not flags.distributed and all(x is None for x in given):
+        return
+    if any(x is None for x in given) and not all(x is None for x in given):
+        raise InputError("give --coordinator, --processes and --process-id together.")
+    try:
+        jax.distributed.initialize(flags.coordinator, flags.processes, flags.process_id)
+    except (ValueError, RuntimeError) as error:
+        raise InputError(f"cannot join the other processes: {str(error).splitlines()[0]}") from error
+
+
+def is_first() -> bool:
+    """Whether this process is the one that talks."""
+    return jax.process_index() == 0
+
+
+def barrier(name: str) -> None:
+    """Wait for all processes."""
+    if jax.process_count() > 1:
+        from jax.experimental import multihost_utils
+
+        multihost_utils.sync_global_devices(name)

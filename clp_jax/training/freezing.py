@@ -1,0 +1,57 @@
+"""Which parameters are trained: rules over their names, and trees split in two by them."""
+
+import re
+from collections.abc import Sequence
+
+from clp_jax.aliases import Tree
+from clp_jax.errors import InputError
+from clp_jax.trees import assign, flatten, unflatten
+
+_FROZEN, _TRAINED = True, False
+
+_LORA_RULES = ((".*lora.*", _TRAINED), ("PaliGemma/llm/.*", _FROZEN))
+"""openpi's rule for a model with adapters in both experts: of the language stack only the adapters are trained."""
+
+
+def frozen_paths(
+    paths: Sequence[str], *, freeze: Sequence[str] = (), train: Sequence[str] = (), lora: bool = False
+) -> frozenset[str]:
+    """Names of the parameters that stay as they are.
+
+    Args:
+      paths: names of all parameters, keys joined by "/".
+      freeze: regular expressions; a parameter whose whole name matches one is frozen...
+      train: ... unless its name matches one of these.
+      lora: freeze the language stack but for its adapters, beside what ``freeze`` says.
+
+    Raises:
+      InputError: an expression decides about no parameter, or nothing is left to train.
+
+    >>> sorted(frozen_paths(["img/bias", "img/kernel", "head"], freeze=["img/.*"], train=[".*/bias"]))
+    ['img/kernel']
+    """
+    rules = [(rule, _TRAINED) for rule in train] + [(rule, _FROZEN) for rule in freeze]
+    rules += _LORA_RULES if lora else ()
+    for rule, _ in rules:
+        try:
+            re.compile(rule)
+        except re.error as error:
+            raise InputError(f"{rule!r} is no regular expression: {error}.") from None
+    undecided = [path for path in paths if not any(re.fullmatch(rule, path) for rule, _ in rules)]
+    rules += [(".*", _TRAINED)] if undecided else []
+    frozen = frozenset(path for path, is_frozen in assign(rules, paths).items() if is_frozen)
+    if len(frozen) == len(paths):
+        raise InputError("all parameters are frozen, there is nothing to train; correct --freeze.")
+    return frozen
+
+
+def split_frozen(tree: Tree, frozen: frozenset[str]) -> tuple[dict, dict]:
+    """The trained and the frozen part of a parameter tree; `merge_parts` joins them again."""
+    flat = flatten(tree)
+    trained = {path: leaf for path, leaf in flat.items() if path not in frozen}
+    return unflatten(trained), unflatten({path: flat[path] for path in flat if path in frozen})
+
+
+def merge_parts(trained: Tree, frozen: Tree) -> dict:
+    """The whole tree from its two parts."""
+    return unflatten(flatten(trained) | flatten(frozen))

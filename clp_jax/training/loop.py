@@ -1,0 +1,268 @@
+"""The life of a run: start or resume, step, look, save, stop."""
+
+import collections
+import dataclasses
+import functools
+import math
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from clp_jax.aliases import Array, Tree
+from clp_jax.checkpoint import CheckpointSpec, read_params
+from clp_jax.data import TrainingData
+from clp_jax.errors import InputError
+from clp_jax.models import Architecture, abstract_params
+from clp_jax.sharding import batch_sharding, parameter_shardings, replicated
+from clp_jax.training.adapters import init_adapters
+from clp_jax.training.optimizer import OptimizerSettings, learning_rate, make_optimizer
+from clp_jax.training.saving import Steps
+from clp_jax.training.state import TrainState, make_state, state_shardings, training_dtypes
+from clp_jax.training.step import StepSettings, train_step
+from clp_jax.training.stopping import stop_on_sigterm
+from clp_jax.trees import flatten, unflatten
+
+_IN_FLIGHT = 2
+"""Steps that the host may be ahead of the devices: enough to keep them busy, few enough to stop soon."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Run:
+    """What is to be done, in numbers.
+
+    Attributes:
+      steps: of the whole run, those before a resumption included.
+      batch_size: observations of a step, over all devices of all processes.
+      optimizer: the update rule.
+      step: what is static in a step.
+      frozen_dtype: of parameters that are not trained; None keeps theirs.
+      seed: of the order of the data, of noise, times and augmentation.
+      workers: threads that read ahead.
+      log_every: steps between two log entries.
+      evaluate_every: steps between two losses on held-out data; 0 for none.
+      save_every: steps between two saves.
+    """
+
+    steps: int
+    batch_size: int = 32
+    optimizer: OptimizerSettings = dataclasses.field(default_factory=OptimizerSettings)
+    step: StepSettings = dataclasses.field(default_factory=StepSettings)
+    frozen_dtype: str | None = "bfloat16"
+    seed: int = 42
+    workers: int = 4
+    log_every: int = 100
+    evaluate_every: int = 1000
+    save_every: int = 1000
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """How a run ended.
+
+    Attributes:
+      state: after the last step.
+      done: steps done; fewer than asked for after SIGTERM.
+      saved: number of the newest saved step.
+    """
+
+    state: TrainState
+    done: int
+    saved: int
+
+
+def train(
+    spec: CheckpointSpec,
+    architecture: Architecture,
+    data: TrainingData,
+    run: Run,
+    saved: Steps,
+    *,
+    mesh: jax.sharding.Mesh,
+    record: Callable[[Mapping[str, Any]], Mapping[str, Any]],
+    log: Callable[[int, Mapping[str, float]], None],
+    evaluate: Callable[[dict], float] | None = None,
+) -> Report:
+    """Train until ``run.steps`` steps are done, from the newest saved step if there is one.
+
+    Args:
+      spec: checkpoint to begin from.
+      architecture: of the model that is trained, adapters that the checkpoint lacks included.
+      data: training observations.
+      run: see `Run`.
+      saved: where steps are saved and found.
+      mesh: devices of all processes.
+      record: makes a step's ``clp.json`` from what is to be remembered for a resumption.
+      log: takes the steps done and scalars.
+      evaluate: loss of parameters on held-out data.
+
+    Raises:
+      InputError: a value of loss, gradient or parameters is not finite, which is never saved.
+    """
+    check_batch_size(run, mesh)
+    program = build_program(architecture, run.optimizer, run.step, run.frozen_dtype, run.seed, mesh)
+    process = {"process_index": jax.process_index(), "process_count": jax.process_count()}
+    batches = data.batches(run.batch_size, seed=run.seed, workers=run.workers, **process)
+    if saved.latest is None:
+        state = program.start(_initial_params(spec, architecture, program.abstract.params, run.seed, mesh))
+    else:
+        state = saved.restore(program.abstract, saved.latest)
+        batches.set_state(saved.record(saved.latest)["training"]["position"].encode())
+    watch = _Watch(run, log)
+    with stop_on_sigterm(mesh) as stop:
+        for number in range(int(state.step), run.steps):
+            state, info = program.step(state, _on_devices(next(batches), mesh), stop.array())
+            watch.add(number, info)
+            last = number + 1 == run.steps or watch.stopped
+            if evaluate is not None and (last or _due(number, run.evaluate_every)):
+                watch.drain()
+                averaged = state.params if state.ema_params is None else state.ema_params
+                log(number, {"held_out_loss": evaluate(averaged)})
+            if last or _due(number, run.save_every):
+                watch.drain()  # nothing is saved before all up to it is known to be finite
+                saved.save(state, record({"step": number, "position": batches.get_state().decode()}))
+            if last:
+                break
+    saved.wait()
+    assert saved.latest is not None
+    return Report(state, int(state.step), saved.latest)
+
+
+class Program(NamedTuple):
+    """What is compiled for a run.
+
+    Attributes:
+      abstract: the state as ``jax.ShapeDtypeStruct`` with shardings.
+      start: makes the state from parameters, which are donated.
+      step: (state, batch, stop request per device) to (state, info); the state is donated.
+    """
+
+    abstract: TrainState
+    start: Callable[[dict], TrainState]
+    step: Callable[[TrainState, Mapping[str, Array], Array], tuple[TrainState, dict[str, Array]]]
+
+
+@functools.lru_cache(maxsize=4)
+def build_program(
+    architecture: Architecture,
+    optimizer: OptimizerSettings,
+    settings: StepSettings,
+    frozen_dtype: str | None,
+    seed: int,
+    mesh: jax.sharding.Mesh,
+) -> Program:
+    """The start and the step of a run with their shardings; nothing is compiled before it is called or lowered."""
+    tx = make_optimizer(optimizer)
+    make = functools.partial(make_state, tx=tx, frozen=settings.frozen, ema=settings.ema_decay is not None)
+    dtypes = training_dtypes(abstract_params(architecture), settings.frozen, frozen_dtype=frozen_dtype)
+    shapes = jax.eval_shape(make, dtypes)
+    shardings, rows = state_shardings(shapes, mesh), batch_sharding(mesh)
+
+    def step(state: TrainState, batch: Mapping[str, Array], stop: Array) -> tuple[TrainState, dict[str, Array]]:
+        rng, _ = jax.random.split(jax.random.key(seed))  # as openpi's main function has it
+        state, info = train_step(architecture, tx, settings, rng, state, batch)
+        return state, info | {"stop": jnp.max(stop)}
+
+    return Program(
+        jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings),
+        jax.jit(make, out_shardings=shardings, donate_argnums=0),
+        jax.jit(
+            step, in_shardings=(shardings, rows, rows), out_shardings=(shardings, replicated(mesh)), donate_argnums=0
+        ),
+    )
+
+
+def check_batch_size(run: Run, mesh: jax.sharding.Mesh) -> None:
+    """Raise unless every device gets the same share of every microbatch.
+
+    Raises:
+      InputError: says what divides.
+    """
+    devices, parts = math.prod(mesh.shape.values()), run.step.accumulate
+    if run.batch_size < 1 or parts < 1 or run.batch_size % (devices * parts):
+        raise InputError(
+            f"--batch-size {run.batch_size} is not a multiple of {devices * parts} "
+            f"({devices} devices times --accumulate {parts})."
+        )
+
+
+def _due(number: int, every: int) -> bool:
+    """openpi's rule: step numbers that ``every`` divides, but not the very first."""
+    return every > 0 and number > 0 and number % every == 0
+
+
+def _initial_params(
+    spec: CheckpointSpec, architecture: Architecture, dtypes: Tree, seed: int, mesh: jax.sharding.Mesh
+) -> dict:
+    """The checkpoint's parameters, and adapters that it has not, in the dtypes of the run."""
+    flat = flatten(read_params(spec, sharding=parameter_shardings(spec.tree, mesh)))
+    if len(flat) < len(flatten(dtypes)):
+        flat |= flatten(init_adapters(architecture, jax.random.split(jax.random.key(seed))[1], mesh))
+    params = unflatten({path: flat[path] for path in flatten(dtypes)})
+    shardings = parameter_shardings(dtypes, mesh)
+    cast = jax.jit(
+        lambda tree: jax.tree.map(lambda x, like: x.astype(like.dtype), tree, dtypes), out_shardings=shardings
+    )
+    return cast(params)
+
+
+def _on_devices(batch: Mapping[str, np.ndarray], mesh: jax.sharding.Mesh) -> dict[str, Array]:
+    """This process's rows as a part of the global batch."""
+    rows = batch_sharding(mesh)
+    return {key: jax.make_array_from_process_local_data(rows, value) for key, value in batch.items()}
+
+
+class _Watch:
+    """Reads what steps report, a few steps behind the devices, so that looking never makes them wait.
+
+    All processes read the same values at the same step, so all stop at the same one.
+    """
+
+    def __init__(self, run: Run, log: Callable[[int, Mapping[str, float]], None]):
+        self.stopped = False
+        self._run, self._log = run, log
+        self._pending: collections.deque[tuple[int, Mapping[str, Array]]] = collections.deque()
+        self._window: list[dict[str, float]] = []
+        self._seconds: list[float] = []
+        self._last_read: float | None = None
+
+    def add(self, number: int, info: Mapping[str, Array]) -> None:
+        self._pending.append((number, info))
+        while len(self._pending) > _IN_FLIGHT:
+            self._read()
+
+    def drain(self) -> None:
+        """Read all there is; the pause does not count as time of a step."""
+        while self._pending:
+            self._read()
+        self._last_read = None
+
+    def _read(self) -> None:
+        number, info = self._pending.popleft()
+        values = {name: float(value) for name, value in jax.device_get(info).items()}
+        now = time.perf_counter()
+        if self._last_read is not None:
+            self._seconds.append(now - self._last_read)
+        self._last_read = now
+        self.stopped |= values.pop("stop") > 0
+        bad = [name for name, value in values.items() if not math.isfinite(value)]
+        if bad:
+            raise InputError(
+                f"step {number}: {bad[0]} is {values[bad[0]]}; stopped, and nothing after the last saved step was "
+                "kept. Look at the data around it, or lower --peak-lr, and go on with --resume."
+            )
+        self._window.append(values)
+        if number % self._run.log_every == 0 or number + 1 == self._run.steps:
+            self._write(number)
+
+    def _write(self, number: int) -> None:
+        means = {name: float(np.mean([values[name] for values in self._window])) for name in self._window[0]}
+        means["learning_rate"] = float(learning_rate(self._run.optimizer)(number))
+        if self._seconds:
+            means["step_seconds"] = float(np.mean(self._seconds))
+            means["samples_per_second"] = self._run.batch_size / means["step_seconds"]
+        self._window, self._seconds = [], []
+        self._log(number, means)
