@@ -26,6 +26,7 @@ class Robot:
       actions: key of the actions.
       delta: per action dimension whether the model sees it relative to the state; missing dimensions are absolute.
       units: ``aloha``: joints and grippers are converted to those that π0 was trained with (openpi's adapt_to_pi).
+      action_dim: dimensions of the actions; None leaves it to the data set.
       prompt: where the data set has no tasks.
     """
 
@@ -35,6 +36,7 @@ class Robot:
     actions: str = "action"
     delta: tuple[bool, ...] = ()
     units: Literal["own", "aloha"] = "own"
+    action_dim: int | None = None
     prompt: str | None = None
 
 
@@ -48,7 +50,11 @@ def mask(*counts: int) -> tuple[bool, ...]:
 
 
 LIBERO = Robot(
-    "libero", {"base_0_rgb": "image", "left_wrist_0_rgb": "wrist_image"}, state=("state",), actions="actions"
+    "libero",
+    {"base_0_rgb": "image", "left_wrist_0_rgb": "wrist_image"},
+    state=("state",),
+    actions="actions",
+    action_dim=7,
 )
 """openpi's LIBERO sets, whose actions are differences already."""
 
@@ -61,6 +67,7 @@ ALOHA = Robot(
     },
     delta=mask(6, -1, 6, -1),
     units="aloha",
+    action_dim=14,
 )
 """Real ALOHA."""
 
@@ -74,10 +81,11 @@ DROID = Robot(
     {"base_0_rgb": "exterior_image_1_left", "left_wrist_0_rgb": "wrist_image_left"},
     state=("joint_position", "gripper_position"),
     actions="actions",
+    action_dim=8,
 )
 """Own data in DROID's form, with joint velocities as actions."""
 
-METAWORLD = Robot("metaworld", {"base_0_rgb": "observation.image"})
+METAWORLD = Robot("metaworld", {"base_0_rgb": "observation.image"}, action_dim=4)
 """lerobot's MetaWorld sets: one camera, position and gripper as state and action."""
 
 ROBOTS = {robot.name: robot for robot in (LIBERO, ALOHA, ALOHA_SIM, DROID, METAWORLD)}
@@ -133,7 +141,10 @@ def read_robot(path: str | os.PathLike[str]) -> Robot:
     """
     try:
         value = json_object(
-            read_json(path), "the robot", ["images"], ["name", "state", "actions", "delta", "units", "prompt"]
+            read_json(path),
+            "the robot",
+            ["images"],
+            ["name", "state", "actions", "delta", "units", "action_dim", "prompt"],
         )
         images = {
             key: typed(item, str, f"images.{key}") for key, item in typed(value["images"], dict, "images").items()
@@ -145,7 +156,8 @@ def read_robot(path: str | os.PathLike[str]) -> Robot:
             "state": tuple(typed(key, str, "a key of state") for key in ([state] if isinstance(state, str) else state)),
             "actions": typed(value.get("actions", "action"), str, "actions"),
             "units": value.get("units", "own"),
-            "prompt": value.get("prompt"),
+            "action_dim": None if value.get("action_dim") is None else typed(value["action_dim"], int, "action_dim"),
+            "prompt": None if value.get("prompt") is None else typed(value["prompt"], str, "prompt"),
         }
         delta = typed(value.get("delta", []), list, "delta")
         whole = [typed(item, int, "a count of delta") for item in delta if not isinstance(item, bool)]
