@@ -138,7 +138,12 @@ def _write_v30(folder: Path, truth: dict[str, np.ndarray], features: dict, lengt
     table = folder / "meta/episodes/chunk-000/file-000.parquet"
     table.parent.mkdir(parents=True)
     pq.write_table(pa.Table.from_pylist(episodes), table)
-    label = {"index_columns": ["task"], "columns": [], "pandas_version": "2.0.0", "column_indexes": []}
+    kinds = {"task_index": ("int64", "int64"), "task": ("unicode", "object")}
+    described = [
+        {"name": key, "field_name": key, "pandas_type": pandas, "numpy_type": numpy, "metadata": None}
+        for key, (pandas, numpy) in kinds.items()
+    ]
+    label = {"index_columns": ["task"], "columns": described, "pandas_version": "2.0.0", "column_indexes": []}
     tasks = pa.table({"task_index": list(range(len(TASKS))), "task": list(TASKS)})
     pq.write_table(tasks.replace_schema_metadata({"pandas": json.dumps(label)}), folder / "meta/tasks.parquet")
 
