@@ -8,11 +8,13 @@ import dataclasses
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from clp_jax.editable_json import json_object, read_json, typed
 from clp_jax.errors import InputError
 from clp_jax.models import CAMERAS
+
+Units = Literal["own", "aloha"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +37,7 @@ class Robot:
     state: tuple[str, ...] = ("observation.state",)
     actions: str = "action"
     delta: tuple[bool, ...] = ()
-    units: Literal["own", "aloha"] = "own"
+    units: Units = "own"
     action_dim: int | None = None
     prompt: str | None = None
 
@@ -149,23 +151,34 @@ def read_robot(path: str | os.PathLike[str]) -> Robot:
         images = {
             key: typed(item, str, f"images.{key}") for key, item in typed(value["images"], dict, "images").items()
         }
-        state = value.get("state", "observation.state")
-        fields: dict[str, Any] = {
-            "name": typed(value.get("name", Path(path).name), str, "name"),
-            "images": {key: item for key, item in images.items() if not key.startswith("_")},
-            "state": tuple(typed(key, str, "a key of state") for key in ([state] if isinstance(state, str) else state)),
-            "actions": typed(value.get("actions", "action"), str, "actions"),
-            "units": value.get("units", "own"),
-            "action_dim": None if value.get("action_dim") is None else typed(value["action_dim"], int, "action_dim"),
-            "prompt": None if value.get("prompt") is None else typed(value["prompt"], str, "prompt"),
-        }
-        delta = typed(value.get("delta", []), list, "delta")
-        whole = [typed(item, int, "a count of delta") for item in delta if not isinstance(item, bool)]
-        if whole and len(whole) < len(delta):
-            raise InputError("delta mixes counts with true and false")
-        return _checked(Robot(**fields, delta=mask(*whole) if whole else tuple(delta)))
+        fields: dict[str, Any] = {"name": Path(path).name} | value
+        for key, wanted in (("name", str), ("actions", str), ("units", str), ("prompt", str), ("action_dim", int)):
+            if key in value:
+                typed(value[key], wanted, key)
+        fields |= {"images": {key: item for key, item in images.items() if not key.startswith("_")}}
+        fields |= {"state": _texts(value["state"])} if "state" in value else {}
+        fields |= {"delta": _delta(typed(value["delta"], list, "delta"))} if "delta" in value else {}
+        if fields.get("units", "own") not in get_args(Units):
+            raise InputError(f"units {fields['units']!r} are unknown; give {' or '.join(get_args(Units))}.")
+        return _checked(Robot(**fields))
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
+
+
+def _texts(value: Any) -> tuple[str, ...]:
+    return tuple(
+        typed(key, str, "a key of state")
+        for key in ([value] if isinstance(value, str) else typed(value, list, "state"))
+    )
+
+
+def _delta(values: list[Any]) -> tuple[bool, ...]:
+    """As written, or from counts as for `mask`."""
+    if all(isinstance(value, bool) for value in values):
+        return tuple(values)
+    if any(isinstance(value, bool) for value in values):
+        raise InputError("delta mixes counts with true and false")
+    return mask(*(typed(value, int, "a count of delta") for value in values))
 
 
 def _checked(robot: Robot) -> Robot:
@@ -174,6 +187,4 @@ def _checked(robot: Robot) -> Robot:
         raise InputError(f"{', '.join(unknown)} is no camera of the model; it has {', '.join(CAMERAS)}.")
     if not robot.images:
         raise InputError("the robot has no camera; give --robot, or --image base_0_rgb=<the data set's key>.")
-    if robot.units not in ("own", "aloha"):
-        raise InputError(f"units {robot.units!r} are unknown; give own or aloha.")
     return robot
