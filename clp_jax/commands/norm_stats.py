@@ -42,7 +42,7 @@ def run(config: NormStats) -> None:
     robot = config.find_robot()
     if robot is None:
         raise InputError("say which robot the data are of: --robot, or --image, --state-key and --action-key.")
-    horizon = config.action_horizon or _OPENPI_HORIZON
+    horizon = _OPENPI_HORIZON if config.action_horizon is None else config.action_horizon
     if config.checkpoint is not None and config.action_horizon is None:
         horizon = default_horizon(read_architecture(read_spec(config.checkpoint)))
     if horizon < 1:

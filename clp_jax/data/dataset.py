@@ -157,15 +157,18 @@ def open_dataset(
         return _of_npz(str(source), architecture, norm_stats, asset_id, hold_out_ratio, seed)
     if robot is None:
         raise InputError(f"{source} is a LeRobot data set: say which robot it is of (--robot).")
+    horizon = default_horizon(architecture) if action_horizon is None else action_horizon
+    length = default_prompt_length(architecture) if max_token_len is None else max_token_len
+    if horizon < 1 or length < 1:
+        raise InputError(f"chunks of {horizon} actions and prompts of {length} tokens cannot be; give at least 1.")
     recorded = open_recording(source, robot)
-    horizon = action_horizon or default_horizon(architecture)
     chain = Chain(
         recorded.robot,
         architecture,
         recorded.norm_stats(horizon) if norm_stats is None else norm_stats,
         load_tokenizer() if tokenizer is None else tokenizer,
         horizon,
-        max_token_len or default_prompt_length(architecture),
+        length,
         architecture.kind == "pi05" if state_in_prompt is None else state_in_prompt,
     )
     rows, held = hold_out(recorded.episodes, hold_out_ratio, seed=seed)
