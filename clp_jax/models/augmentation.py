@@ -1,4 +1,4 @@
-"""Image augmentation for training: openpi's (preprocess_observation in models/model.py, commit 15a9616), with augmax."""
+"""Image augmentation for training: openpi's (models/model.py, preprocess_observation, 15a9616), with augmax."""
 
 from collections.abc import Mapping
 from typing import Any
