@@ -4,6 +4,7 @@ import dataclasses
 
 from etils import epath
 
+from clp_jax.checkpoint.stored import files_below
 from clp_jax.data import TrainingData, norm_stats, open_dataset
 from clp_jax.data.norm_stats import NormStats
 from clp_jax.data.robots import Robot, find_robot
@@ -100,7 +101,8 @@ def open_data(
 
 def _of_checkpoint(assets: epath.Path, asset_id: str | None) -> tuple[dict[str, NormStats] | None, str | None]:
     """The checkpoint's statistics and their name; None if it has none of that name, or none at all."""
-    found = {str(file.parent.relative_to(assets)): file for file in assets.glob(f"**/{norm_stats.FILE}")}
+    files = [file for file in files_below(assets) if file.name == norm_stats.FILE]
+    found = {file.parent.relative_to(assets).as_posix(): file for file in files}
     if asset_id is None and len(found) > 1:
         raise InputError(
             f"the checkpoint has norm stats for {', '.join(sorted(found))}; choose one with --asset-id, or compute "
