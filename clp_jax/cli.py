@@ -23,6 +23,7 @@ COMMANDS = {
     "analyse": "measure which layers are twins of their neighbours and propose a plan",
     "prune": "write the smaller checkpoint",
     "finetune": "train a checkpoint, on one device or a pod",
+    "norm-stats": "compute the statistics that normalise a robot's numbers",
     "benchmark": "compare speed, memory and size before and after",
     "demo": "walk the whole road on the small example model",
 }

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-CI_LACKS = ("openpi", "torch", "an accelerator")
+CI_LACKS = ("openpi", "torch", "lerobot", "an accelerator")
 """What CI does not install. A test may be skipped there for the want of these, and of nothing else."""
 
 

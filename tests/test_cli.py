@@ -148,7 +148,7 @@ def test_help_and_typing_errors_load_no_heavy_package():
 
 
 def test_every_command_has_a_script_and_every_script_a_command():
-    assert sorted(cli.COMMANDS) == LAUNCHERS
+    assert sorted(name.replace("-", "_") for name in cli.COMMANDS) == LAUNCHERS
 
 
 @pytest.mark.parametrize("name", cli.COMMANDS)
@@ -162,7 +162,7 @@ def test_a_command_is_one_frozen_dataclass_and_run(name):
 
 @pytest.mark.parametrize("name", LAUNCHERS)
 def test_a_script_takes_the_flags_of_its_command(monkeypatch, capsys, name):
-    assert cli.main([name, "--help"]) == 0
+    assert cli.main([name.replace("_", "-"), "--help"]) == 0
     of_the_command = capsys.readouterr().out
     monkeypatch.syspath_prepend(ROOT / "scripts")
     monkeypatch.setattr(sys, "argv", [f"scripts/{name}.py", "--help"])

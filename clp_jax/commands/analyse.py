@@ -10,7 +10,8 @@ from rich.table import Table
 
 from clp_jax.analysis import Analysis, Reading, analyse, loss_of
 from clp_jax.checkpoint import fingerprint, read_spec, staged
-from clp_jax.data import CalibrationData, hold_out, load_npz
+from clp_jax.commands.data_flags import DataFlags, open_data
+from clp_jax.data import CalibrationData
 from clp_jax.errors import InputError
 from clp_jax.findings import Choice, Findings, clp_stability, compare_criteria, intervals, size_of, warnings_of
 from clp_jax.loading import LoadedModel, load_model, read_architecture
@@ -20,6 +21,8 @@ from clp_jax.report import write_report
 from clp_jax.selection import CRITERIA, Evidence, how_many
 from clp_jax.similarity import Estimator, Samples, Sampling, StateScale
 from clp_jax.version import __version__
+
+_LEROBOT_OBSERVATIONS = 256
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -46,8 +49,11 @@ class DepthFlags:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class MeasureFlags:
-    """How to measure."""
+class MeasureFlags(DataFlags):
+    """On which observations and how to measure."""
+
+    max_observations: int | None = None
+    """At most this many observations, held-out ones included; all of a .npz, 256 of a LeRobot set if absent."""
 
     samples: Samples = "tokens"
     """Rows of CKA: tokens; observations (mean-pooled); tokens-per-observation (one CKA each, then averaged)."""
@@ -84,7 +90,7 @@ class Analyse(MeasureFlags, DepthFlags):
     checkpoint: str
     """openpi checkpoint: step folder or its params, local or gs://."""
     data: str
-    """.npz of model-ready observations."""
+    """.npz of model-ready observations, LeRobot folder or hub id."""
     out: str
     """Folder to create: similarity.npz, plan.json, findings.json, report.html, heat maps."""
     compare: tuple[str, ...] = tuple(name for name in CRITERIA if name != "greedy")
@@ -130,10 +136,17 @@ def load(
     if isinstance(config, DepthFlags):
         check_depth(config, architecture)
     # Small things first: a mistake in the data should not wait for gigabytes of parameters.
-    observations = load_npz(data, architecture)
+    observations = open_data(
+        config, data, architecture, assets=spec.assets, hold_out_ratio=config.holdout_ratio, seed=config.seed
+    )
+    most = config.max_observations
+    if most is None and not data.endswith(".npz"):
+        most = _LEROBOT_OBSERVATIONS
+    held_most = None if most is None else min(max(1, round(config.holdout_ratio * most)), most)
+    held = observations.held_out(held_most, seed=config.seed)
+    calibration = observations.calibration(None if most is None else most - len(held or ()), seed=config.seed)
     model = load_model(spec, dtype=config.dtype, lora_scale=config.lora_scale, fsdp_devices=config.fsdp_devices)
-    kept, held = hold_out(observations.episodes, config.holdout_ratio, seed=config.seed)
-    return model, observations.take(kept), observations.take(held) if len(held) else None
+    return model, calibration, held
 
 
 def check_depth(config: DepthFlags, architecture: Architecture) -> None:

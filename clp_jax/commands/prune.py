@@ -32,7 +32,7 @@ class Prune(MeasureFlags, DepthFlags):
     out: str
     """Folder to create: params, assets and clp.json."""
     data: str | None = None
-    """.npz of model-ready observations: analyse, choose and prune in one go."""
+    """.npz of model-ready observations, LeRobot folder or hub id: analyse, choose and prune in one go."""
     analysis: str | None = None
     """Folder of clp analyse: its plan, or a new choice from its matrices if a depth is given."""
     plan: str | None = None

@@ -8,10 +8,12 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 from clp_jax.data.calibration import CalibrationData, camera_names, fixed_noise_and_time, hold_out, load_npz
+from clp_jax.data.chain import Chain, default_horizon, default_prompt_length
 from clp_jax.data.loader import BatchIterator, Read
 from clp_jax.data.norm_stats import NormStats
+from clp_jax.data.recording import open_recording
 from clp_jax.data.robots import Robot
-from clp_jax.data.tokenizer import PromptTokenizer
+from clp_jax.data.tokenizer import PromptTokenizer, load_tokenizer
 from clp_jax.errors import InputError
 from clp_jax.models import Architecture
 
@@ -152,21 +154,48 @@ def open_dataset(
         given = [name for name, value in robot_only.items() if value is not None]
         if given:
             raise InputError(f"{source} is model-ready: {' and '.join(given)} cannot change what it holds.")
-        return _of_npz(
-            str(source), load_npz(source, architecture), architecture, norm_stats, asset_id, hold_out_ratio, seed
-        )
-    raise InputError(f"{source} is no .npz of model-ready observations (LeRobot data sets are not read yet).")
+        return _of_npz(str(source), architecture, norm_stats, asset_id, hold_out_ratio, seed)
+    if robot is None:
+        raise InputError(f"{source} is a LeRobot data set: say which robot it is of (--robot).")
+    horizon = default_horizon(architecture) if action_horizon is None else action_horizon
+    length = default_prompt_length(architecture) if max_token_len is None else max_token_len
+    if horizon < 1 or length < 1:
+        raise InputError(f"chunks of {horizon} actions and prompts of {length} tokens cannot be; give at least 1.")
+    recorded = open_recording(source, robot)
+    chain = Chain(
+        recorded.robot,
+        architecture,
+        recorded.norm_stats(horizon) if norm_stats is None else norm_stats,
+        load_tokenizer() if tokenizer is None else tokenizer,
+        horizon,
+        length,
+        architecture.kind == "pi05" if state_in_prompt is None else state_in_prompt,
+    )
+    rows, held = hold_out(recorded.episodes, hold_out_ratio, seed=seed)
+    return TrainingData(
+        source=str(source),
+        kind=architecture.kind,
+        read=recorded.reader(chain, prompt),
+        episodes=recorded.episodes,
+        rows=rows,
+        held=held,
+        cameras=camera_names(architecture),
+        action_dim=chain.action_dim,
+        norm_stats=chain.norm_stats,
+        asset_id=asset_id or recorded.asset_id,
+        fingerprint=recorded.fingerprint(),
+    )
 
 
 def _of_npz(
     source: str,
-    data: CalibrationData,
     architecture: Architecture,
     norm_stats: Mapping[str, NormStats] | None,
     asset_id: str | None,
     hold_out_ratio: float,
     seed: int,
 ) -> TrainingData:
+    data = load_npz(source, architecture)
     rows, held = hold_out(data.episodes, hold_out_ratio, seed=seed)
     return TrainingData(
         source=source,

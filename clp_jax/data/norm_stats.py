@@ -1,14 +1,14 @@
-"""Statistics for normalisation, in openpi's file format."""
+"""Statistics for normalisation: computed from tables alone, kept in openpi's file format."""
 
 import dataclasses
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from etils import epath
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from clp_jax.errors import InputError
 
@@ -30,6 +30,55 @@ class NormStats:
     std: Float[np.ndarray, " d"]
     q01: Float[np.ndarray, " d"] | None = None
     q99: Float[np.ndarray, " d"] | None = None
+
+
+def of_vectors(vectors: Iterable[Float[np.ndarray, "*n"]]) -> NormStats:
+    """Statistics of a vector, from all values of one dimension after the other.
+
+    Mean and deviation are accumulated in float64. Quantiles are exact: the smallest value that 1 % (99 %) of the values
+    do not exceed. (openpi sums in float32, and takes the lower edge of that value's bin among 5000.)
+
+    >>> of_vectors([np.arange(101.0)]).q99
+    array([99.])
+    """
+    mean, std, low, high = [], [], [], []
+    for values in vectors:
+        mean.append(values.mean(dtype=np.float64))
+        std.append(values.std(dtype=np.float64))
+        quantiles = np.quantile(values, [0.01, 0.99], method="inverted_cdf")
+        low.append(quantiles[0])
+        high.append(quantiles[1])
+    return NormStats(*(np.asarray(column, np.float64) for column in (mean, std, low, high)))
+
+
+def of_robot(
+    state: Float[np.ndarray, "n d"],
+    actions: Float[np.ndarray, "n adim"],
+    ends: Int[np.ndarray, " e"],
+    horizon: int,
+    delta: Sequence[bool],
+) -> dict[str, NormStats]:
+    """Statistics of the states, and of the action chunks that training sees, as openpi's scripts/compute_norm_stats.py.
+
+    Args:
+      state: of every row, in the model's units.
+      actions: of every row, in the model's units, absolute.
+      ends: one past the last row of each episode.
+      horizon: actions of a chunk; at the end of an episode the last one is held, and counted as often as it is seen.
+      delta: per action dimension whether chunks are relative to the state of their first row.
+
+    Returns:
+      ``state`` and ``actions``. Memory beside the arguments: about 12 n horizon bytes.
+    """
+    rows = np.arange(len(state))
+    last = np.repeat(ends, np.diff(ends, prepend=0)) - 1
+    chunks = [np.minimum(rows + step, last) for step in range(horizon)]
+
+    def seen(dimension: int) -> np.ndarray:
+        offset = state[:, dimension] if dimension < len(delta) and delta[dimension] else np.float32(0)
+        return np.stack([actions[chunk, dimension] - offset for chunk in chunks]).astype(np.float32)
+
+    return {"state": of_vectors(state.T.astype(np.float32)), "actions": of_vectors(map(seen, range(actions.shape[1])))}
 
 
 def save(folder: str | os.PathLike[str], stats: Mapping[str, NormStats]) -> None:

@@ -8,11 +8,13 @@ import dataclasses
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from clp_jax.editable_json import json_object, read_json, typed
 from clp_jax.errors import InputError
 from clp_jax.models import CAMERAS
+
+Units = Literal["own", "aloha"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,6 +28,7 @@ class Robot:
       actions: key of the actions.
       delta: per action dimension whether the model sees it relative to the state; missing dimensions are absolute.
       units: ``aloha``: joints and grippers are converted to those that π0 was trained with (openpi's adapt_to_pi).
+      action_dim: dimensions of the actions; None leaves it to the data set.
       prompt: where the data set has no tasks.
     """
 
@@ -34,7 +37,8 @@ class Robot:
     state: tuple[str, ...] = ("observation.state",)
     actions: str = "action"
     delta: tuple[bool, ...] = ()
-    units: Literal["own", "aloha"] = "own"
+    units: Units = "own"
+    action_dim: int | None = None
     prompt: str | None = None
 
 
@@ -48,7 +52,11 @@ def mask(*counts: int) -> tuple[bool, ...]:
 
 
 LIBERO = Robot(
-    "libero", {"base_0_rgb": "image", "left_wrist_0_rgb": "wrist_image"}, state=("state",), actions="actions"
+    "libero",
+    {"base_0_rgb": "image", "left_wrist_0_rgb": "wrist_image"},
+    state=("state",),
+    actions="actions",
+    action_dim=7,
 )
 """openpi's LIBERO sets, whose actions are differences already."""
 
@@ -61,6 +69,7 @@ ALOHA = Robot(
     },
     delta=mask(6, -1, 6, -1),
     units="aloha",
+    action_dim=14,
 )
 """Real ALOHA."""
 
@@ -74,10 +83,11 @@ DROID = Robot(
     {"base_0_rgb": "exterior_image_1_left", "left_wrist_0_rgb": "wrist_image_left"},
     state=("joint_position", "gripper_position"),
     actions="actions",
+    action_dim=8,
 )
 """Own data in DROID's form, with joint velocities as actions."""
 
-METAWORLD = Robot("metaworld", {"base_0_rgb": "observation.image"})
+METAWORLD = Robot("metaworld", {"base_0_rgb": "observation.image"}, action_dim=4)
 """lerobot's MetaWorld sets: one camera, position and gripper as state and action."""
 
 ROBOTS = {robot.name: robot for robot in (LIBERO, ALOHA, ALOHA_SIM, DROID, METAWORLD)}
@@ -133,27 +143,42 @@ def read_robot(path: str | os.PathLike[str]) -> Robot:
     """
     try:
         value = json_object(
-            read_json(path), "the robot", ["images"], ["name", "state", "actions", "delta", "units", "prompt"]
+            read_json(path),
+            "the robot",
+            ["images"],
+            ["name", "state", "actions", "delta", "units", "action_dim", "prompt"],
         )
         images = {
             key: typed(item, str, f"images.{key}") for key, item in typed(value["images"], dict, "images").items()
         }
-        state = value.get("state", "observation.state")
-        fields: dict[str, Any] = {
-            "name": typed(value.get("name", Path(path).name), str, "name"),
-            "images": {key: item for key, item in images.items() if not key.startswith("_")},
-            "state": tuple(typed(key, str, "a key of state") for key in ([state] if isinstance(state, str) else state)),
-            "actions": typed(value.get("actions", "action"), str, "actions"),
-            "units": value.get("units", "own"),
-            "prompt": value.get("prompt"),
-        }
-        delta = typed(value.get("delta", []), list, "delta")
-        whole = [typed(item, int, "a count of delta") for item in delta if not isinstance(item, bool)]
-        if whole and len(whole) < len(delta):
-            raise InputError("delta mixes counts with true and false")
-        return _checked(Robot(**fields, delta=mask(*whole) if whole else tuple(delta)))
+        fields: dict[str, Any] = {"name": Path(path).name} | value
+        for key, wanted in (("name", str), ("actions", str), ("units", str), ("prompt", str), ("action_dim", int)):
+            if key in value:
+                typed(value[key], wanted, key)
+        fields |= {"images": {key: item for key, item in images.items() if not key.startswith("_")}}
+        fields |= {"state": _texts(value["state"])} if "state" in value else {}
+        fields |= {"delta": _delta(typed(value["delta"], list, "delta"))} if "delta" in value else {}
+        if fields.get("units", "own") not in get_args(Units):
+            raise InputError(f"units {fields['units']!r} are unknown; give {' or '.join(get_args(Units))}.")
+        return _checked(Robot(**fields))
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
+
+
+def _texts(value: Any) -> tuple[str, ...]:
+    return tuple(
+        typed(key, str, "a key of state")
+        for key in ([value] if isinstance(value, str) else typed(value, list, "state"))
+    )
+
+
+def _delta(values: list[Any]) -> tuple[bool, ...]:
+    """As written, or from counts as for `mask`."""
+    if all(isinstance(value, bool) for value in values):
+        return tuple(values)
+    if any(isinstance(value, bool) for value in values):
+        raise InputError("delta mixes counts with true and false")
+    return mask(*(typed(value, int, "a count of delta") for value in values))
 
 
 def _checked(robot: Robot) -> Robot:
@@ -162,6 +187,4 @@ def _checked(robot: Robot) -> Robot:
         raise InputError(f"{', '.join(unknown)} is no camera of the model; it has {', '.join(CAMERAS)}.")
     if not robot.images:
         raise InputError("the robot has no camera; give --robot, or --image base_0_rgb=<the data set's key>.")
-    if robot.units not in ("own", "aloha"):
-        raise InputError(f"units {robot.units!r} are unknown; give own or aloha.")
     return robot

@@ -1,0 +1,112 @@
+"""Flags that say how data become a model's inputs, shared by the commands that take ``--data``."""
+
+import dataclasses
+
+from etils import epath
+
+from clp_jax.checkpoint.stored import files_below
+from clp_jax.data import TrainingData, norm_stats, open_dataset
+from clp_jax.data.norm_stats import NormStats
+from clp_jax.data.robots import Robot, find_robot
+from clp_jax.data.tokenizer import load_tokenizer
+from clp_jax.errors import InputError
+from clp_jax.models import Architecture
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RobotFlags:
+    """Which column of a LeRobot data set is what."""
+
+    robot: str | None = None
+    """Robot of a LeRobot data set: libero, aloha, aloha-sim, droid, metaworld, or a .json file."""
+    image: tuple[str, ...] = ()
+    """camera=key pairs on top of the robot's, e.g. base_0_rgb=observation.images.top."""
+    state_key: tuple[str, ...] = ()
+    """Keys of the state's parts, instead of the robot's."""
+    action_key: str | None = None
+    """Key of the actions, instead of the robot's."""
+
+    def find_robot(self) -> Robot | None:
+        """The robot, None if no flag says anything about one."""
+        if not (self.robot or self.image or self.state_key or self.action_key):
+            return None
+        return find_robot(self.robot, images=self.image, state=self.state_key, actions=self.action_key)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DataFlags(RobotFlags):
+    """How rows of a LeRobot data set become a model's inputs; a .npz of model-ready observations needs none."""
+
+    prompt: str | None = None
+    """Instruction for every observation, instead of the data set's tasks."""
+    tokenizer: str | None = None
+    """PaliGemma's SentencePiece .model; else the checkpoint's, a cached or the public one."""
+    norm_stats: str | None = None
+    """A norm_stats.json, or the word data to compute them from it; else the checkpoint's, computed if it has none."""
+    asset_id: str | None = None
+    """Name of the statistics in the checkpoint's assets: which to take, and where they are saved."""
+    action_horizon: int | None = None
+    """Actions of a chunk; 50 if absent, as in openpi."""
+    max_token_len: int | None = None
+    """Tokens of a prompt; 48 for pi0 and 200 for pi0.5 if absent, as in openpi."""
+    state_in_prompt: bool | None = None
+    """Whether the prompt spells the state; only for pi0.5 if absent. (openpi's pi05_libero does not.)"""
+
+
+def open_data(
+    flags: DataFlags,
+    source: str,
+    architecture: Architecture,
+    *,
+    assets: epath.Path | None,
+    hold_out_ratio: float,
+    seed: int,
+) -> TrainingData:
+    """Open ``--data`` for a checkpoint.
+
+    Args:
+      flags: of the command.
+      source: ``.npz``, LeRobot folder or hub id.
+      architecture: of the checkpoint.
+      assets: the checkpoint's ``assets`` folder, if it has one.
+      hold_out_ratio: share of the episodes kept apart.
+      seed: of their choice.
+
+    Raises:
+      InputError: as `open_dataset`; or several statistics in the checkpoint, of which none was chosen.
+    """
+    ready = source.endswith(".npz")
+    robot = flags.find_robot()
+    stats, asset_id = None, flags.asset_id
+    if flags.norm_stats not in (None, "data"):
+        stats = norm_stats.load(flags.norm_stats)
+    elif flags.norm_stats is None and not ready and assets is not None:
+        stats, asset_id = _of_checkpoint(assets, flags.asset_id)
+    wants_tokenizer = flags.tokenizer is not None or (robot is not None and not ready)
+    return open_dataset(
+        source,
+        architecture,
+        robot=robot,
+        tokenizer=load_tokenizer(flags.tokenizer, assets=assets) if wants_tokenizer else None,
+        norm_stats=stats,
+        asset_id=asset_id,
+        action_horizon=flags.action_horizon,
+        max_token_len=flags.max_token_len,
+        state_in_prompt=flags.state_in_prompt,
+        prompt=flags.prompt,
+        hold_out_ratio=hold_out_ratio,
+        seed=seed,
+    )
+
+
+def _of_checkpoint(assets: epath.Path, asset_id: str | None) -> tuple[dict[str, NormStats] | None, str | None]:
+    """The checkpoint's statistics and their name; None if it has none of that name, or none at all."""
+    files = [file for file in files_below(assets) if file.name == norm_stats.FILE]
+    found = {file.parent.relative_to(assets).as_posix(): file for file in files}
+    if asset_id is None and len(found) > 1:
+        raise InputError(
+            f"the checkpoint has norm stats for {', '.join(sorted(found))}; choose one with --asset-id, or compute "
+            "new ones with --norm-stats data."
+        )
+    chosen = asset_id if asset_id is not None else next(iter(found), None)
+    return (norm_stats.load(found[chosen]), chosen) if chosen in found else (None, asset_id)

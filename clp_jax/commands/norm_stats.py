@@ -1,0 +1,82 @@
+"""``clp norm-stats``: the statistics that normalise a robot's states and actions, without decoding an image."""
+
+import dataclasses
+import time
+
+from rich.console import Console
+from rich.table import Table
+
+from clp_jax.checkpoint import read_spec, staged
+from clp_jax.commands.data_flags import RobotFlags
+from clp_jax.data import norm_stats
+from clp_jax.data.chain import default_horizon
+from clp_jax.data.recording import open_recording
+from clp_jax.errors import InputError
+from clp_jax.loading import read_architecture
+
+_OPENPI_HORIZON = 50
+_NARROW = 1e-4
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class NormStats(RobotFlags):
+    """Compute mean, deviation and exact 1 % and 99 % quantiles of a LeRobot data set, in openpi's norm_stats.json."""
+
+    data: str
+    """LeRobot data set: folder or hub id."""
+    out: str
+    """Folder to create: <asset id>/norm_stats.json, as in a checkpoint's assets."""
+    checkpoint: str | None = None
+    """Take the action horizon that openpi uses for this kind of model."""
+    action_horizon: int | None = None
+    """Actions of a chunk, over which the actions' statistics run; 50 if neither this nor a checkpoint is given."""
+    asset_id: str | None = None
+    """Name of the folder in --out; the hub id or the data folder's name if absent."""
+    overwrite: bool = False
+    """Replace --out if it exists."""
+
+
+def run(config: NormStats) -> None:
+    """Run the command."""
+    console = Console()
+    robot = config.find_robot()
+    if robot is None:
+        raise InputError("say which robot the data are of: --robot, or --image, --state-key and --action-key.")
+    horizon = _OPENPI_HORIZON if config.action_horizon is None else config.action_horizon
+    if config.checkpoint is not None and config.action_horizon is None:
+        horizon = default_horizon(read_architecture(read_spec(config.checkpoint)))
+    if horizon < 1:
+        raise InputError(f"an action chunk of {horizon} actions is none; give at least 1.")
+    with staged(config.out, overwrite=config.overwrite, sources=[config.data]) as folder:
+        start = time.perf_counter()
+        recording = open_recording(config.data, robot)
+        stats = recording.norm_stats(horizon)
+        seconds = time.perf_counter() - start
+        asset_id = config.asset_id or recording.asset_id
+        norm_stats.save(folder / asset_id, stats)
+    _print(console, stats)
+    console.print(
+        f"{len(recording.data):,} rows of {len(recording.data.meta.episodes):,} episodes, chunks of {horizon} actions, "
+        f"in {seconds:.1f} s"
+    )
+    console.print(f"Statistics: [bold]{config.out}/{asset_id}/{norm_stats.FILE}[/]")
+
+
+def _print(console: Console, stats: dict[str, norm_stats.NormStats]) -> None:
+    table = Table()
+    for column in ("", "mean", "std", "1 %", "99 %"):
+        table.add_column(column, justify="right" if column else "left")
+    narrow = []
+    for name, entry in stats.items():
+        assert entry.q01 is not None
+        assert entry.q99 is not None
+        for i, row in enumerate(zip(entry.mean, entry.std, entry.q01, entry.q99, strict=True)):
+            table.add_row(f"{name} {i}", *(f"{value:.4g}" for value in row))
+            if row[1] < _NARROW or row[3] - row[2] < _NARROW:
+                narrow.append(f"{name} {i}")
+    console.print(table)
+    if narrow:
+        console.print(
+            f"[yellow]warning:[/] {', '.join(narrow)} hardly vary: normalised by so small a range, any other value "
+            "becomes huge. Check the data, or widen the range in the file by hand."
+        )

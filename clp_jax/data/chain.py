@@ -1,0 +1,153 @@
+"""From a robot's numbers to a model's inputs, and from the model's actions back to the robot's.
+
+The order is openpi's: the robot's units, delta actions, normalisation, image size, tokens, padding.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+
+import numpy as np
+from jaxtyping import Float, Shaped
+
+from clp_jax.data import transforms
+from clp_jax.data.norm_stats import NormStats
+from clp_jax.data.robots import Robot
+from clp_jax.data.tokenizer import PromptTokenizer
+from clp_jax.errors import InputError
+from clp_jax.models import CAMERAS, Architecture
+
+_HORIZONS = {"pi0": 50, "pi05": 50}
+_PROMPTS = {"pi0": 48, "pi05": 200}
+
+
+@dataclasses.dataclass(frozen=True)
+class Chain:
+    """Everything between one robot and one model.
+
+    Attributes:
+      robot: the robot.
+      architecture: the model, π0 or π0.5.
+      norm_stats: of ``state`` and ``actions``, after delta actions.
+      tokenizer: of prompts.
+      action_horizon: actions of a chunk.
+      max_token_len: tokens of a prompt, padding included.
+      state_in_prompt: whether the prompt spells the state.
+    """
+
+    robot: Robot
+    architecture: Architecture
+    norm_stats: Mapping[str, NormStats]
+    tokenizer: PromptTokenizer
+    action_horizon: int
+    max_token_len: int
+    state_in_prompt: bool
+
+    def __post_init__(self):
+        if self.architecture.kind == "pi0_fast":
+            raise InputError(
+                "π0-FAST writes actions as tokens with a processor that clp_jax does not carry; give a .npz of "
+                "model-ready observations."
+            )
+        missing = [name for name in ("state", "actions") if name not in self.norm_stats]
+        if missing:
+            raise InputError(f"the norm stats lack {' and '.join(missing)}; they hold {', '.join(self.norm_stats)}.")
+        if self.quantiles and any(self.norm_stats[name].q01 is None for name in ("state", "actions")):
+            raise InputError("π0.5 is normalised with quantiles, which the norm stats lack; run clp norm-stats.")
+        if self.tokenizer.vocab_size > self.architecture.vocab_size:
+            raise InputError(
+                f"the tokenizer has {self.tokenizer.vocab_size} tokens, the model {self.architecture.vocab_size}."
+            )
+
+    @property
+    def quantiles(self) -> bool:
+        """Whether normalisation uses quantiles: for every kind but π0, as in openpi."""
+        return self.architecture.kind != "pi0"
+
+    @property
+    def action_dim(self) -> int:
+        """Dimensions of the robot's actions; statistics may be padded to the model's."""
+        return self.robot.action_dim or len(self.norm_stats["actions"].mean)
+
+    def inputs(
+        self,
+        *,
+        state: Float[np.ndarray, " d"],
+        images: Mapping[str, Shaped[np.ndarray, "_ _ _"]],
+        prompt: str,
+        actions: Float[np.ndarray, "h adim"] | None = None,
+    ) -> dict[str, np.ndarray]:
+        """What the model reads of one observation.
+
+        Args:
+          state: of the robot, in its units.
+          images: per camera of the model that the robot has; uint8, or float in [0, 1]; channels first or last.
+          prompt: the instruction.
+          actions: the chunk that begins here, for training.
+
+        Returns:
+          The keys of `calibration`, without the first axis.
+        """
+        robot, dim = self.robot, self.architecture.action_dim
+        assert dim is not None
+        state, actions = to_model_units(robot, state, actions)
+        if actions is not None:
+            actions = transforms.to_delta(actions, state, robot.delta)
+        state = transforms.normalise(state, self.norm_stats["state"], quantiles=self.quantiles)
+        result = self._images(images)
+        ids, mask = self.tokenizer(prompt, self.max_token_len, state if self.state_in_prompt else None)
+        result |= {"tokenized_prompt": ids, "tokenized_prompt_mask": mask}
+        result["state"] = transforms.pad(state, dim).astype(np.float32)
+        if actions is not None:
+            actions = transforms.normalise(actions, self.norm_stats["actions"], quantiles=self.quantiles)
+            result["actions"] = transforms.pad(actions, dim).astype(np.float32)
+        return result
+
+    def outputs(
+        self, actions: Float[np.ndarray, "h adim"], *, state: Float[np.ndarray, " d"]
+    ) -> Float[np.ndarray, "h rdim"]:
+        """The robot's actions from the model's.
+
+        Args:
+          actions: of the model, padded and normalised.
+          state: of the robot when they were asked for, in its units.
+        """
+        quantiles = self.quantiles
+        pi_state, _ = to_model_units(self.robot, state)
+        # Forth and back as in openpi, whose policy knows the state only normalised.
+        normal = transforms.normalise(pi_state, self.norm_stats["state"], quantiles=quantiles)
+        pi_state = transforms.unnormalise(normal, self.norm_stats["state"], quantiles=quantiles)
+        actions = transforms.unnormalise(actions, self.norm_stats["actions"], quantiles=quantiles)
+        actions = transforms.to_absolute(actions, pi_state, self.robot.delta)[:, : self.action_dim]
+        return transforms.aloha_actions_from_pi(actions) if self.robot.units == "aloha" else actions
+
+    def _images(self, images: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """All cameras of the model; those that the robot lacks are black and masked."""
+        size = self.architecture.vision.image_size
+        result: dict[str, np.ndarray] = {}
+        for camera in CAMERAS:
+            result[f"image/{camera}"] = np.zeros((size, size, 3), np.uint8)
+            result[f"image_mask/{camera}"] = np.asarray(camera in images)
+            if camera in images:
+                image = transforms.parse_image(images[camera])
+                result[f"image/{camera}"] = transforms.resize_with_pad(image, size)
+        return result
+
+
+def to_model_units(
+    robot: Robot, state: Float[np.ndarray, "*n d"], actions: Float[np.ndarray, "*m adim"] | None = None
+) -> tuple[Float[np.ndarray, "*n d"], Float[np.ndarray, "*m adim"] | None]:
+    """State and absolute actions in the units that the model knows; not normalised."""
+    if robot.units == "aloha":
+        state = transforms.aloha_state_to_pi(state)
+        actions = None if actions is None else transforms.aloha_actions_to_pi(actions)
+    return state, actions
+
+
+def default_horizon(architecture: Architecture) -> int:
+    """openpi's action horizon of a kind of model, which no shape tells."""
+    return _HORIZONS.get(architecture.kind, 32)
+
+
+def default_prompt_length(architecture: Architecture) -> int:
+    """openpi's prompt length of a kind of model, which no shape tells."""
+    return _PROMPTS.get(architecture.kind, 250)

@@ -1,0 +1,144 @@
+"""A LeRobot data set seen as a robot: its columns by meaning, observations for a model, statistics."""
+
+import dataclasses
+import hashlib
+import os
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from clp_jax.data import norm_stats
+from clp_jax.data.chain import Chain, to_model_units
+from clp_jax.data.lerobot import LeRobotData
+from clp_jax.data.lerobot_meta import find_folder, read_meta
+from clp_jax.data.loader import Read
+from clp_jax.data.norm_stats import NormStats
+from clp_jax.data.robots import Robot
+from clp_jax.errors import InputError
+
+
+@dataclasses.dataclass(frozen=True)
+class Recording:
+    """What a robot recorded.
+
+    Attributes:
+      data: the rows.
+      robot: with the dimensions of this data set's actions.
+      asset_id: the hub id, or the folder's name.
+      state: of each row, in the robot's units [n, d].
+      actions: of each row, in the robot's units [n, adim].
+    """
+
+    data: LeRobotData
+    robot: Robot
+    asset_id: str
+    state: Float[np.ndarray, "n d"]
+    actions: Float[np.ndarray, "n adim"]
+
+    @property
+    def episodes(self) -> Int[np.ndarray, " n"]:
+        """The episode of each row."""
+        return self.data.episodes
+
+    def norm_stats(self, horizon: int) -> dict[str, NormStats]:
+        """Statistics of all rows; no image is read."""
+        state, actions = to_model_units(self.robot, self.state, self.actions)
+        assert actions is not None
+        return norm_stats.of_robot(state, actions, self.data.ends, horizon, self.robot.delta)
+
+    def reader(self, chain: Chain, prompt: str | None = None) -> Read:
+        """What reads rows as a model's inputs, with ``action_is_pad``; for use by several threads.
+
+        Args:
+          chain: between the robot and the model.
+          prompt: for every row, instead of the data set's tasks.
+
+        Raises:
+          InputError: a row has no task and there is no other prompt, or a prompt is too long.
+        """
+        self._check_fits(chain)
+        numbers, texts = self._prompts(prompt)
+        for text in texts.values():  # now, and not after a night of training
+            chain.tokenizer(text, chain.max_token_len, np.zeros(self.state.shape[1]) if chain.state_in_prompt else None)
+
+        def observation(row: int) -> dict[str, np.ndarray]:
+            chunk, is_pad = self.data.chunk(row, chain.action_horizon)
+            images = {camera: self.data.image(key, row) for camera, key in self.robot.images.items()}
+            inputs = chain.inputs(
+                state=self.state[row], images=images, prompt=texts[numbers[row]], actions=self.actions[chunk]
+            )
+            return inputs | {"action_is_pad": is_pad}
+
+        def read(rows: np.ndarray) -> dict[str, np.ndarray]:
+            observations = [observation(int(row)) for row in rows]
+            return {key: np.stack([values[key] for values in observations]) for key in observations[0]}
+
+        return read
+
+    def fingerprint(self) -> str:
+        """An identity of the data set: its numbers, and names and sizes of all its files."""
+        digest, folder = hashlib.sha256(), self.data.meta.folder
+        for column in (self.state, self.actions, *self.data.numbers("timestamp", "task_index")):
+            digest.update(np.ascontiguousarray(column).data)
+        for file in sorted(path for path in folder.rglob("*") if path.is_file() and ".cache" not in path.parts):
+            digest.update(f"{file.relative_to(folder).as_posix()} {file.stat().st_size}\n".encode())
+        return digest.hexdigest()
+
+    def _prompts(self, prompt: str | None) -> tuple[Int[np.ndarray, " n"], dict[int, str]]:
+        """The task number of each row, and the prompt of each task that occurs."""
+        numbers = self.data.numbers("task_index")[0][:, 0].astype(np.int64)
+        texts = {int(n): prompt or self.data.meta.tasks.get(int(n)) or self.robot.prompt for n in np.unique(numbers)}
+        nameless = [number for number, text in texts.items() if not text]
+        if nameless:
+            raise InputError(f"the data set has no text for task {nameless[0]}; give --prompt.")
+        return numbers, {number: text or "" for number, text in texts.items()}
+
+    def _check_fits(self, chain: Chain) -> None:
+        most = chain.architecture.action_dim or 0
+        for name, column in (("state", self.state), ("actions", self.actions)):
+            dims, known = column.shape[1], len(chain.norm_stats[name].mean)
+            if dims > most:
+                raise InputError(f"the robot's {name} have {dims} dimensions, the model at most {most}.")
+            if known < dims:
+                raise InputError(f"the norm stats know {known} dimensions of {name}, the robot has {dims}.")
+
+
+def open_recording(source: str | os.PathLike[str], robot: Robot) -> Recording:
+    """Open a data set and find the robot's columns in it.
+
+    Args:
+      source: local folder or hub id.
+      robot: which column means what.
+
+    Raises:
+      InputError: unreadable data set, or the robot's keys do not fit; the message lists the data set's features.
+    """
+    folder = find_folder(source)
+    data = LeRobotData(read_meta(folder))
+    features = data.meta.features
+    wanted = [*robot.state, robot.actions, *robot.images.values()]
+    listed = ", ".join(f"{key} ({f['dtype']} {'x'.join(map(str, f['shape']))})" for key, f in features.items())
+    absent = [key for key in wanted if key not in features]
+    if absent:
+        raise InputError(
+            f"{source} has no {', '.join(absent)}, which robot {robot.name!r} reads; it has {listed}. "
+            "Give --image, --state-key and --action-key, or a robot file."
+        )
+    for camera, key in robot.images.items():
+        if features[key]["dtype"] not in ("image", "video"):
+            raise InputError(f"{key} of {source} is no image, but {camera} of robot {robot.name!r}; it has {listed}.")
+    *parts, actions = data.numbers(*robot.state, robot.actions)
+    data.numbers("timestamp", "task_index")
+    state = np.concatenate(parts, axis=1)
+    if robot.action_dim not in (None, actions.shape[1]):
+        raise InputError(
+            f"{robot.actions} of {source} has {actions.shape[1]} dimensions, robot {robot.name!r} {robot.action_dim}."
+        )
+    if max(len(robot.delta), robot.units == "aloha" and 14) > min(state.shape[1], actions.shape[1]):
+        raise InputError(
+            f"state and actions of {source} have {state.shape[1]} and {actions.shape[1]} dimensions, fewer than robot "
+            f"{robot.name!r} converts."
+        )
+    asset_id = str(source) if not Path(source).expanduser().is_dir() else folder.resolve().name
+    return Recording(data, dataclasses.replace(robot, action_dim=actions.shape[1]), asset_id, state, actions)

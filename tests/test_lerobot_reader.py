@@ -1,0 +1,58 @@
+"""Our reader beside lerobot's own: the same rows, frames, chunks and tasks (lerobot 0.6.1, Python 3.12)."""
+
+import numpy as np
+import pytest
+
+from clp_jax.data.lerobot import LeRobotData
+from clp_jax.data.lerobot_meta import read_meta
+from scripts.make_lerobot_toy import FPS, write
+
+pytest.importorskip("lerobot", reason="needs lerobot")
+
+COLUMNS = {"observation.state": 5, "action": 3}
+CAMERAS = {"observation.video": "video", "observation.still": "image"}
+HORIZON = 5
+
+
+@pytest.fixture
+def offline(monkeypatch, tmp_path):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hub"))
+
+
+def check_same(ours: LeRobotData, root) -> None:
+    from lerobot.datasets.lerobot_dataset import LeRobotDataset
+
+    chunks = {"action": [step / FPS for step in range(HORIZON)]}
+    theirs = LeRobotDataset("toy/toy", root=root, delta_timestamps=chunks, video_backend="pyav", return_uint8=True)
+    assert len(ours) == len(theirs)
+    state, action, task = ours.numbers("observation.state", "action", "task_index")
+    for row in range(len(ours)):
+        sample = theirs[row]
+        rows, is_pad = ours.chunk(row, HORIZON)
+        np.testing.assert_array_equal(state[row], sample["observation.state"].numpy())
+        np.testing.assert_array_equal(action[rows], sample["action"].numpy())
+        np.testing.assert_array_equal(is_pad, sample["action_is_pad"].numpy())
+        assert ours.meta.tasks[int(task[row, 0])] == sample["task"]
+        for camera in CAMERAS:
+            image = sample[camera].numpy()
+            image = (image * 255).round().astype(np.uint8) if image.dtype != np.uint8 else image
+            np.testing.assert_array_equal(ours.image(camera, row), image.transpose(1, 2, 0))
+
+
+@pytest.mark.filterwarnings("default")
+def test_v3_is_read_as_by_lerobot(offline, tmp_path):
+    write(tmp_path / "toy", "v3.0", COLUMNS, CAMERAS)
+    check_same(LeRobotData(read_meta(tmp_path / "toy")), tmp_path / "toy")
+
+
+@pytest.mark.filterwarnings("default")
+def test_v21_is_read_as_lerobot_reads_it_after_its_own_conversion(offline, tmp_path):
+    from lerobot.scripts.convert_dataset_v21_to_v30 import convert_dataset
+
+    root = tmp_path / "toy"
+    write(root, "v2.1", COLUMNS, CAMERAS)
+    convert_dataset("toy/toy", root=root, push_to_hub=False)
+    assert read_meta(root).episodes[0].table.name.startswith("file-")  # converted in place
+    check_same(LeRobotData(read_meta(tmp_path / "toy_old")), root)
+    check_same(LeRobotData(read_meta(root)), root)

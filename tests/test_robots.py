@@ -1,0 +1,65 @@
+"""Robots from names, flags and files."""
+
+import json
+
+import pytest
+
+from clp_jax.data.robots import LIBERO, ROBOTS, Robot, find_robot, mask
+from clp_jax.errors import InputError
+
+
+def test_robots_have_openpis_keys_and_masks():
+    assert ROBOTS["libero"].images == {"base_0_rgb": "image", "left_wrist_0_rgb": "wrist_image"}
+    assert ROBOTS["aloha"].delta == (True,) * 6 + (False,) + (True,) * 6 + (False,)
+    assert mask(6, -1, 6, -1) == ROBOTS["aloha"].delta
+    assert ROBOTS["droid"].state == ("joint_position", "gripper_position")
+
+
+def test_flags_change_a_robot():
+    robot = find_robot("libero", images=["right_wrist_0_rgb=third"], state=["a", "b"], actions="c")
+    assert robot.images == {**LIBERO.images, "right_wrist_0_rgb": "third"}
+    assert (robot.state, robot.actions) == (("a", "b"), "c")
+    assert find_robot(None, images=["base_0_rgb=x"]) == Robot("own", {"base_0_rgb": "x"})
+
+
+def test_robot_from_a_file(tmp_path):
+    file = tmp_path / "my.json"
+    value = {"images": {"base_0_rgb": "top"}, "state": ["q", "grip"], "actions": "u", "delta": [2, -1], "_why": "arm"}
+    file.write_text(json.dumps(value))
+    assert find_robot(str(file)) == Robot("my.json", {"base_0_rgb": "top"}, ("q", "grip"), "u", (True, True, False))
+    file.write_text(json.dumps(value | {"delta": [True, False]}))
+    assert find_robot(str(file)).delta == (True, False)
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ({"images": {"base_0_rgb": "top"}, "sate": "q"}, "my.json: .*unknown key 'sate'"),
+        ({"state": "q"}, "my.json: .*'images' is missing"),
+        ({"images": {"top": "top"}}, "my.json: top is no camera of the model"),
+        ({"images": {"base_0_rgb": 3}}, "images.base_0_rgb must be text"),
+        ({"images": {"base_0_rgb": "top"}, "delta": [1, True]}, "mixes counts"),
+        ({"images": {"base_0_rgb": "top"}, "delta": ["x"]}, "must be a whole number"),
+        ({"images": {"base_0_rgb": "top"}, "state": 3}, "state must be"),
+        ({"images": {"base_0_rgb": "top"}, "units": "franka"}, "units 'franka' are unknown"),
+    ],
+)
+def test_file_with_a_slip_is_refused(tmp_path, value, message):
+    file = tmp_path / "my.json"
+    file.write_text(json.dumps(value))
+    with pytest.raises(InputError, match=message):
+        find_robot(str(file))
+
+
+@pytest.mark.parametrize(
+    ("name", "images", "message"),
+    [
+        ("liberto", [], "there is no robot 'liberto'; choose one of libero"),
+        ("libero", ["base_0_rgb"], "written camera=key"),
+        ("libero", ["cam=key"], "cam is no camera of the model"),
+        (None, [], "has no camera"),
+    ],
+)
+def test_flags_with_a_slip_are_refused(name, images, message):
+    with pytest.raises(InputError, match=message):
+        find_robot(name, images=images)
