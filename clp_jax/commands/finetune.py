@@ -4,19 +4,20 @@ import dataclasses
 import json
 import math
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any
+from typing import Any, Literal
 
 import jax
-import tyro
 from etils import epath
 from rich.console import Console
 
 from clp_jax.checkpoint import CheckpointSpec, copy_files, fingerprint, read_spec
-from clp_jax.data import TrainingData, arrange, norm_stats, open_dataset
+from clp_jax.commands.data_flags import DataFlags, open_data
+from clp_jax.data import TrainingData, arrange, norm_stats
 from clp_jax.distributed import DistributedFlags, barrier, is_first, join
 from clp_jax.errors import InputError
 from clp_jax.loading import default_dtype, read_architecture
 from clp_jax.models import Architecture, Gates, abstract_params
+from clp_jax.models.architecture import Remat
 from clp_jax.plan import PrunePlan
 from clp_jax.progress import progress
 from clp_jax.record import training_record
@@ -26,7 +27,7 @@ from clp_jax.similarity import batches
 from clp_jax.training import OptimizerSettings, Run, Steps, StepSettings, check_batch_size, train
 from clp_jax.training.adapters import ACTION_RANK, VLM_RANK, with_adapters
 from clp_jax.training.freezing import frozen_paths
-from clp_jax.training.logs import LOG_FILE, Logs
+from clp_jax.training.logs import LOG_FILE, Logs, import_wandb
 from clp_jax.training.throughput import step_flops, utilisation
 from clp_jax.trees import flatten
 
@@ -41,13 +42,13 @@ _SHOWN = ("loss", "grad_norm", "learning_rate", "samples_per_second", "mfu", "he
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Finetune(OptimizerSettings, DistributedFlags):
+class Finetune(DataFlags, OptimizerSettings, DistributedFlags):
     """Train a checkpoint on data. Defaults are openpi's; a killed run goes on with the same flags and --resume."""
 
     checkpoint: str
     """Checkpoint to begin from: step folder or its params, local or gs://."""
     data: str
-    """.npz of model-ready observations."""
+    """LeRobot data set (folder or hub id), or .npz of model-ready observations."""
     out: str
     """Folder of the run: <step>/{params,train_state,assets,clp.json} and logs."""
     steps: int
@@ -72,17 +73,17 @@ class Finetune(OptimizerSettings, DistributedFlags):
     """Parameters that are not trained: regular expressions over whole names, e.g. 'PaliGemma/img/.*'."""
     train: tuple[str, ...] = ()
     """Exceptions from --freeze."""
-    frozen_dtype: Annotated[str, tyro.conf.arg(metavar="bfloat16|keep")] = "bfloat16"
+    frozen_dtype: Literal["bfloat16", "keep"] = "bfloat16"
     """How frozen parameters are stored: bfloat16, as openpi does, or as they are."""
     ema_decay: float | None = 0.99
     """Decay of the average that is saved for inference; None for no average."""
     augment: bool = True
-    """Crop, rotate and recolour the images. Off: --augment False."""
+    """Crop, rotate and recolour the images."""
     dtype: str | None = None
     """Activation dtype, bfloat16 or float32; float32 on CPUs, else bfloat16."""
-    remat: Annotated[str, tyro.conf.arg(metavar="all|dots|none")] = "all"
+    remat: Remat = "all"
     """What the backward pass computes again: all of a block, all but its matrix products, or nothing."""
-    hold_out: float = 0.05
+    holdout_ratio: float = 0.05
     """Share of the episodes kept for the held-out loss."""
     evaluate_observations: int = 64
     """At most so many observations in it."""
@@ -104,11 +105,19 @@ class Finetune(OptimizerSettings, DistributedFlags):
 
 def run(config: Finetune) -> None:
     """Run the command."""
+    if not 0.0 <= config.holdout_ratio < 1.0:
+        raise InputError(f"--holdout-ratio {config.holdout_ratio} must be at least 0 and below 1.")
+    if min(config.steps, config.log_every, config.save_every, config.evaluate_observations) < 1:
+        raise InputError("--steps, --log-every, --save-every and --evaluate-observations must be at least 1.")
+    if config.wandb is not None:
+        import_wandb()  # now, not after minutes of reading
     join(config)
     console = Console(quiet=not is_first())
     spec = read_spec(config.checkpoint)
     architecture = _architecture(config, spec)
-    data = open_dataset(config.data, architecture, hold_out_ratio=config.hold_out, seed=config.seed)
+    data = open_data(
+        config, config.data, architecture, assets=spec.assets, hold_out_ratio=config.holdout_ratio, seed=config.seed
+    )
     mesh = make_mesh(config.fsdp_devices)
     names = {path: leaf.size for path, leaf in flatten(abstract_params(architecture)).items()}
     has_adapters = any("lora" in path for path in names)

@@ -63,11 +63,20 @@ def _drop_from(file: Path, start: int) -> None:
     fresh.replace(file)
 
 
-def _wandb_run(folder: Path, project: str, config: Mapping[str, Any]) -> Any:
+def import_wandb() -> Any:
+    """The package, which few want and so nothing else needs.
+
+    Raises:
+      InputError: it is not installed.
+    """
     try:
-        wandb = importlib.import_module("wandb")
+        return importlib.import_module("wandb")
     except ImportError:
         raise InputError("--wandb needs the package wandb: pip install wandb, or leave the flag out.") from None
+
+
+def _wandb_run(folder: Path, project: str, config: Mapping[str, Any]) -> Any:
+    wandb = import_wandb()
     identity = folder / "wandb_id.txt"
     known = identity.read_text().strip() if identity.exists() else None
     run = wandb.init(project=project, id=known, resume="allow", name=folder.name, config=dict(config))

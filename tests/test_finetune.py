@@ -1,0 +1,169 @@
+"""``clp finetune`` through its real main: resumption, refusals, kills, and several processes."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import toys
+
+from clp_jax.checkpoint import read_params, read_spec, write_params
+from clp_jax.cli import main
+from clp_jax.trees import flatten
+
+ARCH = toys.architecture()
+FAST = ("--peak-lr", "1e-2", "--warmup-steps", "1", "--log-every", "1", "--no-augment", "--keep-period", "None")
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory):
+    """A toy checkpoint, pruned from four blocks to three, and 24 observations."""
+    folder = tmp_path_factory.mktemp("finetune")
+    (folder / "stats" / "robot").mkdir(parents=True)
+    (folder / "stats" / "robot" / "norm_stats.json").write_text("{}")
+    write_params(folder / "full", toys.params(ARCH), assets=folder / "stats")
+    assert main(["prune", "--checkpoint", str(folder / "full"), "--out", str(folder / "p"), "--keep", "0,1,3"]) == 0
+    np.savez(folder / "data.npz", **toys.data(ARCH, 24).arrays)
+    return folder
+
+
+def words(inputs, out, *flags) -> list[str]:
+    paths = ["--checkpoint", inputs / "p", "--data", inputs / "data.npz", "--out", out, "--batch-size", "8"]
+    return [str(word) for word in ("finetune", *paths, *FAST, *flags)]
+
+
+@pytest.fixture(scope="module")
+def finished(inputs, tmp_path_factory):
+    """A run of 8 steps in one piece."""
+    out = tmp_path_factory.mktemp("finished") / "run"
+    assert main(words(inputs, out, "--steps", "8", "--evaluate-every", "4", "--holdout-ratio", "0.3")) == 0
+    return out
+
+
+def metrics(run: Path) -> list[dict]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def losses(run: Path) -> dict[int, float]:
+    return {entry["step"]: entry["loss"] for entry in metrics(run) if "loss" in entry}
+
+
+def spawn(argv: list[str], devices: int) -> subprocess.Popen:
+    flags = f"--xla_force_host_platform_device_count={devices}"
+    environment = os.environ | {
+        "XLA_FLAGS": flags,
+        "JAX_PLATFORMS": "cpu",
+        "PYTHONPATH": str(Path(__file__).parents[1]),
+    }
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    return subprocess.Popen([sys.executable, "-m", "clp_jax", *argv], env=environment, **pipes)
+
+
+def test_run_logs_saves_and_records(finished):
+    assert sorted(losses(finished)) == list(range(8))
+    held = [entry["held_out_loss"] for entry in metrics(finished) if "held_out_loss" in entry]
+    assert len(held) == 2
+    assert (finished / "tensorboard").is_dir()
+    record = json.loads((finished / "7" / "clp.json").read_text())
+    assert record["plan"]["towers"]["vlm"] == {"depth": 4, "keep": [0, 1, 3]}
+    assert [step["command"] for step in record["steps"]] == ["prune", "finetune"]
+    assert record["steps"][1]["config"]["peak_lr"] == 0.01
+    assert record["training"]["step"] == 7
+    assert (finished / "7" / "assets" / "robot" / "norm_stats.json").read_text() == "{}"
+
+
+def test_saved_step_can_be_pruned_again(finished, tmp_path):
+    assert main(["prune", "--checkpoint", str(finished / "7"), "--out", str(tmp_path / "p"), "--keep", "0,2"]) == 0
+    record = read_spec(tmp_path / "p").plan_record
+    assert record["plan"]["towers"]["vlm"] == {"depth": 4, "keep": [0, 3]}
+    assert [step["command"] for step in record["steps"]] == ["prune", "finetune", "prune"]
+    assert "training" not in record
+
+
+def test_killed_run_resumes_to_the_same_bits(inputs, finished, tmp_path):
+    """kill -9 while it runs and saves; what is there afterwards is complete, and the end is the same."""
+    flags = ("--steps", "8", "--holdout-ratio", "0.3", "--evaluate-every", "0", "--save-every", "1", "--resume")
+    argv, run = words(inputs, tmp_path / "run", *flags), tmp_path / "run"
+    process = spawn(argv, devices=8)
+    deadline = time.monotonic() + 200
+    while len(losses(run)) < 3 if (run / "metrics.jsonl").exists() else True:
+        assert process.poll() is None, process.stdout.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    for folder in run.iterdir():
+        if folder.name.isdigit():
+            read_params(read_spec(folder))
+    assert main(argv) == 0
+    assert losses(run) == losses(finished)
+    one, other = (flatten(read_params(read_spec(folder / "7"))) for folder in (run, finished))
+    for path, leaf in one.items():
+        np.testing.assert_array_equal(leaf, other[path], err_msg=path)
+
+
+def test_two_processes_compute_what_one_does(inputs, finished, tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    join = ("--coordinator", f"127.0.0.1:{port}", "--processes", "2", "--fsdp-devices", "4")
+    flags = ("--steps", "8", "--evaluate-every", "4", "--holdout-ratio", "0.3", *join)
+    argv = [words(inputs, tmp_path / "run", *flags, "--process-id", str(i)) for i in range(2)]
+    processes = [spawn(words, devices=4) for words in argv]
+    outputs = [process.communicate(timeout=280)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], "\n".join(outputs)
+    assert "8 cpu as 2 batch x 4 fsdp, 2 processes" in outputs[0]
+    assert "step 7" in outputs[0]
+    assert "step" not in outputs[1]
+    np.testing.assert_allclose(list(losses(tmp_path / "run").values()), list(losses(finished).values()), rtol=1e-3)
+    assert read_spec(tmp_path / "run" / "7").plan_record is not None
+
+
+def refusal(capsys, argv: list[str]) -> str:
+    assert main(argv) == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1
+    return lines[0]
+
+
+def test_finished_folder_is_not_written_over(inputs, finished, capsys):
+    assert "go on with --resume" in refusal(capsys, words(inputs, finished, "--steps", "9"))
+
+
+def test_resumption_with_other_settings_is_refused(inputs, finished, capsys):
+    flags = ("--steps", "9", "--resume", "--holdout-ratio", "0.3", "--seed", "1")
+    assert "seed was 42, is 1" in refusal(capsys, words(inputs, finished, *flags))
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--steps", "0"), "at least 1"),
+        (("--steps", "2", "--batch-size", "12"), "not a multiple of 8"),
+        (("--steps", "2", "--accumulate", "2"), "not a multiple of 16"),
+        (("--steps", "2", "--fsdp-devices", "3"), "does not divide"),
+        (("--steps", "2", "--dtype", "float16"), "no activation dtype|not an activation dtype"),
+        (("--steps", "2", "--freeze", "nothing"), "match no path"),
+        (("--steps", "2", "--resume", "--overwrite"), "not both"),
+        (("--steps", "2", "--holdout-ratio", "1"), "below 1"),
+        (("--steps", "2", "--processes", "2"), "together"),
+        (("--steps", "2", "--wandb", "x"), "pip install wandb"),
+    ],
+)
+def test_bad_flags_are_one_line_and_leave_nothing(inputs, tmp_path, capsys, flags, message):
+    import re
+
+    assert re.search(message, refusal(capsys, words(inputs, tmp_path / "run", *flags)))
+    assert not (tmp_path / "run").exists()
+
+
+def test_overwrite_spares_what_is_no_run(inputs, tmp_path, capsys):
+    (tmp_path / "thesis.tex").write_text("years of work")
+    assert "does not look like a run" in refusal(capsys, words(inputs, tmp_path, "--steps", "2", "--overwrite"))
+    assert (tmp_path / "thesis.tex").exists()
