@@ -1,6 +1,7 @@
 """Frames of video files by time, with a few files kept open."""
 
 import contextlib
+import math
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
@@ -14,6 +15,9 @@ from clp_jax.errors import InputError
 
 OPEN_FILES = 32
 """Idle files of a kind that stay open; with many threads a few more are open while in use."""
+
+_STEPS_BACK = (0.0, 2.0, 10.0, math.inf)
+"""Seconds before the wanted frame at which decoding is begun, one after the other until the frame is found."""
 
 
 class OpenFiles:
@@ -67,27 +71,42 @@ class VideoFrames:
         """
         import av.error
 
+        image = nearest = None
         try:
             with self._files.borrow(path) as container:
-                stream = container.streams.video[0]
-                container.seek(max(0, round((seconds - tolerance) / stream.time_base)), stream=stream)
-                nearest = None
-                for frame in container.decode(stream):
-                    if frame.time is None:
-                        continue
-                    if nearest is None or abs(frame.time - seconds) < abs(nearest - seconds):
-                        nearest = frame.time
-                    if abs(frame.time - seconds) <= tolerance:
-                        return frame.to_ndarray(format="rgb24")
-                    if frame.time > seconds:
+                for back in _STEPS_BACK:
+                    start = max(0.0, seconds - tolerance - back)
+                    image, nearest = _decode_until(container, start, seconds, tolerance)
+                    # Some encoders' keyframes are no clean starts, and a decoder may begin later than asked to.
+                    if image is not None or start == 0.0 or (nearest is not None and nearest < seconds):
                         break
         except (av.error.FFmpegError, OSError, IndexError) as error:
             raise InputError(f"the video {path} cannot be decoded at {seconds:.3f} s: {error}.") from error
-        near = "it has none after it" if nearest is None else f"the nearest is at {nearest:.3f} s"
-        raise InputError(
-            f"the video {path} has no frame at {seconds:.3f} s, which the table asks for; {near}. "
-            "Table and video do not belong together, or the video is cut off."
-        )
+        if image is None:
+            near = "it ends before" if nearest is None else f"the nearest is at {nearest:.3f} s"
+            raise InputError(
+                f"the video {path} has no frame at {seconds:.3f} s, which the table asks for; {near}. "
+                "Table and video do not belong together, or the video is cut off."
+            )
+        return image
+
+
+def _decode_until(
+    container: Any, start: float, seconds: float, tolerance: float
+) -> tuple[np.ndarray | None, float | None]:
+    """The frame at that time, from the keyframe before ``start`` on; and the time of the nearest frame."""
+    stream, nearest = container.streams.video[0], None
+    container.seek(int(start / stream.time_base), stream=stream)
+    for frame in container.decode(stream):
+        if frame.time is None:
+            continue
+        if nearest is None or abs(frame.time - seconds) < abs(nearest - seconds):
+            nearest = frame.time
+        if abs(frame.time - seconds) <= tolerance:
+            return frame.to_ndarray(format="rgb24"), nearest
+        if frame.time > seconds:
+            break
+    return None, nearest
 
 
 def _open(path: Path) -> Any:
