@@ -53,6 +53,8 @@ class Finetune(DataFlags, OptimizerSettings, DistributedFlags):
     """Folder of the run: <step>/{params,train_state,assets,clp.json} and logs."""
     steps: int
     """Steps of the whole run."""
+    norm_stats: str | None = "data"
+    """Statistics that normalise a LeRobot data set: its own ("data"), a norm_stats.json, or None for the checkpoint's."""
     batch_size: int = 32
     """Observations of a step, over all devices."""
     accumulate: int = 1
