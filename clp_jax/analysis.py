@@ -142,6 +142,7 @@ def analyse(
     group_size: int = 4,
     groups_per_batch: int = 1,
     gates: bool = True,
+    gauss_newton: bool = True,
     seed: int = 0,
     progress: Callable[..., Any] = iter,
 ) -> Analysis:
@@ -153,7 +154,8 @@ def analyse(
       sampling: what a CKA sample is.
       group_size: observations whose tokens form one HSIC estimate.
       groups_per_batch: groups of one forward pass, rounded up to a multiple of the number of devices.
-      gates: also measure the derivatives that the criteria gateprobe and gauss-newton need.
+      gates: also measure the derivatives of the criterion gateprobe: one backward pass.
+      gauss_newton: and the curvature of the criterion gauss-newton: one forward-mode pass per block.
       seed: of the dealing of episodes into groups.
       progress: wraps the iterator of batches.
 
@@ -182,7 +184,10 @@ def analyse(
     if not gates:
         return analysis
     fixed = list(batches(data, arrangement, per_batch, model.mesh))
-    measured = {group: measure_gates(model.architecture, model.params, fixed, group) for group in analysis.groups}
+    measured = {
+        group: measure_gates(model.architecture, model.params, fixed, group, gauss_newton=gauss_newton)
+        for group in analysis.groups
+    }
     return dataclasses.replace(analysis, gates=measured)
 
 

@@ -37,7 +37,7 @@ def test_analysis_folder_holds_everything(inputs):
     assert {"similarity.npz", "plan.json", "findings.json", "config.json", "report.html"} <= found
     assert {"cka_vlm.png", "cka_action.png"} <= found
     findings = json.loads((inputs / "analysis" / "findings.json").read_text())
-    assert {c["criterion"] for c in findings["choices"]} >= {"clp", "jumps", "gauss-newton", "gateprobe", "first"}
+    assert {c["criterion"] for c in findings["choices"]} >= {"clp", "jumps", "gateprobe", "first"}
     assert all(np.isfinite(c["loss"]) for c in findings["choices"])
     assert "held-out" in findings["loss_data"]
 
@@ -107,6 +107,7 @@ REFUSED = {
     "say how deep": ("--data", "DATA"),
     "cannot keep 5 of 4 blocks": ("--data", "DATA", "--keep-layers", "5"),
     "there is no criterion 'best'": ("--analysis", "ANALYSIS", "--keep-layers", "2", "--criterion", "best"),
+    "gauss-newton": ("--analysis", "ANALYSIS", "--keep-layers", "2", "--criterion", "gauss-newton"),
     "'greedy' needs loss": ("--analysis", "ANALYSIS", "--keep-layers", "2", "--criterion", "greedy"),
     "there is no data file": ("--data", "nowhere.npz", "--keep-layers", "2"),
     "needs a measured image encoder": ("--analysis", "ANALYSIS", "--keep-layers", "2", "--keep-vision-layers", "1"),

@@ -41,12 +41,16 @@ def architecture(kind: str = "pi0") -> Architecture:
     )
 
 
-@functools.cache
 def params(arch: Architecture, seed: int = 0) -> dict[str, dict]:
-    """Random parameters in NumPy, not to be changed; no leaf is zero, so that every branch is alive."""
+    """Random parameters in NumPy; no leaf is zero, so that every branch is alive."""
+    return unflatten({path: leaf.copy() for path, leaf in _params(arch, seed).items()})
+
+
+@functools.cache
+def _params(arch: Architecture, seed: int) -> dict[str, np.ndarray]:
     flat = flatten(jax.jit(lambda key: init_params(arch, key))(jax.random.key(seed)))
     rng = np.random.default_rng(seed)
-    return unflatten({p: np.asarray(v) + 0.1 * rng.standard_normal(v.shape, np.float32) for p, v in flat.items()})
+    return {p: np.asarray(v) + 0.1 * rng.standard_normal(v.shape, np.float32) for p, v in flat.items()}
 
 
 def data(arch: Architecture, observations: int = 12, *, per_episode: int = 1, seed: int = 0) -> CalibrationData:

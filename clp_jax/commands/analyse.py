@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections.abc import Collection
 from typing import Annotated
 
 import tyro
@@ -93,8 +94,9 @@ class Analyse(MeasureFlags, DepthFlags):
     """.npz of model-ready observations, LeRobot folder or hub id."""
     out: str
     """Folder to create: similarity.npz, plan.json, findings.json, report.html, heat maps."""
-    compare: tuple[str, ...] = tuple(name for name in CRITERIA if name != "greedy")
-    """Criteria whose losses at the same depth are compared (greedy runs the model some hundred times)."""
+    compare: tuple[str, ...] = tuple(name for name in CRITERIA if name not in ("greedy", "gauss-newton"))
+    """Criteria whose losses at the same depth are compared. Not by default: gauss-newton, which runs the model forward
+    twice per block, and greedy, which runs it some hundred times."""
     overwrite: bool = False
     """Replace --out if it exists."""
 
@@ -107,7 +109,7 @@ def run(config: Analyse) -> None:
             raise InputError(f"--compare {name} is no criterion; choose from {', '.join(CRITERIA)}.")
     with staged(config.out, overwrite=config.overwrite, sources=[config.checkpoint, config.data]) as folder:
         model, calibration, evaluation = load(config.checkpoint, config.data, config)
-        analysis = measure(model, calibration, config)
+        analysis = measure(model, calibration, config, {*config.compare, config.criterion})
         findings = find(model, analysis, calibration, evaluation, config, config.compare)
         analysis.save(folder / "similarity.npz")
         findings.plan.save(folder / "plan.json")
@@ -167,7 +169,9 @@ def check_depth(config: DepthFlags, architecture: Architecture) -> None:
         how_many(Evidence.unmeasured(architecture.vision.depth), keep_layers=config.keep_vision_layers)
 
 
-def measure(model: LoadedModel, calibration: CalibrationData, config: MeasureFlags, *, gates: bool = True) -> Analysis:
+def measure(
+    model: LoadedModel, calibration: CalibrationData, config: MeasureFlags, criteria: Collection[str]
+) -> Analysis:
     """One pass of similarity statistics, and the loss derivatives if asked for."""
     sampling = Sampling(config.samples, config.max_samples, config.vision)
     analysis = analyse(
@@ -176,7 +180,8 @@ def measure(model: LoadedModel, calibration: CalibrationData, config: MeasureFla
         sampling=sampling,
         group_size=config.group_size,
         groups_per_batch=config.groups_per_batch,
-        gates=gates,
+        gates=not {"gateprobe", "gauss-newton"}.isdisjoint(criteria),
+        gauss_newton="gauss-newton" in criteria,
         seed=config.seed,
         progress=lambda batches, total: track(batches, "analysing", unit="batches", total=total),
     )

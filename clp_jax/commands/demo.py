@@ -17,6 +17,7 @@ from clp_jax.loading import LoadedModel, load_model
 from clp_jax.models import Gates, Pi0, build
 from clp_jax.models.pi0 import sample_actions
 from clp_jax.plan import PrunePlan
+from clp_jax.selection import CRITERIA
 from clp_jax.sensitivity import plan_gates
 
 EXAMPLE = Path(__file__).resolve().parent.parent / "example"
@@ -48,7 +49,12 @@ def run(config: Demo) -> None:
     )
     analyse_command.run(
         analyse_command.Analyse(
-            checkpoint=checkpoint, data=data, out=analysis, keep_layers=config.keep_layers, overwrite=True
+            checkpoint=checkpoint,
+            data=data,
+            out=analysis,
+            keep_layers=config.keep_layers,
+            compare=tuple(name for name in CRITERIA if name != "greedy"),
+            overwrite=True,
         )
     )
     console.print(f"\n[bold]$ clp prune --checkpoint EXAMPLE --analysis {analysis} --out {pruned}[/]")

@@ -54,7 +54,7 @@ class Finetune(DataFlags, OptimizerSettings, DistributedFlags):
     steps: int
     """Steps of the whole run."""
     norm_stats: str | None = "data"
-    """Statistics that normalise a LeRobot data set: its own ("data"), a norm_stats.json, or None for the checkpoint's."""
+    """What normalises a LeRobot data set: its own statistics ("data"), a norm_stats.json, or None: the checkpoint's."""
     batch_size: int = 32
     """Observations of a step, over all devices."""
     accumulate: int = 1

@@ -20,8 +20,6 @@ from clp_jax.prune import prune_checkpoint
 from clp_jax.selection import select
 from clp_jax.sensitivity import make_group_loss, plan_gates
 
-_NEEDS_GATES = ("gateprobe", "gauss-newton")
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Prune(MeasureFlags, DepthFlags):
@@ -107,9 +105,8 @@ def _plan(
     if config.analysis is not None:
         return _plan_of_analysis(config, spec)
     assert config.data is not None
-    gates = config.criterion in _NEEDS_GATES
     model, calibration, evaluation = load(config.checkpoint, config.data, config)
-    analysis = measure(model, calibration, config, gates=gates)
+    analysis = measure(model, calibration, config, [config.criterion])
     loss = loss_of(model, calibration) if config.criterion == "greedy" else None
     plan = choose(analysis, config, model=model, loss=loss)
     held, name = (calibration, "calibration") if evaluation is None else (evaluation, "held-out")
