@@ -10,33 +10,24 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from clp_jax.data import CalibrationData, arrange, fixed_noise_and_time
+from clp_jax.benchmarks.small import HORIZON, PROMPT, SMALL, random_observations
+from clp_jax.data import arrange
 from clp_jax.flops import analysis_flops, forward_flops
-from clp_jax.models import PI0, PI0_FAST, PI05, Architecture, GemmaSizes, SiglipSizes, build, init_params
+from clp_jax.models import PI0, PI0_FAST, PI05, build, init_params
 from clp_jax.sharding import make_mesh
 from clp_jax.similarity import Sampling, batch_statistics, batches, forward
 
-_GROUP, _PROMPT, _HORIZON = 4, 48, 50
-SMALL = Architecture(
-    kind="pi0",
-    vision=SiglipSizes(width=128, depth=4, mlp_dim=512, num_heads=4, patch_size=14, num_tokens=64),
-    vlm=GemmaSizes(width=256, depth=18, mlp_dim=2048, num_heads=8, num_kv_heads=1, head_dim=64),
-    action=GemmaSizes(width=128, depth=18, mlp_dim=512, num_heads=8, num_kv_heads=1, head_dim=64),
-    vocab_size=512,
-    action_dim=32,
-    dtype="float32",
-)
-"""Wide enough for matrix products to dominate, small enough for a CPU."""
+_GROUP = 4
 
 
 def run(*, repeats: int = 7) -> dict[str, Any]:
     """Count at full size and time at small size, plain and with statistics alternating in one process."""
     counted = {}
     for architecture, prompt in ((PI0, 48), (PI05, 200), (PI0_FAST, 250)):
-        shape = {"cameras": 3, "prompt": prompt, "horizon": _HORIZON}
+        shape = {"cameras": 3, "prompt": prompt, "horizon": HORIZON}
         added = analysis_flops(architecture, **shape, group_size=_GROUP, max_samples=2048)
         counted[architecture.kind] = added / forward_flops(architecture, **shape)
-    shape = {"cameras": 3, "prompt": _PROMPT, "horizon": _HORIZON}
+    shape = {"cameras": 3, "prompt": PROMPT, "horizon": HORIZON}
     small = analysis_flops(SMALL, **shape, group_size=_GROUP, max_samples=2048) / forward_flops(SMALL, **shape)
     return {
         "counted_full_size": counted,
@@ -50,7 +41,7 @@ def run(*, repeats: int = 7) -> dict[str, Any]:
 def _measured(repeats: int) -> dict[str, float]:
     model, mesh = build(SMALL), make_mesh()
     params = init_params(SMALL, jax.random.key(0))
-    data = _random_observations(_GROUP * jax.device_count())
+    data = random_observations(SMALL, _GROUP * jax.device_count())
     (batch,) = batches(data, arrange(np.zeros(len(data), int), _GROUP), jax.device_count(), mesh)
     plain = jax.jit(lambda params, batch: forward(model, params, batch)[0])
     fused = jax.jit(functools.partial(batch_statistics, model, Sampling(), _GROUP))
@@ -68,24 +59,6 @@ def _measured(repeats: int) -> dict[str, float]:
         "overhead": medians["fused"] / medians["plain"] - 1,
         "overhead_of_minima": min(times["fused"]) / min(times["plain"]) - 1,
     }
-
-
-def _random_observations(count: int) -> CalibrationData:
-    rng, size = np.random.default_rng(0), SMALL.vision.image_size
-    actions = rng.standard_normal((count, _HORIZON, 32), np.float32)
-    noise, time_ = fixed_noise_and_time(actions.shape)
-    arrays: dict[str, np.ndarray] = {
-        "state": rng.standard_normal((count, 32), np.float32),
-        "tokenized_prompt": rng.integers(0, 512, (count, _PROMPT)).astype(np.int32),
-        "tokenized_prompt_mask": np.ones((count, _PROMPT), bool),
-        "actions": actions,
-        "noise": noise,
-        "time": time_,
-    }
-    for camera in ("base_0_rgb", "left_wrist_0_rgb", "right_wrist_0_rgb"):
-        arrays[f"image/{camera}"] = rng.integers(0, 256, (count, size, size, 3)).astype(np.uint8)
-        arrays[f"image_mask/{camera}"] = np.ones(count, bool)
-    return CalibrationData(arrays, "random")
 
 
 def show(result: dict[str, Any], console: Console) -> None:

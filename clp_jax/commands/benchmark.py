@@ -9,16 +9,27 @@ from typing import Any, Literal
 from rich.console import Console
 from rich.table import Table
 
-from clp_jax.benchmarks import analysis_overhead, checkpoint_io, cka_peers
-from clp_jax.models import PI0, abstract_params
+from clp_jax.benchmarks import analysis_overhead, checkpoint_io, cka_peers, depth
+from clp_jax.checkpoint import read_spec
+from clp_jax.errors import InputError
+from clp_jax.loading import default_dtype, read_architecture
+from clp_jax.models import PI0, Architecture, abstract_params
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Benchmark:
-    """Measure one part: cka (against other packages), checkpoint (pruning a full-size π0), analysis (its overhead)."""
+    """Measure one part.
 
-    part: Literal["cka", "checkpoint", "analysis"]
+    cka: against other packages; checkpoint: pruning a full-size π0; analysis: its overhead; depth: training step,
+    memory and latency at 18, 12 and 9 blocks, or of your checkpoints.
+    """
+
+    part: Literal["cka", "checkpoint", "analysis", "depth"]
     """What to measure."""
+    checkpoint: str | None = None
+    """depth: your pruned checkpoint, instead of a small random model."""
+    against: str | None = None
+    """depth: the full one to compare it with."""
     out: str | None = None
     """Also write the numbers to this JSON file."""
     scratch: str | None = None
@@ -34,6 +45,10 @@ def run(config: Benchmark) -> None:
     elif config.part == "analysis":
         result = analysis_overhead.run()
         analysis_overhead.show(result, console)
+    elif config.part == "depth":
+        rows = depth.run(_models(config))
+        depth.show(rows, console)
+        result = [dataclasses.asdict(row) for row in rows]
     else:
         scratch = Path(config.scratch or tempfile.gettempdir())
         settings = checkpoint_io.CheckpointIoConfig(scratch=scratch)
@@ -42,6 +57,15 @@ def run(config: Benchmark) -> None:
         result = [dataclasses.asdict(row) for row in measured]
     if config.out is not None:
         Path(config.out).write_text(json.dumps(result, indent=2) + "\n")
+
+
+def _models(config: Benchmark) -> dict[str, Architecture]:
+    if config.checkpoint is None and config.against is None:
+        return depth.models_at_depths()
+    if config.checkpoint is None or config.against is None:
+        raise InputError("give --checkpoint and --against together: the pruned one and the full one.")
+    names = (config.against, config.checkpoint)
+    return {name: read_architecture(read_spec(name), dtype=default_dtype()) for name in names}
 
 
 def _show_checkpoint(rows: list[checkpoint_io.CheckpointIoResult], console: Console) -> None:

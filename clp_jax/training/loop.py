@@ -136,13 +136,13 @@ class Program(NamedTuple):
 
     Attributes:
       abstract: the state as ``jax.ShapeDtypeStruct`` with shardings.
-      start: makes the state from parameters, which are donated.
-      step: (state, batch, stop request per device) to (state, info); the state is donated.
+      start: jitted, makes the state from parameters, which are donated.
+      step: jitted, (state, batch, stop request per device) to (state, info); the state is donated.
     """
 
     abstract: TrainState
-    start: Callable[[dict], TrainState]
-    step: Callable[[TrainState, Mapping[str, Array], Array], tuple[TrainState, dict[str, Array]]]
+    start: Any
+    step: Any
 
 
 @functools.lru_cache(maxsize=4)

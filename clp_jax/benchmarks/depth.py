@@ -1,0 +1,158 @@
+"""What fewer blocks save: training step, memory and latency at several depths, beside the share of FLOPs that stay.
+
+Depths alternate in one process, so that a busy machine disturbs all alike: read the ratios. Parameters are random;
+speed does not depend on them.
+"""
+
+import dataclasses
+import functools
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from clp_jax.benchmarks.small import HORIZON, PROMPT, SMALL, random_observations
+from clp_jax.data import CalibrationData
+from clp_jax.errors import InputError
+from clp_jax.flops import forward_flops, sample_flops
+from clp_jax.models import Architecture, Pi0, build, init_params
+from clp_jax.models.pi0 import sample_actions
+from clp_jax.sharding import batch_sharding, make_mesh, put
+from clp_jax.training import OptimizerSettings, StepSettings
+from clp_jax.training.loop import build_program
+
+DEPTHS = (18, 12, 9)
+NUM_STEPS = 10
+_SHAPE = {"cameras": 3, "prompt": PROMPT, "horizon": HORIZON}
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One depth.
+
+    Attributes:
+      name: of the model.
+      depth: blocks of the language stack.
+      step_seconds: a training step.
+      step_bytes: state and temporary memory of the step on one device, as the compiler plans it.
+      prefix_seconds: images and prompt of one observation to keys and values.
+      sample_seconds: a whole action chunk.
+      train_flops: of the forward pass, relative to the first row's.
+      sample_flops: of sampling, relative to the first row's.
+    """
+
+    name: str
+    depth: int
+    step_seconds: float
+    step_bytes: int
+    prefix_seconds: float
+    sample_seconds: float
+    train_flops: float
+    sample_flops: float
+
+
+def models_at_depths() -> dict[str, Architecture]:
+    """The small model at full depth and pruned."""
+    return {f"{depth} blocks": SMALL.with_depths({"vlm": depth, "action": depth}) for depth in DEPTHS}
+
+
+def run(models: Mapping[str, Architecture], *, batch_size: int = 4, repeats: int = 7) -> list[Row]:
+    """Measure models, the first of which is what the others are compared with.
+
+    Raises:
+      InputError: a π0-FAST, whose sampling takes as long as its answer is.
+    """
+    if any(architecture.action is None for architecture in models.values()):
+        raise InputError("the depth benchmark measures flow matching, pi0 and pi0.5; a pi0_fast was given.")
+    calls, memory = {}, {}
+    for name, architecture in models.items():
+        data = random_observations(architecture, batch_size * jax.device_count())
+        calls[name, "step"], memory[name] = _training_step(architecture, data)
+        calls[name, "prefix"], calls[name, "sample"] = _inference(architecture, data.take([0]))
+    seconds = _alternating(calls, repeats)
+    first = next(iter(models.values()))
+    return [
+        Row(
+            name,
+            architecture.vlm.depth,
+            seconds[name, "step"],
+            memory[name],
+            seconds[name, "prefix"],
+            seconds[name, "sample"],
+            forward_flops(architecture, **_SHAPE) / forward_flops(first, **_SHAPE),
+            sample_flops(architecture, **_SHAPE) / sample_flops(first, **_SHAPE),
+        )
+        for name, architecture in models.items()
+    ]
+
+
+def _training_step(architecture: Architecture, data: CalibrationData) -> tuple[Callable[[], Any], int]:
+    mesh = make_mesh()
+    program = build_program(architecture, OptimizerSettings(), StepSettings(augment=False), None, 0, mesh)
+    state = program.start(jax.jit(functools.partial(init_params, architecture))(jax.random.key(0)))
+    inputs = {key: value for key, value in data.arrays.items() if key not in ("noise", "time")}
+    batch = put(inputs, batch_sharding(mesh))
+    stop = put(np.zeros(jax.device_count(), np.int32), batch_sharding(mesh))
+    step = program.step.lower(state, batch, stop).compile()
+    plan = step.memory_analysis()
+    used = 0 if plan is None else plan.argument_size_in_bytes + plan.temp_size_in_bytes
+
+    def call() -> Any:
+        nonlocal state
+        state, info = step(state, batch, stop)
+        return info
+
+    return call, used
+
+
+def _inference(architecture: Architecture, data: CalibrationData) -> tuple[Callable[[], Any], Callable[[], Any]]:
+    model = build(architecture)
+    assert isinstance(model, Pi0)
+    params = jax.jit(functools.partial(init_params, architecture))(jax.random.key(0))
+    observation, noise = data.observation(), data.arrays["noise"]
+    prefix = jax.jit(lambda params, observation: model.apply({"params": params}, observation, method="prefill"))
+    sample = jax.jit(
+        lambda params, observation, noise: sample_actions(model, params, observation, noise=noise, num_steps=NUM_STEPS)
+    )
+    return lambda: prefix(params, observation), lambda: sample(params, observation, noise)
+
+
+def _alternating(calls: Mapping[Any, Callable[[], Any]], repeats: int) -> dict[Any, float]:
+    """Median seconds of each call."""
+    times: dict[Any, list[float]] = {key: [] for key in calls}
+    for repeat in range(repeats + 1):
+        for key, call in calls.items():
+            start = time.perf_counter()
+            jax.block_until_ready(call())
+            if repeat:  # the first compiles
+                times[key].append(time.perf_counter() - start)
+    return {key: statistics.median(values) for key, values in times.items()}
+
+
+def show(rows: list[Row], console: Console) -> None:
+    """Print the rows: measured, and in brackets the share of the first row beside its share of FLOPs."""
+    table = Table(
+        title=f"Depth, measured on {jax.devices()[0].device_kind}: ratio to the first row (share of FLOPs that stay)"
+    )
+    table.add_column("model")
+    for column in ("training step", "", "memory", "", "sampling", "", "prefix", f"{NUM_STEPS} denoising steps"):
+        table.add_column(column, justify="right")
+    first = rows[0]
+    for row in rows:
+        table.add_row(
+            row.name,
+            f"{row.step_seconds * 1e3:.0f} ms",
+            f"{row.step_seconds / first.step_seconds:.2f} ({row.train_flops:.2f})",
+            f"{row.step_bytes / 1e6:.0f} MB",
+            f"{row.step_bytes / max(first.step_bytes, 1):.2f}",
+            f"{row.sample_seconds * 1e3:.0f} ms",
+            f"{row.sample_seconds / first.sample_seconds:.2f} ({row.sample_flops:.2f})",
+            f"{row.prefix_seconds * 1e3:.0f} ms",
+            f"{(row.sample_seconds - row.prefix_seconds) * 1e3:.0f} ms",
+        )
+    console.print(table)
