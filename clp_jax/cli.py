@@ -22,6 +22,7 @@ from clp_jax.version import __version__
 COMMANDS = {
     "analyse": "measure which layers are twins of their neighbours and propose a plan",
     "prune": "write the smaller checkpoint",
+    "export": "carry a checkpoint to openpi's PyTorch, lerobot or StableHLO, and compare",
     "benchmark": "compare speed, memory and size before and after",
     "demo": "walk the whole road on the small example model",
 }

@@ -67,3 +67,33 @@ class Tokenizer:
         del prompt, state
         index = np.arange(self.max_len)
         return (index * 7) % 500, index < 9
+
+
+def shrink_torch(architecture: Architecture, patch: pytest.MonkeyPatch) -> None:
+    """The same for openpi's PyTorch model, whose vocabulary and SigLIP are literals; skips without its transformers."""
+    pytest.importorskip("torch", reason="needs torch")
+    pytest.importorskip("transformers", reason="needs openpi's transformers")
+    try:
+        from transformers.models.siglip import check
+    except ImportError:
+        pytest.skip("needs openpi's transformers_replace, copied over transformers 4.53.2")
+    assert check.check_whether_transformers_replace_is_installed_correctly()
+    import openpi.models_pytorch.gemma_pytorch as gemma_pytorch
+
+    v, vlm = architecture.vision, architecture.vlm
+    paligemma, causal = gemma_pytorch.PaliGemmaForConditionalGeneration, gemma_pytorch.GemmaForCausalLM
+
+    def small_paligemma(config):
+        config.text_config.vocab_size = architecture.vocab_size
+        sizes = {"hidden_size": v.width, "intermediate_size": v.mlp_dim, "num_attention_heads": v.num_heads}
+        sizes |= {"patch_size": v.patch_size, "image_size": v.image_size, "projection_dim": vlm.width}
+        for name, value in sizes.items():
+            setattr(config.vision_config, name, value)
+        return paligemma(config=config)
+
+    def small_causal(config):
+        config.vocab_size = architecture.vocab_size
+        return causal(config=config)
+
+    patch.setattr(gemma_pytorch, "PaliGemmaForConditionalGeneration", small_paligemma)
+    patch.setattr(gemma_pytorch, "GemmaForCausalLM", small_causal)
