@@ -161,7 +161,7 @@ def _leaf_keys(item: epath.Path, *, live: bool = False) -> list[tuple[str, ...]]
         raise InputError(f"{item} is stored as zarr3; save it with Orbax's default, use_zarr3=False")
     entries = {ast.literal_eval(key): entry for key, entry in metadata["tree_metadata"].items()}
     if live:
-        entries = {key: entry for key, entry in entries.items() if key[0] == "params"}
+        entries = {key: entry for key, entry in entries.items() if key[0] == "params" and len(key) > 1}
         if not entries:
             raise InputError(
                 f"{item} holds no weights: this run had no EMA, params are its live weights; leave out --raw"

@@ -4,6 +4,7 @@ import dataclasses
 from typing import Literal
 
 from rich.console import Console
+from rich.markup import escape
 
 from clp_jax.checkpoint import CheckpointSpec, read_spec
 from clp_jax.errors import InputError
@@ -79,7 +80,7 @@ def run(config: Export) -> None:
     if check.largest_difference is not None:
         console.print(f"Largest difference of the {check.what}: [bold]{check.largest_difference:.1e}[/]")
     else:
-        console.print(f"[bold]Not compared:[/] {check.what}: {check.missing}")
+        console.print(f"[bold]Not compared:[/] {escape(f'{check.what}: {check.missing}')}")
     console.print(f"Export: [bold]{config.out}[/]")
 
 

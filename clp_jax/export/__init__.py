@@ -57,7 +57,7 @@ def export_checkpoint(
     if target in ("openpi-pytorch", "lerobot"):
         pytorch.check_architecture(weights.architecture, target)
     if target == "stablehlo":
-        stablehlo.check_architecture(weights.architecture)
+        stablehlo.check_possible(weights.architecture, options)
     exporter = _EXPORTERS[target]
     with staged(out, overwrite=overwrite, sources=[weights.spec.path.parent]) as folder:
         exporter.write(weights, Path(folder), options)

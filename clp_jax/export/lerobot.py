@@ -193,7 +193,7 @@ def _write_statistics(file: Path, statistics: dict[str, np.ndarray]) -> None:
     tensors = {name: jax.ShapeDtypeStruct(value.shape, value.dtype) for name, value in statistics.items()}
     with TensorWriter(file, tensors, {"format": "pt"}) as writer:
         for name, value in statistics.items():
-            writer.write(name, value)
+            writer.write(name, [value])
     written = read_tensors(file)
     assert all(np.array_equal(written[name], value) for name, value in statistics.items())
 

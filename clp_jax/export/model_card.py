@@ -59,25 +59,30 @@ def _removed(record: Mapping[str, Any] | None) -> str:
 def _reason(step: Mapping[str, Any]) -> str:
     """Criterion, scores and data of one pruning."""
     criterion = step.get("criterion")
-    text = f"criterion `{criterion}`." if criterion else "the blocks were given by hand."
+    by_hand = criterion in (None, "manual")
+    text = "the blocks were given by hand." if by_hand else f"criterion `{criterion}`."
     data = step.get("calibration") or {}
     if "observations" in data:
         text += f" Calibrated on {data['observations']} observations."
     if loss := data.get("loss"):
         text += f" Loss on {loss['data']} data before any fine-tuning: {loss['full']:.4f} with all blocks, "
         text += f"{loss['pruned']:.4f} without those removed."
-    scores = step["plan"].get("scores")
-    if scores:
-        text += " Scores:\n\n" + "\n".join(f"* {name}: {_short(values)}" for name, values in scores.items())
-    return text
+    groups = (step["plan"].get("scores") or {}).items()
+    lines = [line for name, found in groups if isinstance(found, Mapping) for line in _scores(name, found)]
+    return text + ("\n\n" + "\n".join(lines) if lines else "")
 
 
-def _short(values: Any) -> str:
-    if isinstance(values, Mapping):
-        return ", ".join(f"{key} {_short(value)}" for key, value in values.items())
-    if isinstance(values, list | tuple):
-        return ", ".join(map(_short, values))
-    return f"{values:.4g}" if isinstance(values, float) else str(values)
+def _scores(name: str, found: Mapping[str, Any]) -> list[str]:
+    """One line per group of towers: the score of every block, and what was predicted."""
+    lines = []
+    if isinstance(blocks := found.get("scores"), list):
+        numbers = ", ".join(
+            f"{i}: {'none' if score is None else format(score, '.3g')}" for i, score in enumerate(blocks)
+        )
+        lines.append(f"* {name}, score of each block by itself (higher: rather removed): {numbers}")
+    if isinstance(cost := found.get("predicted_cost"), float):
+        lines.append(f"* {name}, predicted cost of removing them: {cost:.3g} ({found.get('unit', 'no unit')})")
+    return lines
 
 
 def _sizes(weights: Weights, options: Options, record: Mapping[str, Any] | None) -> str:

@@ -22,8 +22,8 @@ LOADER = "check_openpi.py"
 TEMPLATES = Path(__file__).resolve().parent / "templates"
 _HEADS = 8
 
-LOAD = """In openpi's environment (its `transformers_replace` copied over transformers 4.53.2), with clp_jax installed (its
-`openpi_patches` reads the depth from the weights):
+LOAD = """In openpi's environment (its `transformers_replace` copied over transformers 4.53.2), with clp_jax installed
+(its `openpi_patches` reads the depth from the weights):
 
 ```console
 $ python -m openpi_patches scripts/serve_policy.py policy:checkpoint --policy.config=CONFIG --policy.dir=THIS_FOLDER
@@ -31,7 +31,8 @@ $ python THIS_FOLDER/check_openpi.py    # compares with the JAX model's actions 
 ```
 
 `CONFIG` is the training config that the checkpoint was fine-tuned with. `create_trained_policy` casts weights to
-bfloat16, whatever is stored. The parameter `gemma_expert.lm_head` is zeros: the PyTorch model has it, and nothing uses it."""
+bfloat16, whatever is stored. The parameter `gemma_expert.lm_head` is zeros: the PyTorch model has it, and nothing
+uses it."""
 
 
 def write(weights: Weights, folder: Path, options: Options) -> None:
@@ -96,7 +97,7 @@ def write_tensors(weights: Weights, file: Path, *, prefix: str = "") -> None:
     tensors = {prefix + name: t for name, t in tensors_of(weights.leaves, weights.architecture).items()}
     with TensorWriter(file, tensors, {"format": "pt"}) as writer:
         for name, tensor in to_torch(weights.leaves, weights.parts):
-            writer.write(prefix + name, tensor)
+            writer.write(prefix + name, None if tensor is None else [tensor])
 
 
 def check_tensors(weights: Weights, file: Path, *, prefix: str = "") -> int:

@@ -57,21 +57,28 @@ def observation_of(arrays: dict) -> Observation:
 
 
 def run_model(
-    architecture: Architecture, params: dict, arrays: dict[str, np.ndarray], *, num_steps: int = 10
+    architecture: Architecture,
+    params: dict,
+    arrays: dict[str, np.ndarray],
+    *,
+    num_steps: int = 10,
+    dtype: str = "float32",
 ) -> Float[np.ndarray, "..."]:
-    """What the JAX model answers, computed in float32 at full precision on any device.
+    """What the JAX model answers, with float32 products at full precision on any device.
 
     Args:
       architecture: of the parameters.
       params: below ``params``.
       arrays: from `example_inputs`.
       num_steps: Euler steps.
+      dtype: of activations; float32 also casts the parameters.
 
     Returns:
       Sampled actions [b, horizon, adim]; for π0-FAST, logits of the prompt tokens.
     """
-    model = build(dataclasses.replace(architecture, dtype="float32"))
-    params = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), params)
+    model = build(dataclasses.replace(architecture, dtype=dtype))
+    if dtype == "float32":
+        params = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), params)
 
     def run(params, arrays):
         if isinstance(model, Pi0):
@@ -79,7 +86,7 @@ def run_model(
         return model.apply({"params": params}, observation_of(arrays))[0]
 
     with jax.default_matmul_precision("highest"):
-        return np.asarray(jax.jit(run)(params, arrays))
+        return np.asarray(jax.jit(run)(params, arrays), np.float32)
 
 
 def largest_difference(a: np.ndarray, b: np.ndarray) -> float:

@@ -6,7 +6,7 @@ their bytes in C order without gaps.
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -52,21 +52,32 @@ class TensorWriter:
         if kind is None and (left := [name for name, _ in self._pending]):
             raise AssertionError(f"{self._path} lacks {left}")
 
-    def write(self, name: str, array: np.ndarray | None) -> None:
+    def write(self, name: str, parts: Iterable[np.ndarray] | None) -> None:
         """Writes the next tensor.
 
         Args:
           name: must be the next one declared.
-          array: its values; None for zeros.
+          parts: its values, in one array or several that follow each other in C order; None for zeros.
+
+        Raises:
+          InputError: a value is NaN or infinite.
         """
         expected, tensor = next(self._pending)
         assert name == expected, f"{name} is not next, {expected} is"
-        if array is None:
-            self._file.seek(math.prod(tensor.shape) * tensor.dtype.itemsize, 1)
+        size = math.prod(tensor.shape) * tensor.dtype.itemsize
+        if parts is None:
+            self._file.seek(size, 1)
             self._file.truncate()  # zeros, which take no place on most disks
             return
-        assert array.shape == tensor.shape and array.dtype == tensor.dtype, f"{name}: {array.shape} {array.dtype}"
-        self._file.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+        for part in parts:
+            assert part.dtype == tensor.dtype, f"{name} is {part.dtype}, not {tensor.dtype}"
+            if not np.isfinite(part.sum(dtype=np.float32)) and not np.isfinite(part).all():
+                raise InputError(
+                    f"{name} holds NaN or infinity, the run that saved it has diverged; take another step."
+                )
+            self._file.write(np.ascontiguousarray(part).reshape(-1).view(np.uint8).data)
+            size -= part.nbytes
+        assert size == 0, f"{name} is {size} bytes short"
 
 
 def read_tensors(file: Path) -> dict[str, np.ndarray]:

@@ -100,5 +100,8 @@ class Weights:
         return factors if factors[0] in flatten(self.spec.tree) else ()
 
     def _whole(self, path: str) -> np.ndarray:
-        parts = list(self.parts(path))
-        return np.stack(parts) if tower_of(path) is not None else parts[0]
+        leaf = self.leaves[path]
+        values = np.empty(leaf.shape, leaf.dtype)
+        for i, part in enumerate(self.parts(path)):
+            values[i if tower_of(path) else ...] = part
+        return values

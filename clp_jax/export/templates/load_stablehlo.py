@@ -1,7 +1,7 @@
 """Run this exported model with jax, flatbuffers, safetensors and numpy; no model code is needed.
 
-`sample_actions = load()`, then `sample_actions(**inputs)` takes the arrays that signature.json names and returns actions. Run the file to compare with
-the recorded actions of the model that it was made from.
+`sample_actions = load()`, then `sample_actions(**inputs)` takes the arrays that signature.json names and returns
+actions. Run the file to compare with the recorded actions of the model that it was made from.
 """
 
 import json
