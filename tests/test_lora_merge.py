@@ -26,13 +26,13 @@ def test_a_merged_einsum_is_the_einsum_with_its_adapter(path):
     equation, shape, x_shape = EQUATIONS[path]
     rng = np.random.default_rng(0)
     module = Einsum(shape, jax.nn.initializers.normal(1.0), lora_rank=2, lora_scale=0.75)
-    x = rng.standard_normal(x_shape).astype(np.float32)
+    x = jax.numpy.asarray(rng.standard_normal(x_shape), np.float32)
     shapes = jax.eval_shape(lambda key: module.init(key, equation, x), jax.random.key(0))["params"]
     params = {name: rng.standard_normal(leaf.shape).astype(np.float32) for name, leaf in shapes.items()}
     merged = merge_weight(path, params["w"], params["lora_a"], params["lora_b"], lora_scale=0.75)
     with jax.default_matmul_precision("highest"):
         np.testing.assert_allclose(
-            np.einsum(equation, x, merged), module.apply({"params": params}, equation, x), atol=1e-4
+            jax.numpy.einsum(equation, x, merged), module.apply({"params": params}, equation, x), atol=1e-4
         )
     assert adapter_equations(equation)  # heads are summed in both factors: a product per head would be wrong
     if "vec" in path:
