@@ -4,7 +4,7 @@
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo test test-openpi-pins lint format clean
+.PHONY: help install demo test test-openpi-pins test-lerobot lint format clean
 
 # The first that runs and is new enough (a version manager's stand-ins exist for Pythons that do not run).
 NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
@@ -12,6 +12,8 @@ PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3; do \
 	if "$$p" -c '$(NEW_ENOUGH)' >/dev/null 2>&1; then echo "$$p"; break; fi; done)
 # openpi's own versions have wheels for this one.
 PYTHON311 ?= python3.11
+# lerobot needs this one.
+PYTHON312 ?= python3.12
 
 # Two, not one a core: every worker compiles with all cores and holds its own programs in memory.
 WORKERS ?= 2
@@ -34,6 +36,9 @@ test: .venv/.installed-test ## all tests and doctests, with the newest releases
 test-openpi-pins: .venv-openpi/.installed-test ## the same tests with openpi's versions, on Python 3.11
 	@.venv-openpi/bin/python -m pytest -n $(WORKERS) $(ARGS)
 
+test-lerobot: .venv-lerobot/.installed-test ## the lerobot export against the real lerobot (4 GB), on Python 3.12
+	@CI_HAS=torch,lerobot HF_HUB_OFFLINE=1 .venv-lerobot/bin/python -m pytest tests/test_export_lerobot.py $(ARGS)
+
 lint: .venv/.installed-lint ## format, style, types, direction of imports
 	@.venv/bin/python -m ruff format --check --quiet .
 	@.venv/bin/python -m ruff check --quiet .
@@ -45,7 +50,7 @@ format: .venv/.installed-lint ## rewrite the files in our format
 	@.venv/bin/python -m ruff format --quiet .
 
 clean: ## remove environments and caches
-	@rm -rf .venv .venv-openpi .pytest_cache .ruff_cache .hypothesis
+	@rm -rf .venv .venv-openpi .venv-lerobot .pytest_cache .ruff_cache .hypothesis
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # One environment, three sizes, each on top of the one before: the demo does not wait for the linters, and parallel make
@@ -59,8 +64,12 @@ clean: ## remove environments and caches
 .venv-openpi/.installed-test: pyproject.toml constraints/openpi.txt
 	$(call install,$(PYTHON311),.[test],openpi)
 
+.venv-lerobot/.installed-test: pyproject.toml constraints/lerobot.txt
+	$(call install,$(PYTHON312),.[test$(comma)lerobot],lerobot)
+
 # $(1) interpreter, $(2) what, $(3) constraints. An environment whose interpreter is gone is made anew. Twice quiet: pip
 # still prints errors.
+comma := ,
 define install
 	@python="$(1)"; \
 	if ! "$$python" -c '$(NEW_ENOUGH)' 2>/dev/null; then \

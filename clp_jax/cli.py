@@ -24,6 +24,7 @@ COMMANDS = {
     "prune": "write the smaller checkpoint",
     "finetune": "train a checkpoint, on one device or a pod",
     "norm-stats": "compute the statistics that normalise a robot's numbers",
+    "export": "carry a checkpoint to openpi's PyTorch, lerobot or StableHLO, and compare",
     "benchmark": "compare speed, memory and size before and after",
     "demo": "walk the whole road on the small example model",
 }

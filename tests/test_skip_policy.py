@@ -39,6 +39,13 @@ def test_a_skip_needs_a_reason_that_ci_accepts(pytester, monkeypatch, ci, outcom
     assert ("CI has what this skip says is missing" in result.stdout.str()) == (ci == "true")
 
 
+def test_what_a_job_installs_is_no_excuse_there(pytester, monkeypatch):
+    monkeypatch.setenv("CI", "true")
+    monkeypatch.setenv("CI_HAS", "torch,openpi")
+    pytester.makepyfile("import pytest\npytest.skip('needs openpi', allow_module_level=True)\n")
+    assert run(pytester).parseoutcomes() == {"errors": 1}
+
+
 @pytest.mark.parametrize(("reason", "outcome"), [("", "errors"), (", reason='needs openpi'", "skipped")])
 def test_a_whole_module_is_held_to_the_same(pytester, monkeypatch, reason, outcome):
     monkeypatch.setenv("CI", "true")

@@ -11,6 +11,9 @@ from clp_jax.checkpoint.spec import CheckpointSpec as CheckpointSpec
 from clp_jax.checkpoint.spec import fingerprint as fingerprint
 from clp_jax.checkpoint.spec import read_spec as read_spec
 from clp_jax.checkpoint.staging import staged as staged
+from clp_jax.checkpoint.values import LeafReader as LeafReader
 from clp_jax.checkpoint.values import copy_files as copy_files
 from clp_jax.checkpoint.values import read_params as read_params
+from clp_jax.checkpoint.values import write_beside as write_beside
 from clp_jax.checkpoint.values import write_params as write_params
+from clp_jax.checkpoint.values import write_stream as write_stream

@@ -108,7 +108,7 @@ class _Source:
 
 
 def read_array(array: StoredArray) -> np.ndarray:
-    """Reads one array; beside it, little more than a block is in memory.
+    """Reads one array; beside it, little more than a few blocks are in memory.
 
     Args:
       array: where it is stored.
@@ -116,17 +116,41 @@ def read_array(array: StoredArray) -> np.ndarray:
     Returns:
       The whole array.
     """
-    shape, chunk = array.shape or (1,), array.chunk or (1,)
-    values = np.empty(shape, array.dtype)
-    row_bytes = math.prod(chunk[1:]) * array.dtype.itemsize
-    step = max(1, 16 * BLOCK_BYTES // max(1, row_bytes))
-    for index in np.ndindex(*(math.ceil(n / c) for n, c in zip(shape, chunk, strict=True))):
-        first, *places = (slice(i * c, min((i + 1) * c, n)) for i, c, n in zip(index, chunk, shape, strict=True))
-        inside = tuple(slice(place.stop - place.start) for place in places)
-        with contextlib.closing(ChunkStream(array, index)) as stream:
-            for start in range(0, first.stop - first.start, step):
-                count = min(step, first.stop - first.start - start)
-                rows = np.concatenate([*map(np.copy, stream.blocks(start * row_bytes, count * row_bytes))])
-                target = slice(first.start + start, first.start + start + count)
-                values[(target, *places)] = rows.reshape(count, *chunk[1:])[(slice(None), *inside)]
+    values = np.empty(array.shape or (1,), array.dtype)
+    row_bytes = math.prod(array.shape[1:]) * array.dtype.itemsize
+    start = 0
+    for slab in read_slabs(array, max(1, 16 * BLOCK_BYTES // max(1, row_bytes))):
+        values[start : start + len(slab)] = slab
+        start += len(slab)
     return values.reshape(array.shape)
+
+
+def read_slabs(array: StoredArray, step: int) -> Iterator[np.ndarray]:
+    """Reads an array from front to end without ever holding it.
+
+    Args:
+      array: where it is stored.
+      step: rows of axis 0 to read at a time.
+
+    Yields:
+      Arrays of at most `step` rows, which never reach over the end of a chunk; together they are the array.
+    """
+    shape, chunk = array.shape or (1,), array.chunk or (1,)
+    row_bytes = math.prod(chunk[1:]) * array.dtype.itemsize
+    grid = list(np.ndindex(*(math.ceil(n / c) for n, c in zip(shape[1:], chunk[1:], strict=True))))
+    for number in range(math.ceil(shape[0] / chunk[0])):
+        rows = min(chunk[0], shape[0] - number * chunk[0])
+        with contextlib.ExitStack() as opened:
+            streams = [opened.enter_context(contextlib.closing(ChunkStream(array, (number, *at)))) for at in grid]
+            for start in range(0, rows, step):
+                count = min(step, rows - start)
+                slab = np.empty((count, *shape[1:]), array.dtype)
+                for at, stream in zip(grid, streams, strict=True):
+                    blocks = stream.blocks(start * row_bytes, count * row_bytes)
+                    part = np.concatenate([*map(np.copy, blocks)]).reshape(count, *chunk[1:])
+                    places = [
+                        slice(i * c, min((i + 1) * c, n)) for i, c, n in zip(at, chunk[1:], shape[1:], strict=True)
+                    ]
+                    inside = [slice(place.stop - place.start) for place in places]
+                    slab[(slice(None), *places)] = part[(slice(None), *inside)]
+                yield slab

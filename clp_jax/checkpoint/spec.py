@@ -18,6 +18,7 @@ from clp_jax.trees import describe, flatten, unflatten
 
 RECORD_FILE = "clp.json"
 _END_BYTES = 4096
+_LIVE = "train_state"
 
 
 @dataclass(frozen=True)
@@ -47,11 +48,13 @@ class CheckpointSpec:
         return ".".join(["params", *path.split("/"), *["value"] * self.value_suffix])
 
 
-def read_spec(path: str | os.PathLike) -> CheckpointSpec:
+def read_spec(path: str | os.PathLike, *, live: bool = False) -> CheckpointSpec:
     """Reads what a checkpoint holds; no array is read.
 
     Args:
       path: step folder or its ``params`` child, local or any address etils understands (``gs://...``).
+      live: the weights that were being trained, which openpi keeps in ``train_state`` where ``params`` is their moving
+        average (EMA).
 
     Returns:
       Names, shapes and dtypes of the parameters, and what lies beside them.
@@ -61,8 +64,12 @@ def read_spec(path: str | os.PathLike) -> CheckpointSpec:
     """
     with translated(path):
         item = _find_item(epath.Path(os.fspath(path)).expanduser())
+        if live:
+            item = _find_live(item)
         arrays = stored.stored_arrays(item)
-        keys = _leaf_keys(item)
+        if live:
+            arrays = {name: array for name, array in arrays.items() if name.startswith("params.")}
+        keys = _leaf_keys(item, live=live)
         missing = [".".join(k) for k in keys if ".".join(k) not in arrays]
         if missing or len(keys) != len(arrays):
             extra = sorted(arrays.keys() - {".".join(k) for k in keys})
@@ -72,7 +79,7 @@ def read_spec(path: str | os.PathLike) -> CheckpointSpec:
         for key in keys:
             array = arrays[".".join(key)]
             leaves["/".join(key[1 : -1 if value_suffix else None])] = jax.ShapeDtypeStruct(array.shape, array.dtype)
-        step = item.parent if item.name == "params" else None
+        step = item.parent if item.name in ("params", _LIVE) else None
         assets = step / "assets" if step is not None and (step / "assets").is_dir() else None
         record = step / RECORD_FILE if step is not None and (step / RECORD_FILE).exists() else None
         return CheckpointSpec(
@@ -139,15 +146,30 @@ def _find_item(path: epath.Path) -> epath.Path:
     raise InputError(f"{path} is not an Orbax checkpoint; give a step folder of openpi or its params child")
 
 
-def _leaf_keys(item: epath.Path) -> list[tuple[str, ...]]:
-    """Returns the keys of every leaf from Orbax's ``_METADATA``, outermost first."""
+def _find_live(item: epath.Path) -> epath.Path:
+    """Returns the training state beside a params item."""
+    state = item.parent / _LIVE
+    if item.name != "params" or not (state / "_METADATA").exists():
+        raise InputError(f"{item} has no {_LIVE} beside it, so there are no live weights to read; leave out --raw")
+    return state
+
+
+def _leaf_keys(item: epath.Path, *, live: bool = False) -> list[tuple[str, ...]]:
+    """Returns the keys of every parameter from Orbax's ``_METADATA``, outermost first."""
     metadata = json.loads((item / "_METADATA").read_text())
     if metadata.get("use_zarr3"):
         raise InputError(f"{item} is stored as zarr3; save it with Orbax's default, use_zarr3=False")
-    keys = [ast.literal_eval(key) for key in metadata["tree_metadata"]]
+    entries = {ast.literal_eval(key): entry for key, entry in metadata["tree_metadata"].items()}
+    if live:
+        entries = {key: entry for key, entry in entries.items() if key[0] == "params" and len(key) > 1}
+        if not entries:
+            raise InputError(
+                f"{item} holds no weights: this run had no EMA, params are its live weights; leave out --raw"
+            )
+    keys = list(entries)
     groups = sorted({key[0] for key in keys})
     if groups != ["params"]:
         raise InputError(f"{item} holds {groups}, not only 'params'; give the step folder or its params child")
-    if any(entry["value_metadata"].get("skip_deserialize") for entry in metadata["tree_metadata"].values()):
+    if any(entry["value_metadata"].get("skip_deserialize") for entry in entries.values()):
         raise InputError(f"{item} holds entries that are no arrays; save only the parameters")
     return keys

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -10,7 +10,7 @@ import numpy as np
 from etils import epath
 
 from clp_jax.aliases import Tree
-from clp_jax.checkpoint.decoding import BLOCK_BYTES, read_array
+from clp_jax.checkpoint.decoding import BLOCK_BYTES, read_array, read_slabs
 from clp_jax.checkpoint.spec import RECORD_FILE, CheckpointSpec, translated
 from clp_jax.checkpoint.staging import staged
 from clp_jax.checkpoint.stored import files_below, stored_arrays
@@ -64,6 +64,36 @@ def read_params(
     return unflatten({path: values[path] for path in leaves})
 
 
+class LeafReader:
+    """Reads parameters of a checkpoint one at a time, so that the model is never held.
+
+    Args:
+      spec: the checkpoint.
+    """
+
+    def __init__(self, spec: CheckpointSpec):
+        self._spec = spec
+        with translated(spec.path):
+            self._arrays = stored_arrays(spec.path)
+
+    def whole(self, path: str) -> np.ndarray:
+        """Reads one parameter.
+
+        Args:
+          path: path of the leaf.
+        """
+        return read_array(self._arrays[self._spec.stored_name(path)])
+
+    def layers(self, path: str) -> Iterator[np.ndarray]:
+        """Yields the rows of axis 0 of one parameter, one after another.
+
+        Args:
+          path: path of the leaf.
+        """
+        for slab in read_slabs(self._arrays[self._spec.stored_name(path)], 1):
+            yield slab[0]
+
+
 def write_params(
     out: str | os.PathLike,
     params: Tree,
@@ -100,6 +130,35 @@ def write_params(
         write_beside(folder, assets=None if assets is None else epath.Path(assets), record=record)
 
 
+def write_stream(
+    folder: epath.Path, leaves: Mapping[str, Any], parts: Callable[[str], Iterator[np.ndarray]], *, value_suffix: bool
+) -> None:
+    """Writes a params item whose leaves come in parts, for outputs that no source holds as they are.
+
+    Args:
+      folder: the item's folder, which must not exist (part of a step folder that is being staged).
+      leaves: shape and dtype of every parameter, by path.
+      parts: gives the rows of axis 0 of a parameter one after another, or the whole array alone.
+      value_suffix: end stored names in "value".
+    """
+
+    def put(path: str) -> Iterator[int]:
+        leaf, name = leaves[path], names[path]
+        dtype, shape = np.dtype(leaf.dtype), tuple(leaf.shape)
+        for number, part in enumerate(parts(path)):
+            whole = part.shape == shape
+            rows = part.reshape(shape or (1,)) if whole else part[None]
+            height = rows_per_chunk(rows[:1].nbytes, len(rows))
+            if number == 0:
+                writer.add(name, ArrayForm(shape, (height, *shape[1:]) if shape else (), dtype))
+            yield from _put_rows(writer, name, rows, height, first=number)
+
+    suffix = ["value"] * value_suffix
+    names = {path: ".".join(["params", *path.split("/"), *suffix]) for path in leaves}
+    with ItemWriter(folder) as writer:
+        run_in_threads([put(path) for path in leaves], lambda _: None)
+
+
 def write_beside(folder: epath.Path, *, assets: epath.Path | None, record: Mapping[str, Any] | None) -> None:
     """Copies the assets into a step folder and writes ``clp.json``, the last file of every output.
 
@@ -131,9 +190,14 @@ def _put_array(writer: ItemWriter, name: str, leaf: Any) -> Iterator[int]:
     rows = np.ascontiguousarray(array).reshape(shape)
     height = rows_per_chunk(rows[:1].nbytes, len(rows))
     writer.add(name, ArrayForm(array.shape, (height, *shape[1:]) if array.shape else (), array.dtype))
-    step = BLOCK_BYTES // array.dtype.itemsize
-    for number, start in enumerate(range(0, len(rows), height)):
-        flat = rows[start : start + height].reshape(-1)
+    yield from _put_rows(writer, name, rows, height)
+
+
+def _put_rows(writer: ItemWriter, name: str, rows: np.ndarray, height: int, *, first: int = 0) -> Iterator[int]:
+    """Writes rows of axis 0 in chunks of a height, from chunk number `first` on; yields the size of each."""
+    step = BLOCK_BYTES // rows.dtype.itemsize
+    for number, start in enumerate(range(0, len(rows), height), first):
+        flat = np.ascontiguousarray(rows[start : start + height]).reshape(-1)
         blocks = (flat[begin : begin + step] for begin in range(0, flat.size, step))
-        writer.write_chunk(name, (number, *[0] * len(shape[1:])), blocks)
+        writer.write_chunk(name, (number, *[0] * (rows.ndim - 1)), blocks)
         yield flat.nbytes

@@ -5,11 +5,17 @@ Axes of an einsum weight: the last two are (in, out) in openpi's sense; ``lora_a
 sum over heads happens before ``lora_b`` and again inside it. Source: openpi models/lora.py, commit 15a9616.
 """
 
+import re
+from typing import Any
+
 import flax.linen as nn
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Float
 
-from clp_jax.aliases import Array
+from clp_jax.aliases import AnyArray, Array, Tree
+from clp_jax.errors import InputError
+from clp_jax.trees import flatten, unflatten
 
 _ADAPTER_INIT = nn.initializers.normal(stddev=0.01)
 
@@ -82,3 +88,80 @@ def _product(x: Array, w: Array, *adapter: Array) -> Array:
         return y
     a, b = adapter
     return y + jnp.dot(jnp.dot(x, a.astype(x.dtype)), b.astype(x.dtype))
+
+
+def merge_lora(tree: Tree, *, lora_scale: float = 1.0) -> dict:
+    """The same model without adapters: every pair of factors is multiplied and added to its weight, in float32.
+
+    Args:
+      tree: parameters below ``params``, arrays of either library; a tree without adapters comes back as it is.
+      lora_scale: alpha / rank of the attention adapters (openpi's feed-forward applies no scale).
+
+    Returns:
+      The tree without ``lora_a`` and ``lora_b``. Merged weights are float32 (openpi stores frozen ones in bfloat16,
+      which would round the adapter away); every other leaf is the same object.
+
+    Raises:
+      InputError: an adapter has no weight, or only one factor.
+
+    >>> mlp = {"linear": np.zeros((1, 2, 2)), "linear_lora_a": np.ones((1, 2, 1)), "linear_lora_b": np.ones((1, 1, 2))}
+    >>> merge_lora({"mlp": mlp})["mlp"]["linear"].tolist()
+    [[[1.0, 1.0], [1.0, 1.0]]]
+    """
+    flat = flatten(tree)
+    merged: dict[str, Any] = {}
+    used: set[str] = set()
+    for path, leaf in flat.items():
+        factors = adapter_paths(path)
+        if is_adapter(path):
+            continue
+        if factors[0] in flat and factors[1] in flat:
+            merged[path] = merge_weight(path, leaf, flat[factors[0]], flat[factors[1]], lora_scale=lora_scale)
+            used.update(factors)
+        else:
+            merged[path] = leaf
+    lonely = sorted(path for path in flat if is_adapter(path) and path not in used)
+    if lonely:
+        raise InputError(f"these adapters have no weight or only one factor: {', '.join(lonely)}.")
+    return unflatten(merged)
+
+
+def is_adapter(path: str) -> bool:
+    """Whether a leaf is a factor of an adapter.
+
+    >>> is_adapter("attn/q_einsum/lora_a"), is_adapter("mlp/linear_lora_b"), is_adapter("mlp/linear")
+    (True, True, False)
+    """
+    return re.search(r"(?:^|[/_])lora_[ab]$", path) is not None
+
+
+def adapter_paths(path: str) -> tuple[str, str]:
+    """Where the two factors of a weight's adapter would be.
+
+    >>> adapter_paths("attn/q_einsum/w"), adapter_paths("mlp/linear")
+    (('attn/q_einsum/lora_a', 'attn/q_einsum/lora_b'), ('mlp/linear_lora_a', 'mlp/linear_lora_b'))
+    """
+    stem = path.removesuffix("w") if path.endswith("/w") else f"{path}_"
+    return f"{stem}lora_a", f"{stem}lora_b"
+
+
+def merge_weight(
+    path: str, w: Float[AnyArray, "*w"], a: Float[AnyArray, "*a"], b: Float[AnyArray, "*b"], *, lora_scale: float
+) -> Float[AnyArray, "*w"]:
+    """One weight plus its adapter, in float32; with or without the leading layer axis.
+
+    In ``attn_vec_einsum`` every head n of the input is multiplied by its own ``a[n]``, summed over the heads, and the
+    sum is multiplied by every ``b[n]``: what head n adds to the output is ``a[n] @ sum(b)``.
+
+    Args:
+      path: path of the weight, which tells how its adapter is applied.
+      w: the weight, last axes (in, out).
+      a: down, last axes (in, rank).
+      b: up, last axes (rank, out).
+      lora_scale: alpha / rank, for attention.
+    """
+    w, a, b = (x.astype(np.float32) for x in (w, a, b))
+    if "/attn_vec_einsum" in f"/{path}":
+        b = b.sum(axis=-3, keepdims=True)
+    update = np.matmul(a, b) if isinstance(w, np.ndarray) else jnp.matmul(a, b, precision="highest")
+    return w + update * (lora_scale if path.endswith("/w") else 1.0)

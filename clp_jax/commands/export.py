@@ -1,0 +1,98 @@
+"""``clp export``: carry a checkpoint to where it runs."""
+
+import dataclasses
+from typing import Literal
+
+from rich.console import Console
+from rich.markup import escape
+
+from clp_jax.checkpoint import CheckpointSpec, read_spec
+from clp_jax.errors import InputError
+from clp_jax.export import Options, Target, Weights, export_checkpoint
+from clp_jax.export.weights import Dtype
+from clp_jax.loading import read_architecture
+from clp_jax.models import Architecture
+from clp_jax.trees import flatten
+
+_PROMPT_LENGTHS = {"pi0": 48, "pi05": 200, "pi0_fast": 250}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Export:
+    """Write a checkpoint in the form of openpi, openpi's PyTorch, lerobot or StableHLO; read it back and compare."""
+
+    checkpoint: str
+    """openpi checkpoint, pruned or not: step folder or its params, local or gs://."""
+    to: Target
+    """For whom."""
+    out: str
+    """Folder to create."""
+    raw: bool = False
+    """The weights that were being trained (train_state), not their moving average (EMA)."""
+    dtype: Dtype | None = None
+    """Of the stored parameters. Default: as they are for openpi; else as they are if all agree, float32 if not."""
+    activations: Dtype = "bfloat16"
+    """What a StableHLO program computes in."""
+    merge_lora: bool = False
+    """openpi: multiply LoRA adapters into their weights (all other targets always do)."""
+    lora_scale: float = 1.0
+    """alpha / rank of attention adapters."""
+    asset_id: str | None = None
+    """lerobot: which norm stats, if the checkpoint has several."""
+    action_horizon: int = 50
+    """Actions of a chunk, as in the training config."""
+    prompt_length: int | None = None
+    """Prompt tokens, padding included. Default: openpi's for this kind of model."""
+    num_steps: int = 10
+    """Euler steps of sampling."""
+    batch_size: int | None = None
+    """StableHLO: fix the batch. Default: any."""
+    platforms: str = "cpu,cuda,tpu"
+    """StableHLO: where the program can run."""
+    check: Literal["actions", "bits"] = "actions"
+    """Compare what the models answer, or only the stored weights (a machine too small for the model)."""
+    overwrite: bool = False
+    """Replace --out if it exists."""
+
+
+def run(config: Export) -> None:
+    """Run the command."""
+    console = Console()
+    for flag in ("action_horizon", "num_steps", "batch_size", "prompt_length"):
+        value = getattr(config, flag)
+        if value is not None and value < 1:
+            raise InputError(f"--{flag.replace('_', '-')} {value} must be at least 1.")
+    spec = read_spec(config.checkpoint, live=config.raw)
+    architecture = read_architecture(spec, dtype=config.activations, lora_scale=config.lora_scale)
+    weights = Weights(spec, architecture, *_form(config, spec))
+    options = Options(
+        horizon=config.action_horizon,
+        prompt_length=config.prompt_length or _PROMPT_LENGTHS[architecture.kind],
+        num_steps=config.num_steps,
+        asset_id=config.asset_id,
+        batch_size=config.batch_size,
+        platforms=tuple(name.strip() for name in config.platforms.split(",")),
+        run=config.check == "actions",
+    )
+    check = export_checkpoint(weights, config.to, config.out, options, overwrite=config.overwrite)
+    _report(console, architecture, config)
+    console.print(f"{check.weights_equal} parameters read back, bit for bit what was to be written.")
+    if check.largest_difference is not None:
+        console.print(f"Largest difference of the {check.what}: [bold]{check.largest_difference:.1e}[/]")
+    else:
+        console.print(f"[bold]Not compared:[/] {escape(f'{check.what}: {check.missing}')}")
+    console.print(f"Export: [bold]{config.out}[/]")
+
+
+def _form(config: Export, spec: CheckpointSpec) -> tuple[bool, Dtype | None]:
+    """Whether adapters are merged, and the one dtype of the parameters (None keeps each as it is)."""
+    if config.to == "openpi":
+        return config.merge_lora, config.dtype
+    stored = {leaf.dtype.name for leaf in flatten(spec.tree).values()}
+    return True, config.dtype or ("bfloat16" if stored == {"bfloat16"} else "float32")
+
+
+def _report(console: Console, architecture: Architecture, config: Export) -> None:
+    depths = ", ".join(f"{name} {depth}" for name, depth in architecture.depths.items())
+    weights = "live weights" if config.raw else "weights"
+    console.print(f"{architecture.kind} with blocks {depths}; {weights} for {config.to}.")

@@ -1,0 +1,71 @@
+"""Carry a checkpoint, pruned or not, to where it runs: openpi (JAX, PyTorch), lerobot, or nothing but JAX.
+
+Every target is a module with ``write`` and ``check``. An export is read back and compared before it gets its name: the
+weights bit for bit, and the answers of the exported model wherever its code is installed.
+"""
+
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from clp_jax.checkpoint import staged
+from clp_jax.checkpoint.staging import is_remote
+from clp_jax.errors import InputError
+from clp_jax.export import lerobot, openpi, pytorch, stablehlo
+from clp_jax.export.model_card import model_card
+from clp_jax.export.result import EXPORT_FILE, Check, Options, export_record, write_json
+from clp_jax.export.weights import Weights
+
+Target = Literal["openpi", "openpi-pytorch", "lerobot", "stablehlo"]
+
+
+class _Exporter(NamedTuple):
+    write: Callable[[Weights, Path, Options], None]
+    check: Callable[[Weights, Path, Options], Check]
+    load: str
+
+
+_EXPORTERS: Mapping[Target, _Exporter] = {
+    "openpi": _Exporter(openpi.write, openpi.check, openpi.LOAD),
+    "openpi-pytorch": _Exporter(pytorch.write, pytorch.check, pytorch.LOAD),
+    "lerobot": _Exporter(lerobot.write, lerobot.check, lerobot.LOAD),
+    "stablehlo": _Exporter(stablehlo.write, stablehlo.check, stablehlo.LOAD),
+}
+
+
+def export_checkpoint(
+    weights: Weights, target: Target, out: str | os.PathLike[str], options: Options, *, overwrite: bool = False
+) -> Check:
+    """Write an export, complete or not at all.
+
+    Args:
+      weights: what to write.
+      target: for whom.
+      out: folder to create, on this machine.
+      options: what weights cannot tell.
+      overwrite: replace ``out``.
+
+    Returns:
+      What was compared, which is also in ``export.json`` and in the card.
+
+    Raises:
+      InputError: the target has no such model, the checkpoint lacks something, or the comparison failed.
+    """
+    if is_remote(out):
+        raise InputError(f"{out} is no folder of this machine; export to one, then copy it there.")
+    if target in ("openpi-pytorch", "lerobot"):
+        pytorch.check_architecture(weights.architecture, target)
+    if target == "stablehlo":
+        stablehlo.check_possible(weights.architecture, options)
+    exporter = _EXPORTERS[target]
+    with staged(out, overwrite=overwrite, sources=[weights.spec.path.parent]) as folder:
+        exporter.write(weights, Path(folder), options)
+        check = exporter.check(weights, Path(folder), options)
+        card = model_card(weights, target, options, check, load=exporter.load)
+        (Path(folder) / "README.md").write_text(card)
+        write_json(Path(folder) / EXPORT_FILE, export_record(weights, target, options, check))
+    return check
+
+
+__all__ = ["Check", "Options", "Target", "Weights", "export_checkpoint"]

@@ -1,0 +1,117 @@
+"""``README.md`` of an export: what was removed and why, sizes before and after, how to load it, licences."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from clp_jax.export.result import Check, Options
+from clp_jax.export.weights import Weights
+from clp_jax.flops import parameter_count, sample_flops
+from clp_jax.models import Architecture
+
+_NAMES = {"pi0": "π0", "pi05": "π0.5", "pi0_fast": "π0-FAST"}
+_CAMERAS = 3
+
+
+def model_card(weights: Weights, target: str, options: Options, check: Check, *, load: str) -> str:
+    """The card of an export.
+
+    Args:
+      weights: what was written.
+      target: of the export.
+      options: what weights cannot tell.
+      check: what was compared.
+      load: Markdown on how to load it.
+    """
+    record = weights.spec.plan_record
+    name = _NAMES[weights.architecture.kind]
+    source = weights.spec.path
+    parts = [
+        f"# A pruned {name} for {target}" if record else f"# {name} for {target}",
+        f"Made by `clp export --to {target}` of clp_jax (CLP, arXiv 2606.20246) from `{source}`.",
+        "## Load\n\n" + load,
+        "## What was removed\n\n" + _removed(record),
+        "## Size\n\n" + _sizes(weights, options, record),
+        "## Checked\n\n" + _checked(check),
+        "## Licences\n\n" + _LICENCES,
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+_LICENCES = """The weights derive from Gemma and PaliGemma: they are under Google's [Gemma terms of use]\
+(https://ai.google.dev/gemma/terms), pruned, fine-tuned or converted; who passes them on passes the terms and the
+prohibited-use policy on, too, and says that the files were changed. openpi's own weights and code are under Apache-2.0.
+The code files in this folder are part of clp_jax, Apache-2.0. The data that the model was fine-tuned on may have terms
+of its own."""
+
+
+def _removed(record: Mapping[str, Any] | None) -> str:
+    if record is None:
+        return "Nothing: the checkpoint has no `clp.json`."
+    lines = ["| tower | blocks before | after | removed |", "|---|---|---|---|"]
+    for name, tower in record["plan"]["towers"].items():
+        removed = [i for i in range(tower["depth"]) if i not in tower["keep"]]
+        lines.append(f"| {name} | {tower['depth']} | {len(tower['keep'])} | {', '.join(map(str, removed)) or 'none'} |")
+    for number, step in enumerate(record.get("steps", ()), 1):
+        lines += ["", f"Pruning {number}, in the block numbers of `{step['source']}`: {_reason(step)}"]
+    return "\n".join(lines)
+
+
+def _reason(step: Mapping[str, Any]) -> str:
+    """Criterion, scores and data of one pruning."""
+    criterion = step.get("criterion")
+    by_hand = criterion in (None, "manual")
+    text = "the blocks were given by hand." if by_hand else f"criterion `{criterion}`."
+    data = step.get("calibration") or {}
+    if "observations" in data:
+        text += f" Calibrated on {data['observations']} observations."
+    if loss := data.get("loss"):
+        text += f" Loss on {loss['data']} data before any fine-tuning: {loss['full']:.4f} with all blocks, "
+        text += f"{loss['pruned']:.4f} without those removed."
+    groups = (step["plan"].get("scores") or {}).items()
+    lines = [line for name, found in groups if isinstance(found, Mapping) for line in _scores(name, found)]
+    return text + ("\n\n" + "\n".join(lines) if lines else "")
+
+
+def _scores(name: str, found: Mapping[str, Any]) -> list[str]:
+    """One line per group of towers: the score of every block, and what was predicted."""
+    lines = []
+    if isinstance(blocks := found.get("scores"), list):
+        numbers = ", ".join(
+            f"{i}: {'none' if score is None else format(score, '.3g')}" for i, score in enumerate(blocks)
+        )
+        lines.append(f"* {name}, score of each block by itself (higher: rather removed): {numbers}")
+    if isinstance(cost := found.get("predicted_cost"), float):
+        lines.append(f"* {name}, predicted cost of removing them: {cost:.3g} ({found.get('unit', 'no unit')})")
+    return lines
+
+
+def _sizes(weights: Weights, options: Options, record: Mapping[str, Any] | None) -> str:
+    after = weights.architecture
+    depths = {name: tower["depth"] for name, tower in record["plan"]["towers"].items()} if record else {}
+    before = after.with_depths(depths)
+    rows = [("blocks", _depths(before), _depths(after))]
+    rows.append(("parameters", f"{parameter_count(before):,}", f"{parameter_count(after):,}"))
+    if after.action is not None:
+        flops = [
+            sample_flops(
+                a, cameras=_CAMERAS, prompt=options.prompt_length, horizon=options.horizon, num_steps=options.num_steps
+            )
+            for a in (before, after)
+        ]
+        what = f"GFLOP to sample a chunk ({_CAMERAS} cameras, {options.num_steps} steps)"
+        rows.append((what, *(f"{count / 1e9:,.4g}" for count in flops)))
+    lines = ["| | before pruning | here |", "|---|---|---|", *(f"| {' | '.join(row)} |" for row in rows)]
+    dtypes = ", ".join(sorted({leaf.dtype.name for leaf in weights.leaves.values()}))
+    adapters = " LoRA adapters are merged into the weights." if weights.architecture != weights.source else ""
+    return "\n".join(lines) + f"\n\nStored as {dtypes}.{adapters}"
+
+
+def _depths(architecture: Architecture) -> str:
+    return ", ".join(f"{name} {depth}" for name, depth in architecture.depths.items())
+
+
+def _checked(check: Check) -> str:
+    text = f"{check.weights_equal} parameters were read back from the files, bit for bit what was to be written."
+    if check.largest_difference is None:
+        return f"{text}\n\n**Not compared:** {check.what}. Reason: {check.missing}."
+    return f"{text} Largest difference of the {check.what}: {check.largest_difference:.1e}."

@@ -1,0 +1,135 @@
+"""openpi's PyTorch π0 and π0.5: ``model.safetensors``, ``config.json`` and norm stats where openpi looks for them."""
+
+import importlib.util
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from etils import epath
+
+from clp_jax.checkpoint import write_beside
+from clp_jax.errors import InputError
+from clp_jax.export import reference
+from clp_jax.export.result import Check, Options, check_tolerance, export_record, run_check, same_bits, write_json
+from clp_jax.export.tensorfile import TensorWriter, read_tensors
+from clp_jax.export.torch_layout import from_torch, tensors_of, to_torch
+from clp_jax.export.weights import Weights
+from clp_jax.models import Architecture
+
+WEIGHTS_FILE = "model.safetensors"
+LOADER = "check_openpi.py"
+TEMPLATES = Path(__file__).resolve().parent / "templates"
+_HEADS = 8
+
+LOAD = """In openpi's environment (its `transformers_replace` copied over transformers 4.53.2), with clp_jax installed
+(its `openpi_patches` reads the depth from the weights):
+
+```console
+$ python -m openpi_patches scripts/serve_policy.py policy:checkpoint --policy.config=CONFIG --policy.dir=THIS_FOLDER
+$ python THIS_FOLDER/check_openpi.py    # compares with the JAX model's actions in check.npz
+```
+
+`CONFIG` is the training config that the checkpoint was fine-tuned with. `create_trained_policy` casts weights to
+bfloat16, whatever is stored. The parameter `gemma_expert.lm_head` is zeros: the PyTorch model has it, and nothing
+uses it."""
+
+
+def write(weights: Weights, folder: Path, options: Options) -> None:
+    """Writes everything but the comparison into a folder that is being staged."""
+    write_tensors(weights, folder / WEIGHTS_FILE)
+    write_json(folder / "config.json", config_of(weights, options))
+    write_beside(epath.Path(folder), assets=weights.spec.assets, record=weights.spec.plan_record)
+    shutil.copyfile(TEMPLATES / LOADER, folder / LOADER)
+
+
+def check(weights: Weights, folder: Path, options: Options) -> Check:
+    """Maps the file back to the JAX tree, bit for bit, and runs openpi's model if openpi is there."""
+    count = check_tensors(weights, folder / WEIGHTS_FILE)
+    what = "sampled actions of openpi's PI0Pytorch and of the JAX model, float32 on CPU"
+    missing = None if options.run else "not asked for (--check bits)"
+    if options.run:
+        write_reference(weights, folder, options)
+        write_json(folder / "export.json", export_record(weights, "openpi-pytorch", options, None))
+        missing = _missing()
+    difference, missing = run_check(folder / LOADER, missing=missing)
+    check_tolerance(difference)
+    return Check(count, difference, what, missing)
+
+
+def check_architecture(architecture: Architecture, target: str) -> None:
+    """Refuses what PyTorch's models cannot be.
+
+    Raises:
+      InputError: π0-FAST, or a number of heads that their code does not have.
+    """
+    if architecture.kind == "pi0_fast":
+        raise InputError(f"there is no π0-FAST to export to in {target}; use --to openpi.")
+    if any(expert.num_heads != _HEADS for expert in architecture.experts):
+        raise InputError(
+            f"{target} has {_HEADS} attention heads written in its code, this model has {architecture.vlm.num_heads}."
+        )
+
+
+def config_of(weights: Weights, options: Options) -> dict[str, Any]:
+    """``config.json``: what openpi's converter writes, and what it leaves out."""
+    a = weights.architecture
+    return {
+        "action_dim": a.action_dim,
+        "action_horizon": options.horizon,
+        "paligemma_variant": "gemma_2b",
+        "action_expert_variant": "gemma_300m",
+        "precision": weights.dtype or "float32",
+        "pi05": a.kind == "pi05",
+        "max_token_len": options.prompt_length,
+        "depths": a.depths,
+    }
+
+
+def write_tensors(weights: Weights, file: Path, *, prefix: str = "") -> None:
+    """Streams the weights into a safetensors file in PyTorch's names.
+
+    Args:
+      weights: without adapters, in one dtype.
+      file: to create.
+      prefix: of every name.
+    """
+    tensors = {prefix + name: t for name, t in tensors_of(weights.leaves, weights.architecture).items()}
+    with TensorWriter(file, tensors, {"format": "pt"}) as writer:
+        for name, tensor in to_torch(weights.leaves, weights.parts):
+            writer.write(prefix + name, None if tensor is None else [tensor])
+
+
+def check_tensors(weights: Weights, file: Path, *, prefix: str = "") -> int:
+    """Compares a file with what was to be written, in JAX's layout, bit for bit; returns how many parameters.
+
+    Raises:
+      InputError: they differ.
+    """
+    tensors = {name.removeprefix(prefix): tensor for name, tensor in read_tensors(file).items()}
+    source = ((path, i, part) for path in weights.leaves for i, part in enumerate(weights.parts(path)))
+    for (path, i, back), (expected_path, j, part) in zip(from_torch(weights.leaves, tensors), source, strict=True):
+        assert (path, i) == (expected_path, j)
+        if not same_bits(back, part):
+            raise InputError(f"layer {i} of {path} does not read back as it was written; check the disk, export again.")
+    return len(weights.leaves)
+
+
+def write_reference(weights: Weights, folder: Path, options: Options) -> None:
+    """Writes ``check.npz``: inputs and the JAX model's actions."""
+    inputs = reference.example_inputs(
+        weights.architecture, horizon=options.horizon, prompt_length=options.prompt_length
+    )
+    actions = reference.run_model(weights.architecture, weights.read(), inputs, num_steps=options.num_steps)
+    np.savez(folder / reference.CHECK_FILE, **inputs, actions=actions)
+
+
+def _missing() -> str | None:
+    """What the comparison needs and this Python lacks."""
+    lacking = [name for name in ("torch", "transformers", "openpi") if importlib.util.find_spec(name) is None]
+    if not lacking:
+        return None
+    return (
+        f"needs {' and '.join(lacking)}, not installed here: run `python {LOADER}` of the export in openpi's "
+        "environment (transformers 4.53.2 with openpi's transformers_replace) with clp_jax installed"
+    )
