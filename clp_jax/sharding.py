@@ -1,6 +1,7 @@
 """Where arrays live: a ("batch", "fsdp") mesh, openpi's FSDP rule for parameters, and batches over all devices."""
 
 import math
+import re
 
 import jax
 import numpy as np
@@ -24,17 +25,40 @@ def make_mesh(fsdp_devices: int = 1) -> Mesh:
     return Mesh(np.array(jax.devices()).reshape(count // fsdp_devices, fsdp_devices), ("batch", "fsdp"))
 
 
-def parameter_shardings(tree: Leaf, mesh: Mesh) -> Leaf:
-    """openpi's FSDP rule: arrays of two or more axes and 4 MiB are split along their largest axis that divides.
+Rules = tuple[tuple[str, int | None], ...]
+"""Ordered (regular expression, axis) pairs over whole parameter names; axis None replicates."""
+
+
+def parameter_shardings(tree: Leaf, mesh: Mesh, rules: Rules = ()) -> Leaf:
+    """Your rules, then openpi's: what has two axes and 4 MiB is split along the largest that divides.
 
     Args:
-      tree: any PyTree of arrays or ``jax.ShapeDtypeStruct``, an optimiser state too.
+      tree: any PyTree of arrays or ``jax.ShapeDtypeStruct``. In an optimiser state or an average, a rule goes by the
+        name of the parameter that a leaf belongs to.
       mesh: from `make_mesh`.
+      rules: exceptions from openpi's rule.
 
     Returns:
-      A sharding for every leaf; replicated where the rule does not apply.
+      A sharding for every leaf; replicated where no rule applies.
+
+    Raises:
+      InputError: the axis of a rule does not exist or does not divide, or a rule matches nothing.
     """
-    return jax.tree.map(lambda leaf: NamedSharding(mesh, _spec(leaf, mesh.shape["fsdp"])), tree)
+    used: set[str] = set()
+
+    def sharding(path, leaf) -> NamedSharding:
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        for pattern, axis in rules:
+            if re.fullmatch(f"(.*/)?(?:{pattern})", name):
+                used.add(pattern)
+                return NamedSharding(mesh, _along(axis, leaf, mesh.shape["fsdp"], name))
+        return NamedSharding(mesh, _spec(leaf, mesh.shape["fsdp"]))
+
+    shardings = jax.tree_util.tree_map_with_path(sharding, tree)
+    unused = [pattern for pattern, _ in rules if pattern not in used]
+    if unused:
+        raise InputError(f"these sharding rules match no parameter that an earlier rule leaves: {unused}.")
+    return shardings
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
@@ -50,6 +74,14 @@ def replicated(mesh: Mesh) -> NamedSharding:
 def put(tree: Leaf, sharding: NamedSharding) -> Leaf:
     """Place host arrays, the same on every process, on the devices of all processes."""
     return jax.tree.map(lambda x: jax.make_array_from_callback(x.shape, sharding, lambda index, x=x: x[index]), tree)
+
+
+def _along(axis: int | None, leaf, fsdp: int, name: str) -> PartitionSpec:
+    if axis is None:
+        return PartitionSpec()
+    if not 0 <= axis < leaf.ndim or leaf.shape[axis] % fsdp:
+        raise InputError(f"{name} of shape {tuple(leaf.shape)} cannot be split over {fsdp} devices along axis {axis}.")
+    return PartitionSpec(*(("fsdp" if i == axis else None) for i in range(leaf.ndim)))
 
 
 def _spec(leaf, fsdp: int) -> PartitionSpec:

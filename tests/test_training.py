@@ -282,3 +282,16 @@ def test_peak_is_known_for_chips_and_not_for_cpus():
     assert peak_flops("TPU v5 lite") == 197e12
     assert peak_flops("TPU v5p") == peak_flops("TPU v5") == 459e12
     assert peak_flops("cpu") is None
+
+
+def test_sharding_rules_come_before_openpis():
+    mesh, tree = mesh_of(2, 4), {"llm": {"w": jnp.zeros((8, 4)), "b": jnp.zeros(4)}}
+    state = make_state(tree, make_optimizer(FAST), ema=True)
+    found = sharding.parameter_shardings(state, mesh, (("llm/w", 1), (".*b", None)))
+    for leaf in (found.params, found.ema_params, found.opt_state[1][0].mu):
+        assert leaf["llm"]["w"].spec == jax.sharding.PartitionSpec(None, "fsdp")
+        assert leaf["llm"]["b"].is_fully_replicated
+    with pytest.raises(InputError, match=r"llm/w of shape \(8, 4\) cannot be split over 4 devices along axis 2"):
+        sharding.parameter_shardings(tree, mesh, (("llm/w", 2),))
+    with pytest.raises(InputError, match="match no parameter"):
+        sharding.parameter_shardings(tree, mesh, (("llm/v", 0),))

@@ -22,7 +22,7 @@ from clp_jax.plan import PrunePlan
 from clp_jax.progress import progress
 from clp_jax.record import training_record
 from clp_jax.sensitivity import make_loss
-from clp_jax.sharding import make_mesh
+from clp_jax.sharding import Rules, make_mesh
 from clp_jax.similarity import batches
 from clp_jax.training import OptimizerSettings, Run, Steps, StepSettings, check_batch_size, train
 from clp_jax.training.adapters import ACTION_RANK, VLM_RANK, with_adapters
@@ -33,7 +33,7 @@ from clp_jax.trees import flatten
 
 _MAY_CHANGE = (
     *("steps", "log_every", "evaluate_every", "save_every", "keep_period", "evaluate_observations", "workers"),
-    *("out", "resume", "overwrite", "wandb", "fsdp_devices"),
+    *("out", "resume", "overwrite", "wandb", "fsdp_devices", "shard"),
     *(field.name for field in dataclasses.fields(DistributedFlags)),
 )
 """Flags that do not change what a run computes, so that a resumed run may have others."""
@@ -61,6 +61,8 @@ class Finetune(DataFlags, OptimizerSettings, DistributedFlags):
     """Parts of a batch that run one after another, to save memory."""
     fsdp_devices: int = 1
     """Devices over which each large parameter is split."""
+    shard: tuple[str, ...] = ()
+    """Exceptions from openpi's rule as NAME=AXIS with a regular expression: '.*/input_embedding=0', '.*/w=none'."""
     resume: bool = False
     """Go on from the newest saved step; from the beginning if none was saved."""
     overwrite: bool = False
@@ -208,12 +210,25 @@ def _todo(config: Finetune, frozen: frozenset[str]) -> Run:
             ema_decay=config.ema_decay, accumulate=config.accumulate, augment=config.augment, frozen=frozen
         ),
         frozen_dtype=None if config.frozen_dtype == "keep" else config.frozen_dtype,
+        sharding_rules=_rules(config.shard),
         seed=config.seed,
         workers=config.workers,
         log_every=config.log_every,
         evaluate_every=config.evaluate_every,
         save_every=config.save_every,
     )
+
+
+def _rules(words: tuple[str, ...]) -> Rules:
+    rules = []
+    for word in words:
+        pattern, _, axis = word.rpartition("=")
+        if not pattern or not (axis == "none" or axis.isdigit()):
+            raise InputError(
+                f"--shard {word} is not NAME=AXIS; write for example '.*/input_embedding=0' or '.*/w=none'."
+            )
+        rules.append((pattern, None if axis == "none" else int(axis)))
+    return tuple(rules)
 
 
 def _open_folder(config: Finetune) -> epath.Path:

@@ -6,6 +6,7 @@ statistics, which are not read).
 
 import contextlib
 import dataclasses
+import importlib
 import json
 import os
 import re
@@ -96,7 +97,7 @@ def find_folder(source: str | os.PathLike[str]) -> Path:
     if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", str(source)):
         raise InputError(f"there is no data at {source}; give a .npz, a LeRobot folder or a hub id (owner/name).")
     try:
-        import huggingface_hub
+        huggingface_hub = importlib.import_module("huggingface_hub")
     except ImportError:
         raise InputError(
             f"there is no folder {source}; to fetch it from the hub, pip install huggingface_hub."

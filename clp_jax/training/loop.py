@@ -17,7 +17,7 @@ from clp_jax.checkpoint import CheckpointSpec, read_params
 from clp_jax.data import TrainingData
 from clp_jax.errors import InputError
 from clp_jax.models import Architecture, abstract_params
-from clp_jax.sharding import batch_sharding, parameter_shardings, replicated
+from clp_jax.sharding import Rules, batch_sharding, parameter_shardings, replicated
 from clp_jax.training.adapters import init_adapters
 from clp_jax.training.optimizer import OptimizerSettings, learning_rate, make_optimizer
 from clp_jax.training.saving import Steps
@@ -40,6 +40,7 @@ class Run:
       optimizer: the update rule.
       step: what is static in a step.
       frozen_dtype: of parameters that are not trained; None keeps theirs.
+      sharding_rules: exceptions from openpi's rule.
       seed: of the order of the data, of noise, times and augmentation.
       workers: threads that read ahead.
       log_every: steps between two log entries.
@@ -52,6 +53,7 @@ class Run:
     optimizer: OptimizerSettings = dataclasses.field(default_factory=OptimizerSettings)
     step: StepSettings = dataclasses.field(default_factory=StepSettings)
     frozen_dtype: str | None = "bfloat16"
+    sharding_rules: Rules = ()
     seed: int = 42
     workers: int = 4
     log_every: int = 100
@@ -103,7 +105,7 @@ def train(
       InputError: a value of loss, gradient or parameters is not finite, which is never saved.
     """
     check_batch_size(run, mesh)
-    program = build_program(architecture, run.optimizer, run.step, run.frozen_dtype, run.seed, mesh)
+    program = build_program(architecture, run.optimizer, run.step, run.frozen_dtype, run.seed, mesh, run.sharding_rules)
     process = {"process_index": jax.process_index(), "process_count": jax.process_count()}
     batches = data.batches(run.batch_size, seed=run.seed, workers=run.workers, **process)
     if saved.latest is None:
@@ -153,13 +155,14 @@ def build_program(
     frozen_dtype: str | None,
     seed: int,
     mesh: jax.sharding.Mesh,
+    rules: Rules = (),
 ) -> Program:
     """The start and the step of a run with their shardings; nothing is compiled before it is called or lowered."""
     tx = make_optimizer(optimizer)
     make = functools.partial(make_state, tx=tx, frozen=settings.frozen, ema=settings.ema_decay is not None)
     dtypes = training_dtypes(abstract_params(architecture), settings.frozen, frozen_dtype=frozen_dtype)
     shapes = jax.eval_shape(make, dtypes)
-    shardings, rows = state_shardings(shapes, mesh), batch_sharding(mesh)
+    shardings, rows = state_shardings(shapes, mesh, rules), batch_sharding(mesh)
 
     def step(state: TrainState, batch: Mapping[str, Array], stop: Array) -> tuple[TrainState, dict[str, Array]]:
         rng, _ = jax.random.split(jax.random.key(seed))  # as openpi's main function has it
@@ -195,16 +198,16 @@ def _due(number: int, every: int) -> bool:
 
 
 def _initial_params(
-    spec: CheckpointSpec, architecture: Architecture, dtypes: Tree, seed: int, mesh: jax.sharding.Mesh
+    spec: CheckpointSpec, architecture: Architecture, wanted: Tree, seed: int, mesh: jax.sharding.Mesh
 ) -> dict:
-    """The checkpoint's parameters, and adapters that it has not, in the dtypes of the run."""
+    """The checkpoint's parameters, and adapters that it has not, in the dtypes and shardings of the run."""
     flat = flatten(read_params(spec, sharding=parameter_shardings(spec.tree, mesh)))
-    if len(flat) < len(flatten(dtypes)):
+    if len(flat) < len(flatten(wanted)):
         flat |= flatten(init_adapters(architecture, jax.random.split(jax.random.key(seed))[1], mesh))
-    params = unflatten({path: flat[path] for path in flatten(dtypes)})
-    shardings = parameter_shardings(dtypes, mesh)
+    params = unflatten({path: flat[path] for path in flatten(wanted)})
+    shardings = jax.tree.map(lambda like: like.sharding, wanted)
     cast = jax.jit(
-        lambda tree: jax.tree.map(lambda x, like: x.astype(like.dtype), tree, dtypes), out_shardings=shardings
+        lambda tree: jax.tree.map(lambda x, like: x.astype(like.dtype), tree, wanted), out_shardings=shardings
     )
     return cast(params)
 
