@@ -4,9 +4,11 @@ import importlib
 import json
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
+from etils import epath
+
+from clp_jax.checkpoint.staging import is_remote
 from clp_jax.errors import InputError
 
 LOG_FILE = "metrics.jsonl"
@@ -16,51 +18,55 @@ class Logs:
     """Writes scalars by step, from the first process alone; ``metrics.jsonl`` holds one line for each call.
 
     Args:
-      folder: of the run.
+      folder: of the run. A remote one has no TensorBoard files, and its ``metrics.jsonl`` is written anew each time.
       start: first step to come; lines from there on, of a run that was killed later than it was saved, are dropped.
       wandb_project: also log there; the run keeps its identity when it is resumed.
       config: settings to show in wandb.
     """
 
-    def __init__(self, folder: os.PathLike[str], *, start: int, wandb_project: str | None, config: Mapping[str, Any]):
-        from tensorboardX import SummaryWriter
-
-        folder = Path(folder)
+    def __init__(
+        self, folder: str | os.PathLike[str], *, start: int, wandb_project: str | None, config: Mapping[str, Any]
+    ):
+        folder = epath.Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         self._file = folder / LOG_FILE
-        if self._file.exists():
-            _drop_from(self._file, start)
-        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=start)
+        self._lines = _lines_before(self._file, start)
+        self._rewrite()
+        self._board = None
+        if not is_remote(folder):
+            from tensorboardX import SummaryWriter
+
+            self._board = SummaryWriter(os.fspath(folder / "tensorboard"), purge_step=start)
         self._wandb = None if wandb_project is None else _wandb_run(folder, wandb_project, config)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Log values after a step; safe against a kill at any moment once it returns."""
-        with self._file.open("a") as stream:
-            stream.write(json.dumps({"step": step, **values}) + "\n")
-        for name, value in values.items():
-            self._board.add_scalar(name, value, step)
-        self._board.flush()
+        self._lines.append(json.dumps({"step": step, **values}) + "\n")
+        if self._board is None:
+            self._rewrite()
+        else:
+            with self._file.open("a") as stream:
+                stream.write(self._lines[-1])
+            for name, value in values.items():
+                self._board.add_scalar(name, value, step)
+            self._board.flush()
         if self._wandb is not None:
             self._wandb.log(dict(values), step=step)
 
     def close(self) -> None:
         """Close the files."""
-        self._board.close()
+        if self._board is not None:
+            self._board.close()
         if self._wandb is not None:
             self._wandb.finish()
 
-
-def _drop_from(file: Path, start: int) -> None:
-    kept = []
-    for line in file.read_text().splitlines():
-        try:
-            if json.loads(line)["step"] < start:
-                kept.append(line + "\n")
-        except (ValueError, KeyError):  # the line that a kill cut short
-            break
-    fresh = file.with_suffix(".new")
-    fresh.write_text("".join(kept))
-    fresh.replace(file)
+    def _rewrite(self) -> None:
+        if is_remote(self._file):
+            self._file.write_text("".join(self._lines))
+            return
+        fresh = self._file.with_suffix(".new")
+        fresh.write_text("".join(self._lines))
+        fresh.replace(self._file)
 
 
 def import_wandb() -> Any:
@@ -75,7 +81,18 @@ def import_wandb() -> Any:
         raise InputError("--wandb needs the package wandb: pip install wandb, or leave the flag out.") from None
 
 
-def _wandb_run(folder: Path, project: str, config: Mapping[str, Any]) -> Any:
+def _lines_before(file: epath.Path, start: int) -> list[str]:
+    kept = []
+    for line in file.read_text().splitlines() if file.exists() else []:
+        try:
+            if json.loads(line)["step"] < start:
+                kept.append(line + "\n")
+        except (ValueError, KeyError):  # the line that a kill cut short
+            break
+    return kept
+
+
+def _wandb_run(folder: epath.Path, project: str, config: Mapping[str, Any]) -> Any:
     wandb = import_wandb()
     identity = folder / "wandb_id.txt"
     known = identity.read_text().strip() if identity.exists() else None
