@@ -24,6 +24,7 @@ COMMANDS = {
     "prune": "write the smaller checkpoint",
     "finetune": "train a checkpoint, on one device or a pod",
     "norm-stats": "compute the statistics that normalise a robot's numbers",
+    "serve": "answer openpi's clients over a websocket",
     "benchmark": "compare speed, memory and size before and after",
     "demo": "walk the whole road on the small example model",
 }
