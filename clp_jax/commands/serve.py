@@ -20,9 +20,10 @@ from clp_jax.data.chain import Chain, default_horizon, default_prompt_length
 from clp_jax.data.norm_stats import NormStats
 from clp_jax.data.tokenizer import load_tokenizer
 from clp_jax.errors import InputError
-from clp_jax.loading import LoadedModel, check_finite, load_model
+from clp_jax.loading import check_finite, load_model, read_architecture
+from clp_jax.models import Architecture
 from clp_jax.progress import progress
-from clp_jax.serving.policy import Policy
+from clp_jax.serving.policy import Policy, check_servable
 from clp_jax.serving.requests import ModelRequests, Requests, RobotRequests
 from clp_jax.serving.server import ServerSettings, run_server
 
@@ -89,21 +90,17 @@ def make_policy(config: Serve, spec: CheckpointSpec) -> Policy:
     Raises:
       InputError: a checkpoint, statistics, tokenizer or flags that cannot be used.
     """
+    architecture, trained = read_architecture(spec, lora_scale=config.lora_scale), trained_with(spec.plan_record)
+    horizon = _first(config.action_horizon, trained.get("action_horizon"), default_horizon(architecture))
+    sizes = {"action_horizon": horizon, "max_batch": config.max_batch, "num_steps": config.num_steps}
+    check_servable(architecture, **sizes)
+    requests = _requests(config, spec, architecture, trained, horizon)
     model = load_model(spec, dtype=config.dtype, lora_scale=config.lora_scale, fsdp_devices=config.fsdp_devices)
     check_finite(model.params)
     if config.params_dtype != "keep":
         cast = jax.jit(lambda tree: jax.tree.map(lambda x: x.astype(jnp.dtype(config.params_dtype)), tree))
         model = dataclasses.replace(model, params=cast(model.params))
-    trained = trained_with(spec.plan_record)
-    horizon = _first(config.action_horizon, trained.get("action_horizon"), default_horizon(model.architecture))
-    return Policy(
-        model,
-        _requests(config, model, trained, horizon),
-        action_horizon=horizon,
-        max_batch=config.max_batch,
-        num_steps=config.num_steps,
-        seed=config.seed,
-    )
+    return Policy(model, requests, **sizes, seed=config.seed)
 
 
 def trained_with(record: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -113,8 +110,10 @@ def trained_with(record: Mapping[str, Any] | None) -> dict[str, Any]:
     return {key: config[key] for key in _OF_TRAINING if config.get(key) is not None}
 
 
-def _requests(config: Serve, model: LoadedModel, trained: Mapping[str, Any], horizon: int) -> Requests:
-    architecture, robot = model.architecture, config.find_robot()
+def _requests(
+    config: Serve, spec: CheckpointSpec, architecture: Architecture, trained: Mapping[str, Any], horizon: int
+) -> Requests:
+    robot = config.find_robot()
     length = _first(config.max_token_len, trained.get("max_token_len"), default_prompt_length(architecture))
     if length < 1:
         raise InputError(f"--max-token-len is {length}; give at least 1.")
@@ -122,9 +121,8 @@ def _requests(config: Serve, model: LoadedModel, trained: Mapping[str, Any], hor
         _refuse_robot_flags(config)
         return ModelRequests(architecture, length)
     in_prompt = _first(config.state_in_prompt, trained.get("state_in_prompt"), architecture.kind == "pi05")
-    assets = model.spec.assets
-    tokenizer = load_tokenizer(config.tokenizer, assets=assets)
-    chain = Chain(robot, architecture, _statistics(config, assets), tokenizer, horizon, length, in_prompt)
+    tokenizer = load_tokenizer(config.tokenizer, assets=spec.assets)
+    chain = Chain(robot, architecture, _statistics(config, spec.assets), tokenizer, horizon, length, in_prompt)
     return RobotRequests(chain, config.prompt)
 
 

@@ -16,7 +16,7 @@ from clp_jax.aliases import AnyArray, Array, Leaf
 from clp_jax.data import observation_of
 from clp_jax.errors import InputError
 from clp_jax.loading import LoadedModel
-from clp_jax.models import CAMERAS, Pi0, build
+from clp_jax.models import CAMERAS, Architecture, Pi0, build
 from clp_jax.models.pi0 import sample_actions
 from clp_jax.serving.requests import Requests, chunk, flat
 from clp_jax.sharding import batch_sharding, parameter_shardings, replicated
@@ -67,12 +67,9 @@ class Policy:
         num_steps: int = 10,
         seed: int = 0,
     ):
+        check_servable(model.architecture, action_horizon=action_horizon, max_batch=max_batch, num_steps=num_steps)
         module = build(model.architecture)
-        if not isinstance(module, Pi0) or model.architecture.action_dim is None:
-            raise InputError("π0-FAST answers with tokens, which clp_jax cannot turn into actions; serve a π0 or π0.5.")
-        for flag, value in (("action-horizon", action_horizon), ("max-batch", max_batch), ("num-steps", num_steps)):
-            if value < 1:
-                raise InputError(f"--{flag} is {value}; give at least 1.")
+        assert isinstance(module, Pi0) and model.architecture.action_dim is not None
         self.requests = requests
         self.buckets = buckets(max_batch)
         self._model, self._chunk = model, (action_horizon, model.architecture.action_dim)
@@ -186,6 +183,23 @@ class Policy:
             "num_steps": num_steps,
             "max_batch": self.buckets[-1],
         }
+
+
+def check_servable(architecture: Architecture, **sizes: int) -> None:
+    """Raise if no `Policy` can be made, before anything is read.
+
+    Args:
+      architecture: of the model.
+      sizes: flags that are at least one.
+
+    Raises:
+      InputError: a π0-FAST model, or a size below one.
+    """
+    if architecture.kind == "pi0_fast":
+        raise InputError("π0-FAST answers with tokens, which clp_jax cannot turn into actions; serve a π0 or π0.5.")
+    for name, value in sizes.items():
+        if value < 1:
+            raise InputError(f"--{name.replace('_', '-')} is {value}; give at least 1.")
 
 
 def buckets(largest: int) -> tuple[int, ...]:
