@@ -10,15 +10,24 @@ from rich.console import Console
 from rich.table import Table
 
 from clp_jax.benchmarks import analysis_overhead, checkpoint_io, cka_peers
+from clp_jax.errors import InputError
 from clp_jax.models import PI0, abstract_params
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Benchmark:
-    """Measure one part: cka (against other packages), checkpoint (pruning a full-size π0), analysis (its overhead)."""
+    """Measure one part.
 
-    part: Literal["cka", "checkpoint", "analysis"]
+    cka (against other packages), checkpoint (pruning a full-size π0), analysis (its overhead), or serving (--checkpoint
+    against the one it was pruned from).
+    """
+
+    part: Literal["cka", "checkpoint", "analysis", "serving"]
     """What to measure."""
+    checkpoint: str | None = None
+    """serving: the pruned checkpoint."""
+    against: str | None = None
+    """serving: the checkpoint that it was made from."""
     out: str | None = None
     """Also write the numbers to this JSON file."""
     scratch: str | None = None
@@ -34,6 +43,13 @@ def run(config: Benchmark) -> None:
     elif config.part == "analysis":
         result = analysis_overhead.run()
         analysis_overhead.show(result, console)
+    elif config.part == "serving":
+        if config.checkpoint is None or config.against is None:
+            raise InputError("--part serving compares two checkpoints: give --checkpoint and --against.")
+        from clp_jax.benchmarks import serving  # websockets: only here
+
+        result = serving.run(config.checkpoint, config.against)
+        serving.show(result, console)
     else:
         scratch = Path(config.scratch or tempfile.gettempdir())
         settings = checkpoint_io.CheckpointIoConfig(scratch=scratch)
