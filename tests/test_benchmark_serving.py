@@ -9,12 +9,12 @@ from clp_jax.cli import main
 
 
 def test_both_are_served_and_measured(monkeypatch):
-    arch = toys.architecture()
-    small = arch.with_depths({"vlm": 1, "action": 1})
-    models = {"small": loaded(small, params(small)), "full": loaded(arch, params(arch))}
-    monkeypatch.setattr(serving, "load_model", models.get)
+    model = loaded(toys.architecture(), params(toys.architecture()))
+    monkeypatch.setattr(serving, "load_model", lambda _: model)
+    policy = serving._policy(model, max_batch=1)
+    monkeypatch.setattr(serving, "_policy", lambda *_: policy)  # both are one: compiled once
     result = serving.run("small", "full", clients=(1, 2), rounds=1, seconds=0.3, max_batch=1)
-    assert result["models"]["pruned"]["depth"] == {"vision": 2, "vlm": 1, "action": 1}
+    assert result["models"]["pruned"]["depth"] == {"vision": 2, "vlm": 4, "action": 4}
     for name in ("pruned", "full"):
         for count in ("1", "2"):
             measured = result["models"][name]["clients"][count]

@@ -1,5 +1,6 @@
 """A server in this process and the real openpi-client: answers, batches, refusals, and the end."""
 
+import asyncio
 import concurrent.futures
 import contextlib
 import functools
@@ -33,7 +34,7 @@ from clp_jax.models.pi0 import sample_actions
 from clp_jax.serving import wire
 from clp_jax.serving.policy import Policy, noise_of
 from clp_jax.serving.requests import ModelRequests
-from clp_jax.serving.server import ServerSettings, serving
+from clp_jax.serving.server import Batcher, ServerSettings, serving
 
 STEPS = 3
 # The same observation in batches of 1, 2 and 4: other shapes sum in another order.
@@ -250,6 +251,28 @@ def test_what_waits_goes_together_and_one_too_many_is_busy(policy, connect, monk
         assert sizes == [1, 3]
         refused = clients[served.index(False)]
         assert refused.infer(request)["actions"].shape == (toys.HORIZON, 6)  # its connection is still open
+
+
+def test_who_stops_waiting_holds_up_nobody(policy, monkeypatch):
+    async def scenario():
+        loop, infer_batch, message = asyncio.get_running_loop(), policy.infer_batch, wire.pack(rows(1)[0])
+        batcher = Batcher(policy, 8)
+        working = asyncio.create_task(batcher.run())
+        leaving = asyncio.create_task(batcher.answer(message))
+
+        def leave_meanwhile(prepared):
+            loop.call_soon_threadsafe(leaving.cancel)
+            return infer_batch(prepared)
+
+        monkeypatch.setattr(policy, "infer_batch", leave_meanwhile)
+        with pytest.raises(asyncio.CancelledError):
+            await leaving
+        monkeypatch.undo()
+        assert (await asyncio.wait_for(batcher.answer(message), 60))["actions"].shape == (toys.HORIZON, 6)
+        working.cancel()
+        await asyncio.gather(working, return_exceptions=True)
+
+    asyncio.run(scenario())
 
 
 def test_model_that_fails_or_answers_nan_is_no_answer(policy, connect, monkeypatch, caplog):

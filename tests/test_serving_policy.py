@@ -1,6 +1,8 @@
 """Requests as openpi's clients send them, through the model and back, against recordings of openpi's Policy.infer."""
 
+import contextlib
 import dataclasses
+import functools
 import itertools
 import json
 
@@ -9,6 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import toys
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
 from recordings import GOLDEN, SAMPLE_TOLERANCE, checkpoint, recording
 from served import loaded, robot_requests, rows
 
@@ -88,6 +93,7 @@ CLIENTS = {
 }
 
 
+@functools.cache
 def requests_of(name) -> tuple[RobotRequests, dict]:
     robot, dim, request = CLIENTS[name]
     architecture = dataclasses.replace(toys.architecture(), action_dim=32, vocab_size=512)
@@ -110,11 +116,11 @@ def test_what_openpis_clients_send_is_read(name):
 
 def test_prompt_of_the_robot_stands_in_for_a_missing_one_and_is_no_other_robots_business():
     requests, request = requests_of("aloha-sim")
-    del request["prompt"]
+    request = {key: value for key, value in request.items() if key != "prompt"}
     told = requests.inputs(flat(request | {"prompt": "Transfer cube"}))[0]["tokenized_prompt"]
     np.testing.assert_array_equal(requests.inputs(flat(request))[0]["tokenized_prompt"], told)
     requests, request = requests_of("libero")
-    del request["prompt"]
+    request = {key: value for key, value in request.items() if key != "prompt"}
     with pytest.raises(InputError, match="the request lacks prompt; it holds image, state, wrist_image"):
         requests.inputs(flat(request))
     dataclasses.replace(requests, prompt="go").inputs(flat(request))
@@ -139,6 +145,9 @@ BAD_LIBERO = {
     "more than 48; give a larger --max-token-len": {"prompt": "a b c " * 50},
     "holds 'state' twice": {"state": np.zeros(8)},
     "is int, not text": {7: 1},
+    "maps more than 4 deep": {"a": {"b": {"c": {"d": {}}}}},
+    "48 tokens cannot hold it": {"prompt": "go " * 2000},
+    "the normalised state holds NaN or infinite": {"observation/state": np.full(8, 1e300)},
 }
 
 
@@ -150,6 +159,24 @@ def test_request_that_is_no_observation_is_refused_in_one_line(message):
         requests.inputs(flat(request))
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+NUMBERS = st.sampled_from(["?", "u1", "i4", "f2", "f4", "f8"]).flatmap(
+    lambda name: hnp.arrays(name, hnp.array_shapes(min_dims=0, min_side=0, max_side=8))
+)
+ANYTHING = (
+    st.none() | st.integers() | st.floats() | st.text() | st.binary() | st.lists(st.floats(), max_size=9) | NUMBERS
+)
+NEARLY = st.sampled_from([IMAGE, IMAGE[:3, :3], IMAGE.astype(np.float16), np.full(8, 1e300), [0.5] * 8, "go"])
+
+
+@given(values=st.fixed_dictionaries(dict.fromkeys(("image", "wrist_image", "state", "prompt"), NEARLY | ANYTHING)))
+def test_whatever_the_values_a_request_is_read_or_refused(values):
+    requests, _ = requests_of("libero")
+    with contextlib.suppress(InputError):
+        inputs, state = requests.inputs(flat(values))
+        assert np.isfinite(inputs["state"]).all()
+        assert state.shape == (8,)
 
 
 BAD_MODEL_READY = {

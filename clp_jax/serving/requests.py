@@ -16,6 +16,11 @@ from clp_jax.data.chain import Chain
 from clp_jax.errors import InputError
 from clp_jax.models import CAMERAS, Architecture
 
+_DEEPEST = 4
+"""Maps inside maps of a request: openpi's clients have two."""
+_CHARACTERS_PER_TOKEN = 100
+"""A prompt of more is refused without tokenising it."""
+
 
 @dataclasses.dataclass(frozen=True)
 class RobotRequests:
@@ -71,7 +76,12 @@ class RobotRequests:
         prompt = values.get("prompt", self._default_prompt)
         if not isinstance(prompt, str):
             raise InputError(f"prompt is a {type(prompt).__name__}, expected text.")
-        return self.chain.inputs(state=state, images=images, prompt=prompt), state
+        if len(prompt) > _CHARACTERS_PER_TOKEN * self.prompt_length:
+            raise InputError(f"the prompt has {len(prompt)} characters; {self.prompt_length} tokens cannot hold it.")
+        with np.errstate(over="ignore"):  # of float64 in float32; what becomes infinite is refused
+            inputs = self.chain.inputs(state=state, images=images, prompt=prompt)
+        _check_finite(inputs["state"], "the normalised state")
+        return inputs, state
 
     def actions(
         self, actions: Float[np.ndarray, "h adim"], state: Float[np.ndarray, " d"]
@@ -159,15 +169,17 @@ def flat(request: Any) -> dict[str, Any]:
     if not isinstance(request, Mapping):
         raise InputError(f"a request is a map from keys to values, not {type(request).__name__}.")
     values: dict[str, Any] = {}
-    waiting: list[tuple[str, Any]] = [("", request)]
+    waiting: list[tuple[int, str, Any]] = [(1, "", request)]
     while waiting:
-        prefix, mapping = waiting.pop()
+        depth, prefix, mapping = waiting.pop()
+        if depth > _DEEPEST:
+            raise InputError(f"the request holds maps more than {_DEEPEST} deep.")
         for key, value in mapping.items():
             if not isinstance(key, str):
                 raise InputError(f"a key of the request is {type(key).__name__}, not text.")
             name = f"{prefix}/{key}" if prefix else key
             if isinstance(value, Mapping):
-                waiting.append((name, value))
+                waiting.append((depth + 1, name, value))
             elif canonical(name) in values:
                 raise InputError(f"the request holds {canonical(name)[:80]!r} twice.")
             else:

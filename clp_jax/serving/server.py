@@ -109,10 +109,12 @@ class Batcher:
                 except Exception as error:
                     logger.exception("a batch of %d failed", len(batch))
                     for entry in batch:
-                        entry.answer.set_exception(error)
+                        if not entry.answer.cancelled():
+                            entry.answer.set_exception(error)
                 else:
                     for entry, answer in zip(batch, answers, strict=True):
-                        entry.answer.set_result(answer)
+                        if not entry.answer.cancelled():
+                            entry.answer.set_result(answer)
 
 
 async def run_server(
