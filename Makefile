@@ -34,7 +34,7 @@ test: .venv/.installed-test ## all tests and doctests, with the newest releases
 	@.venv/bin/python -m pytest -n $(WORKERS) $(ARGS)
 
 test-openpi-pins: .venv-openpi/.installed-test ## the same tests with openpi's versions, on Python 3.11
-	@.venv-openpi/bin/python -m pytest -n $(WORKERS) $(ARGS)
+	@CI_HAS=openpi_client .venv-openpi/bin/python -m pytest -n $(WORKERS) $(ARGS)
 
 test-lerobot: .venv-lerobot/.installed-test ## the lerobot export against the real lerobot (4 GB), on Python 3.12
 	@CI_HAS=torch,lerobot HF_HUB_OFFLINE=1 .venv-lerobot/bin/python -m pytest tests/test_export_lerobot.py $(ARGS)
@@ -62,7 +62,7 @@ clean: ## remove environments and caches
 .venv/.installed-lint: .venv/.installed-test
 	$(call install,$(PYTHON),.[lint],newest)
 .venv-openpi/.installed-test: pyproject.toml constraints/openpi.txt
-	$(call install,$(PYTHON311),.[test],openpi)
+	$(call install,$(PYTHON311),.[test$(comma)openpi-client],openpi)
 
 .venv-lerobot/.installed-test: pyproject.toml constraints/lerobot.txt
 	$(call install,$(PYTHON312),.[test$(comma)lerobot],lerobot)

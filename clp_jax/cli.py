@@ -25,6 +25,7 @@ COMMANDS = {
     "finetune": "train a checkpoint, on one device or a pod",
     "norm-stats": "compute the statistics that normalise a robot's numbers",
     "export": "carry a checkpoint to openpi's PyTorch, lerobot or StableHLO, and compare",
+    "serve": "answer openpi's clients over a websocket",
     "benchmark": "compare speed, memory and size before and after",
     "demo": "walk the whole road on the small example model",
 }

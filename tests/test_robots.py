@@ -27,6 +27,8 @@ def test_robot_from_a_file(tmp_path):
     value = {"images": {"base_0_rgb": "top"}, "state": ["q", "grip"], "actions": "u", "delta": [2, -1], "_why": "arm"}
     file.write_text(json.dumps(value))
     assert find_robot(str(file)) == Robot("my.json", {"base_0_rgb": "top"}, ("q", "grip"), "u", (True, True, False))
+    file.write_text(json.dumps(value | {"client": {"top": "images/cam_high"}}))
+    assert find_robot(str(file)).client == {"top": "images/cam_high"}
     file.write_text(json.dumps(value | {"delta": [True, False]}))
     assert find_robot(str(file)).delta == (True, False)
 
@@ -38,6 +40,7 @@ def test_robot_from_a_file(tmp_path):
         ({"state": "q"}, "my.json: .*'images' is missing"),
         ({"images": {"top": "top"}}, "my.json: top is no camera of the model"),
         ({"images": {"base_0_rgb": 3}}, "images.base_0_rgb must be text"),
+        ({"images": {"base_0_rgb": "top"}, "client": {"top": 1}}, "client.top must be text"),
         ({"images": {"base_0_rgb": "top"}, "delta": [1, True]}, "mixes counts"),
         ({"images": {"base_0_rgb": "top"}, "delta": ["x"]}, "must be a whole number"),
         ({"images": {"base_0_rgb": "top"}, "state": 3}, "state must be"),

@@ -21,15 +21,16 @@ class Benchmark:
     """Measure one part.
 
     cka: against other packages; checkpoint: pruning a full-size π0; analysis: its overhead; depth: training step,
-    memory and latency at 18, 12 and 9 blocks, or of your checkpoints.
+    memory and latency at 18, 12 and 9 blocks, or of your checkpoints; serving: latency and requests per second of your
+    checkpoints.
     """
 
-    part: Literal["cka", "checkpoint", "analysis", "depth"]
+    part: Literal["cka", "checkpoint", "analysis", "depth", "serving"]
     """What to measure."""
     checkpoint: str | None = None
-    """depth: your pruned checkpoint, instead of a small random model."""
+    """depth and serving: your pruned checkpoint; depth takes a small random model if absent."""
     against: str | None = None
-    """depth: the full one to compare it with."""
+    """depth and serving: the checkpoint that it was made from."""
     out: str | None = None
     """Also write the numbers to this JSON file."""
     scratch: str | None = None
@@ -49,6 +50,13 @@ def run(config: Benchmark) -> None:
         rows = depth.run(_models(config))
         depth.show(rows, console)
         result = [dataclasses.asdict(row) for row in rows]
+    elif config.part == "serving":
+        if config.checkpoint is None or config.against is None:
+            raise InputError("--part serving compares two checkpoints: give --checkpoint and --against.")
+        from clp_jax.benchmarks import serving  # websockets: only here
+
+        result = serving.run(config.checkpoint, config.against)
+        serving.show(result, console)
     else:
         scratch = Path(config.scratch or tempfile.gettempdir())
         settings = checkpoint_io.CheckpointIoConfig(scratch=scratch)

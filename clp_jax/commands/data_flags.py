@@ -14,8 +14,8 @@ from clp_jax.models import Architecture
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class RobotFlags:
-    """Which column of a LeRobot data set is what."""
+class ObservationFlags:
+    """Which value of a robot is what."""
 
     robot: str | None = None
     """Robot of a LeRobot data set: libero, aloha, aloha-sim, droid, metaworld, or a .json file."""
@@ -23,19 +23,32 @@ class RobotFlags:
     """camera=key pairs on top of the robot's, e.g. base_0_rgb=observation.images.top."""
     state_key: tuple[str, ...] = ()
     """Keys of the state's parts, instead of the robot's."""
+
+    def find_robot(self) -> Robot | None:
+        """The robot, None if no flag says anything about one."""
+        return self._robot_with(None)
+
+    def _robot_with(self, actions: str | None) -> Robot | None:
+        if not (self.robot or self.image or self.state_key or actions):
+            return None
+        return find_robot(self.robot, images=self.image, state=self.state_key, actions=actions)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RobotFlags(ObservationFlags):
+    """Which column of a LeRobot data set is what."""
+
     action_key: str | None = None
     """Key of the actions, instead of the robot's."""
 
     def find_robot(self) -> Robot | None:
         """The robot, None if no flag says anything about one."""
-        if not (self.robot or self.image or self.state_key or self.action_key):
-            return None
-        return find_robot(self.robot, images=self.image, state=self.state_key, actions=self.action_key)
+        return self._robot_with(self.action_key)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class DataFlags(RobotFlags):
-    """How rows of a LeRobot data set become a model's inputs; a .npz of model-ready observations needs none."""
+class ChainFlags:
+    """What stands between a robot and a model."""
 
     prompt: str | None = None
     """Instruction for every observation, instead of the data set's tasks."""
@@ -51,6 +64,11 @@ class DataFlags(RobotFlags):
     """Tokens of a prompt; 48 for pi0 and 200 for pi0.5 if absent, as in openpi."""
     state_in_prompt: bool | None = None
     """Whether the prompt spells the state; only for pi0.5 if absent. (openpi's pi05_libero does not.)"""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DataFlags(RobotFlags, ChainFlags):
+    """How rows of a LeRobot data set become a model's inputs; a .npz of model-ready observations needs none."""
 
 
 def open_data(
@@ -81,7 +99,7 @@ def open_data(
     if flags.norm_stats not in (None, "data"):
         stats = norm_stats.load(flags.norm_stats)
     elif flags.norm_stats is None and not ready and assets is not None:
-        stats, asset_id = _of_checkpoint(assets, flags.asset_id)
+        stats, asset_id = stats_of_checkpoint(assets, flags.asset_id)
     wants_tokenizer = flags.tokenizer is not None or (robot is not None and not ready)
     return open_dataset(
         source,
@@ -99,14 +117,18 @@ def open_data(
     )
 
 
-def _of_checkpoint(assets: epath.Path, asset_id: str | None) -> tuple[dict[str, NormStats] | None, str | None]:
-    """The checkpoint's statistics and their name; None if it has none of that name, or none at all."""
+def stats_of_checkpoint(assets: epath.Path, asset_id: str | None) -> tuple[dict[str, NormStats] | None, str | None]:
+    """The checkpoint's statistics and their name; None if it has none of that name, or none at all.
+
+    Raises:
+      InputError: it has several, and none was chosen.
+    """
     files = [file for file in files_below(assets) if file.name == norm_stats.FILE]
     found = {file.parent.relative_to(assets).as_posix(): file for file in files}
     if asset_id is None and len(found) > 1:
         raise InputError(
-            f"the checkpoint has norm stats for {', '.join(sorted(found))}; choose one with --asset-id, or compute "
-            "new ones with --norm-stats data."
+            f"the checkpoint has norm stats for {', '.join(sorted(found))}; choose one with --asset-id, or "
+            "others with --norm-stats."
         )
     chosen = asset_id if asset_id is not None else next(iter(found), None)
     return (norm_stats.load(found[chosen]), chosen) if chosen in found else (None, asset_id)

@@ -30,6 +30,7 @@ class Robot:
       units: ``aloha``: joints and grippers are converted to those that π0 was trained with (openpi's adapt_to_pi).
       action_dim: dimensions of the actions; None leaves it to the data set.
       prompt: where the data set has no tasks.
+      client: per key of the data set the one that openpi's clients send to a server, where it is another.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Robot:
     units: Units = "own"
     action_dim: int | None = None
     prompt: str | None = None
+    client: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 def mask(*counts: int) -> tuple[bool, ...]:
@@ -74,7 +76,11 @@ ALOHA = Robot(
 """Real ALOHA."""
 
 ALOHA_SIM = dataclasses.replace(
-    ALOHA, name="aloha-sim", images={"base_0_rgb": "observation.images.top"}, prompt="Transfer cube"
+    ALOHA,
+    name="aloha-sim",
+    images={"base_0_rgb": "observation.images.top"},
+    prompt="Transfer cube",
+    client={"observation.images.top": "images/cam_high"},
 )
 """lerobot's simulated ALOHA sets: one camera."""
 
@@ -146,16 +152,13 @@ def read_robot(path: str | os.PathLike[str]) -> Robot:
             read_json(path),
             "the robot",
             ["images"],
-            ["name", "state", "actions", "delta", "units", "action_dim", "prompt"],
+            ["name", "state", "actions", "delta", "units", "action_dim", "prompt", "client"],
         )
-        images = {
-            key: typed(item, str, f"images.{key}") for key, item in typed(value["images"], dict, "images").items()
-        }
         fields: dict[str, Any] = {"name": Path(path).name} | value
         for key, wanted in (("name", str), ("actions", str), ("units", str), ("prompt", str), ("action_dim", int)):
             if key in value:
                 typed(value[key], wanted, key)
-        fields |= {"images": {key: item for key, item in images.items() if not key.startswith("_")}}
+        fields |= {name: _pairs(value[name], name) for name in ("images", "client") if name in value}
         fields |= {"state": _texts(value["state"])} if "state" in value else {}
         fields |= {"delta": _delta(typed(value["delta"], list, "delta"))} if "delta" in value else {}
         if fields.get("units", "own") not in get_args(Units):
@@ -163,6 +166,12 @@ def read_robot(path: str | os.PathLike[str]) -> Robot:
         return _checked(Robot(**fields))
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
+
+
+def _pairs(value: Any, name: str) -> dict[str, str]:
+    """Key to text; keys that begin with "_" are comments."""
+    pairs = {key: typed(item, str, f"{name}.{key}") for key, item in typed(value, dict, name).items()}
+    return {key: item for key, item in pairs.items() if not key.startswith("_")}
 
 
 def _texts(value: Any) -> tuple[str, ...]:

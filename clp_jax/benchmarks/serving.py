@@ -1,0 +1,137 @@
+"""Latency and throughput of two served checkpoints, asked in turns by clients in another process."""
+
+import concurrent.futures
+import contextlib
+import multiprocessing
+from typing import Any
+
+import jax
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from clp_jax.benchmarks.websocket_load import closed_loop
+from clp_jax.data.chain import default_horizon, default_prompt_length
+from clp_jax.loading import LoadedModel, load_model
+from clp_jax.models import CAMERAS
+from clp_jax.serving import wire
+from clp_jax.serving.policy import Policy
+from clp_jax.serving.requests import ModelRequests
+from clp_jax.serving.server import ServerSettings, serving
+
+
+def run(
+    checkpoint: str,
+    against: str,
+    *,
+    clients: tuple[int, ...] = (1, 4, 16),
+    rounds: int = 5,
+    seconds: float = 2.0,
+    max_batch: int = 8,
+) -> dict[str, Any]:
+    """Serve both and measure them in alternating rounds.
+
+    Args:
+      checkpoint: the smaller one.
+      against: the one it was made from.
+      clients: how many ask at the same time, each its next request when the last is answered.
+      rounds: of each checkpoint and number of clients.
+      seconds: of a round.
+      max_batch: requests computed together at most.
+
+    Returns:
+      Per checkpoint its depth and per number of clients p50 and p99 of the latency, answers per second, and how many
+      there were; and the conditions.
+
+    Raises:
+      InputError: a checkpoint that cannot be read or served.
+    """
+    models = {"pruned": load_model(checkpoint), "full": load_model(against)}
+    policies = {name: _policy(model, max_batch) for name, model in models.items()}
+    requests = {name: wire.pack(_request(policy)) for name, policy in policies.items()}
+    found: dict[tuple[str, int], list[tuple[list[float], float]]] = {}
+    settings = ServerSettings(port=0, queue=2 * max(clients))
+    spawn = multiprocessing.get_context("spawn")  # a fork would inherit JAX's threads
+    with contextlib.ExitStack() as stack:
+        asking = stack.enter_context(concurrent.futures.ProcessPoolExecutor(1, mp_context=spawn))
+        ports = {name: stack.enter_context(serving(policy, settings)) for name, policy in policies.items()}
+        for measured in range(rounds + 1):
+            for count in clients:
+                for name, port in ports.items():
+                    round_ = asking.submit(closed_loop, port, requests[name], count, seconds).result()
+                    if measured:  # the first round warms up
+                        found.setdefault((name, count), []).append(round_)
+    return {
+        "models": {
+            name: {
+                "depth": dict(models[name].architecture.depths),
+                "clients": {str(count): _summary(found[name, count]) for count in clients},
+            }
+            for name in models
+        },
+        "conditions": {
+            "device": jax.devices()[0].device_kind,
+            "devices": jax.device_count(),
+            "jax": jax.__version__,
+            "dtype": models["full"].architecture.dtype,
+            "rounds": rounds,
+            "seconds": seconds,
+            "max_batch": max_batch,
+            "action_horizon": policies["full"].metadata["action_horizon"],
+            "prompt_length": policies["full"].requests.prompt_length,
+            "request_bytes": len(requests["full"]),
+        },
+    }
+
+
+def _policy(model: LoadedModel, max_batch: int) -> Policy:
+    requests = ModelRequests(model.architecture, default_prompt_length(model.architecture))
+    policy = Policy(model, requests, action_horizon=default_horizon(model.architecture), max_batch=max_batch)
+    for bucket in policy.buckets:
+        policy.compile(bucket)
+    return policy
+
+
+def _request(policy: Policy) -> dict[str, np.ndarray]:
+    """A model-ready observation: three cameras, every token valid."""
+    rng, requests = np.random.default_rng(0), policy.requests
+    assert isinstance(requests, ModelRequests)
+    architecture, length = requests.architecture, requests.prompt_length
+    size = architecture.vision.image_size
+    request: dict[str, np.ndarray] = {
+        "state": rng.standard_normal(requests.action_dim, np.float32),
+        "tokenized_prompt": rng.integers(0, architecture.vocab_size, length).astype(np.int32),
+        "tokenized_prompt_mask": np.ones(length, bool),
+    }
+    for camera in CAMERAS:
+        request[f"image/{camera}"] = rng.integers(0, 256, (size, size, 3)).astype(np.uint8)
+        request[f"image_mask/{camera}"] = np.asarray(True)  # noqa: FBT003
+    return request
+
+
+def _summary(rounds: list[tuple[list[float], float]]) -> dict[str, float]:
+    latencies = np.array([latency for round_, _ in rounds for latency in round_])
+    return {
+        "p50_ms": 1e3 * float(np.quantile(latencies, 0.5)),
+        "p99_ms": 1e3 * float(np.quantile(latencies, 0.99)),
+        "requests_per_second": float(np.median([rate for _, rate in rounds])),
+        "requests": len(latencies),
+    }
+
+
+def show(result: dict[str, Any], console: Console) -> None:
+    """Print what `run` found."""
+    conditions, models = result["conditions"], result["models"]
+    table = Table(
+        title=f"Serving on {conditions['devices']} {conditions['device']}, {conditions['dtype']}, "
+        f"batches of at most {conditions['max_batch']}; full -> pruned"
+    )
+    for column in ("clients", "p50 latency", "p99 latency", "requests/s"):
+        table.add_column(column, justify="right")
+    for count in models["full"]["clients"]:
+        full, pruned = (models[name]["clients"][count] for name in ("full", "pruned"))
+        cells = [f"{full[key]:.0f} -> {pruned[key]:.0f} ms" for key in ("p50_ms", "p99_ms")]
+        faster = pruned["requests_per_second"] / full["requests_per_second"]
+        rates = f"{full['requests_per_second']:.1f} -> {pruned['requests_per_second']:.1f} ({faster:.2f} x)"
+        table.add_row(count, *cells, rates)
+    console.print(table)

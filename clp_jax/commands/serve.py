@@ -1,0 +1,172 @@
+"""``clp serve``: answer openpi's clients over a websocket."""
+
+import asyncio
+import dataclasses
+import functools
+import logging
+import signal
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from etils import epath
+from rich.console import Console
+
+from clp_jax.checkpoint import CheckpointSpec, read_spec
+from clp_jax.commands.data_flags import ChainFlags, ObservationFlags, stats_of_checkpoint
+from clp_jax.data import norm_stats
+from clp_jax.data.chain import Chain, default_horizon, default_prompt_length
+from clp_jax.data.norm_stats import NormStats
+from clp_jax.data.tokenizer import load_tokenizer
+from clp_jax.errors import InputError
+from clp_jax.loading import check_finite, load_model, read_architecture
+from clp_jax.models import Architecture
+from clp_jax.progress import progress
+from clp_jax.serving.policy import Policy, check_servable
+from clp_jax.serving.requests import ModelRequests, Requests, RobotRequests
+from clp_jax.serving.server import ServerSettings, run_server
+
+_OF_TRAINING = ("action_horizon", "max_token_len", "state_in_prompt")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Serve(ObservationFlags, ChainFlags):
+    """Serve a checkpoint with openpi's protocol, so that openpi-client works unchanged.
+
+    Without a robot, requests are model-ready and so are the answers. SIGTERM and Ctrl-C end it.
+    http://HOST:PORT/healthz answers once everything is compiled.
+    """
+
+    checkpoint: str
+    """openpi checkpoint: step folder or its params, local or gs://."""
+    host: str = "127.0.0.1"
+    """Address to listen on; there is no authentication, so 0.0.0.0 is for networks you trust."""
+    port: int = 8000
+    """Port to listen on; 0 takes a free one."""
+    max_batch: int = 8
+    """Requests computed together at most; 1, 2, 4, ... up to it are compiled before the port opens."""
+    queue: int = 64
+    """Requests that may wait; one more is answered "busy"."""
+    max_message_mb: float = 16.0
+    """Largest request."""
+    num_steps: int = 10
+    """Euler steps from noise to actions."""
+    seed: int = 0
+    """Of the noise."""
+    dtype: str | None = None
+    """Activations: float32 or bfloat16; if absent bfloat16, on CPUs float32."""
+    params_dtype: Literal["keep", "bfloat16"] = "keep"
+    """Parameters: as stored, or bfloat16, as openpi serves them."""
+    lora_scale: float = 1.0
+    """alpha / rank of LoRA adapters in attention; openpi's variants have 1."""
+    fsdp_devices: int = 1
+    """Split large parameters over this many devices."""
+
+    # These two read differently where there is no data set.
+    prompt: str | None = None
+    """Instruction where a request has none."""
+    norm_stats: str | None = None
+    """A norm_stats.json; else the checkpoint's."""
+
+
+def run(config: Serve) -> None:
+    """Run the command."""
+    logging.basicConfig(level=logging.WARNING)
+    settings = ServerSettings(config.host, config.port, config.queue, int(config.max_message_mb * 2**20))
+    console, spec = Console(), read_spec(config.checkpoint)
+    policy = make_policy(config, spec)
+    with progress("compiling", total=len(policy.buckets), unit="batch sizes") as advance:
+        for bucket in policy.buckets:
+            policy.compile(bucket)
+            advance(1)
+    asyncio.run(_serve(policy, settings, functools.partial(_introduce, console, policy, config.host)))
+    console.print("stopped")
+
+
+def make_policy(config: Serve, spec: CheckpointSpec) -> Policy:
+    """The checkpoint behind the requests that the flags describe.
+
+    Raises:
+      InputError: a checkpoint, statistics, tokenizer or flags that cannot be used.
+    """
+    architecture, trained = read_architecture(spec, lora_scale=config.lora_scale), trained_with(spec.plan_record)
+    horizon = _first(config.action_horizon, trained.get("action_horizon"), default_horizon(architecture))
+    sizes = {"action_horizon": horizon, "max_batch": config.max_batch, "num_steps": config.num_steps}
+    check_servable(architecture, **sizes)
+    requests = _requests(config, spec, architecture, trained, horizon)
+    model = load_model(spec, dtype=config.dtype, lora_scale=config.lora_scale, fsdp_devices=config.fsdp_devices)
+    check_finite(model.params)
+    if config.params_dtype != "keep":
+        cast = jax.jit(lambda tree: jax.tree.map(lambda x: x.astype(jnp.dtype(config.params_dtype)), tree))
+        model = dataclasses.replace(model, params=cast(model.params))
+    return Policy(model, requests, **sizes, seed=config.seed)
+
+
+def trained_with(record: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Horizon, prompt length and state in the prompt that the last fine-tuning was told, where it was."""
+    steps = [] if record is None else [step for step in record.get("steps", ()) if step.get("command") == "finetune"]
+    config = steps[-1].get("config", {}) if steps else {}
+    return {key: config[key] for key in _OF_TRAINING if config.get(key) is not None}
+
+
+def _requests(
+    config: Serve, spec: CheckpointSpec, architecture: Architecture, trained: Mapping[str, Any], horizon: int
+) -> Requests:
+    robot = config.find_robot()
+    length = _first(config.max_token_len, trained.get("max_token_len"), default_prompt_length(architecture))
+    if length < 1:
+        raise InputError(f"--max-token-len is {length}; give at least 1.")
+    if robot is None:
+        _refuse_robot_flags(config)
+        return ModelRequests(architecture, length)
+    in_prompt = _first(config.state_in_prompt, trained.get("state_in_prompt"), architecture.kind == "pi05")
+    tokenizer = load_tokenizer(config.tokenizer, assets=spec.assets)
+    chain = Chain(robot, architecture, _statistics(config, spec.assets), tokenizer, horizon, length, in_prompt)
+    return RobotRequests(chain, config.prompt)
+
+
+def _refuse_robot_flags(config: Serve) -> None:
+    names = ("prompt", "tokenizer", "norm_stats", "asset_id", "state_in_prompt")
+    given = [f"--{name.replace('_', '-')}" for name in names if getattr(config, name) is not None]
+    if given:
+        raise InputError(f"{' and '.join(given)} says nothing about model-ready requests; say which --robot it is.")
+
+
+def _statistics(config: Serve, assets: epath.Path | None) -> Mapping[str, NormStats]:
+    if config.norm_stats is not None:
+        return norm_stats.load(config.norm_stats)
+    stats, _ = (None, None) if assets is None else stats_of_checkpoint(assets, config.asset_id)
+    if stats is None:
+        named = "" if config.asset_id is None else f" named {config.asset_id}"
+        raise InputError(f"the checkpoint has no norm stats{named}; give a norm_stats.json with --norm-stats.")
+    return stats
+
+
+def _first(*values: Any) -> Any:
+    """The first that is not None."""
+    return next(value for value in values if value is not None)
+
+
+async def _serve(policy: Policy, settings: ServerSettings, on_ready: Any) -> None:
+    """Until SIGTERM or SIGINT; a second one ends the process at once."""
+    loop, stop = asyncio.get_running_loop(), asyncio.Event()
+    ends = (signal.SIGTERM, signal.SIGINT)
+
+    def end() -> None:
+        stop.set()
+        for number in ends:
+            loop.remove_signal_handler(number)
+
+    for number in ends:
+        loop.add_signal_handler(number, end)
+    await run_server(policy, settings, stop, on_ready)
+
+
+def _introduce(console: Console, policy: Policy, host: str, port: int) -> None:
+    told = policy.metadata
+    depth = ", ".join(f"{name} {blocks}" for name, blocks in told["depth"].items())
+    console.print(f"{told['model']} ({depth}) on {jax.device_count()} {jax.devices()[0].device_kind}")
+    console.print(f"requests ({told['robot']}): {', '.join(told['keys'])}", soft_wrap=True)
+    console.print(f"answers: {told['action_horizon']} actions of {told['action_dim']} dimensions")
+    console.print(f"ready: ws://{host}:{port}", soft_wrap=True)

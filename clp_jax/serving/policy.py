@@ -1,0 +1,225 @@
+"""Requests through the model, alone or in batches, and back as the robot's actions."""
+
+import dataclasses
+import functools
+import itertools
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Bool, Float, UInt32
+
+from clp_jax.aliases import AnyArray, Array, Leaf
+from clp_jax.data import observation_of
+from clp_jax.errors import InputError
+from clp_jax.loading import LoadedModel
+from clp_jax.models import CAMERAS, Architecture, Pi0, build
+from clp_jax.models.pi0 import sample_actions
+from clp_jax.serving.requests import Requests, chunk, flat
+from clp_jax.sharding import batch_sharding, parameter_shardings, replicated
+
+
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+    """A request that is ready for the model.
+
+    Attributes:
+      inputs: of the model, without a batch axis.
+      state: of the robot, in its units.
+      number: of the request; the key of its noise.
+      noise: instead of the key's, [horizon, adim].
+    """
+
+    inputs: Mapping[str, np.ndarray]
+    state: Float[np.ndarray, " d"]
+    number: int
+    noise: Float[np.ndarray, "horizon adim"] | None = None
+
+
+class Policy:
+    """A loaded π0 or π0.5 that answers requests.
+
+    A request's noise comes from its number alone, ``fold_in(key(seed), number)``, or from the request: the answer does
+    not depend on what it was batched with, beyond the rounding of another batch size.
+
+    Args:
+      model: on its devices; batches that their number divides are split over them.
+      requests: how requests are read and answers written.
+      action_horizon: actions of a chunk.
+      max_batch: the largest batch.
+      num_steps: Euler steps from noise to actions.
+      seed: of the noise.
+
+    Raises:
+      InputError: a π0-FAST model, or sizes below one.
+    """
+
+    def __init__(
+        self,
+        model: LoadedModel,
+        requests: Requests,
+        *,
+        action_horizon: int,
+        max_batch: int = 8,
+        num_steps: int = 10,
+        seed: int = 0,
+    ):
+        check_servable(model.architecture, action_horizon=action_horizon, max_batch=max_batch, num_steps=num_steps)
+        module = build(model.architecture)
+        assert isinstance(module, Pi0) and model.architecture.action_dim is not None
+        self.requests = requests
+        self.buckets = buckets(max_batch)
+        self._model, self._chunk = model, (action_horizon, model.architecture.action_dim)
+        self._numbers = itertools.count()
+        self._sample = functools.partial(_sample, module, num_steps, seed)
+        self._programs: dict[int, Any] = {}
+        self.metadata = self._metadata(num_steps)
+
+    def compile(self, bucket: int) -> None:
+        """Compile the program of one batch size; `infer` and `infer_batch` do so when they need one."""
+        if bucket in self._programs:
+            return
+        mesh = self._model.mesh
+        one, rows = replicated(mesh), batch_sharding(mesh)
+        sharding = one if bucket % mesh.size else rows
+        abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct((bucket, *x.shape), x.dtype), self._abstract())
+        params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), self._model.params)
+        shardings = parameter_shardings(params, mesh), sharding
+        program = jax.jit(self._sample, in_shardings=shardings, out_shardings=one)
+        self._programs[bucket] = program.lower(params, abstract).compile()
+
+    def prepare(self, request: Any) -> Prepared:
+        """Check a request and bring it into the model's form; runs on the host alone.
+
+        Args:
+          request: a map as openpi's clients send it (see `requests`), perhaps with ``noise`` [horizon, adim] float.
+
+        Raises:
+          InputError: one line that says what is wrong with it.
+        """
+        values = flat(request)
+        noise = chunk(values, "noise", *self._chunk) if "noise" in values else None
+        inputs, state = self.requests.inputs(values)
+        return Prepared(inputs, state, next(self._numbers), noise)
+
+    def infer(
+        self, observation: Mapping[str, Any], *, noise: Float[np.ndarray, "horizon adim"] | None = None
+    ) -> dict[str, Any]:
+        """The answer to one observation.
+
+        Args:
+          observation: a request.
+          noise: instead of the policy's own.
+
+        Returns:
+          As `infer_batch`.
+        """
+        request = observation if noise is None else {**observation, "noise": noise}
+        return self.infer_batch([self.prepare(request)])[0]
+
+    def infer_batch(self, prepared: Sequence[Prepared]) -> list[dict[str, Any]]:
+        """The answers to at most ``max_batch`` requests, computed together.
+
+        Returns:
+          Per request ``actions`` [horizon, rdim] in the robot's units, ``state``, and ``policy_timing`` with
+          ``infer_ms``, which ends when the actions are on the host. (openpi's ends when the device has been asked.)
+          ``state`` is a list: openpi-client's ActionChunkBroker cuts every array along the horizon.
+
+        Raises:
+          FloatingPointError: an action is NaN or infinite; no robot should see it.
+        """
+        start = time.perf_counter()
+        bucket = next(size for size in self.buckets if size >= len(prepared))
+        self.compile(bucket)
+        # The rows that fill a batch up are copies of its first.
+        rows = [*prepared, *[prepared[0]] * (bucket - len(prepared))]
+        batch = jax.tree.map(lambda *xs: np.stack(xs), *map(self._row, rows))
+        actions = np.asarray(self._programs[bucket](self._model.params, batch))
+        seconds = time.perf_counter() - start
+        if not np.isfinite(actions[: len(prepared)]).all():
+            raise FloatingPointError("the model's actions hold NaN or infinite values.")
+        return [
+            {
+                "actions": self.requests.actions(row, entry.state),
+                "state": entry.state.tolist(),
+                "policy_timing": {"infer_ms": 1e3 * seconds, "batch_size": len(prepared)},
+            }
+            for row, entry in zip(actions, prepared, strict=False)
+        ]
+
+    def _row(self, entry: Prepared) -> dict[str, Any]:
+        noise = np.zeros(self._chunk, np.float32) if entry.noise is None else entry.noise
+        given = np.asarray(entry.noise is not None)
+        return {"inputs": dict(entry.inputs), "noise": noise, "given": given, "number": np.uint32(entry.number)}
+
+    def _abstract(self) -> dict[str, Any]:
+        """Shapes and dtypes of `_row`."""
+        size, length = self._model.architecture.vision.image_size, self.requests.prompt_length
+        inputs = {f"image/{camera}": ((size, size, 3), np.uint8) for camera in CAMERAS}
+        inputs |= {f"image_mask/{camera}": ((), np.bool_) for camera in CAMERAS}
+        inputs |= {"state": (self._chunk[1:], np.float32)}
+        inputs |= {"tokenized_prompt": ((length,), np.int32), "tokenized_prompt_mask": ((length,), np.bool_)}
+        return {
+            "inputs": {key: jax.ShapeDtypeStruct(*entry) for key, entry in inputs.items()},
+            "noise": jax.ShapeDtypeStruct(self._chunk, np.float32),
+            "given": jax.ShapeDtypeStruct((), np.bool_),
+            "number": jax.ShapeDtypeStruct((), np.uint32),
+        }
+
+    def _metadata(self, num_steps: int) -> dict[str, Any]:
+        """What a client is told when it connects."""
+        architecture, record = self._model.architecture, self._model.spec.plan_record
+        return {
+            "model": architecture.kind,
+            "depth": dict(architecture.depths),
+            "plan": None if record is None else record.get("plan"),
+            "action_horizon": self._chunk[0],
+            "action_dim": self.requests.action_dim,
+            "robot": self.requests.name,
+            "keys": list(self.requests.keys),
+            "num_steps": num_steps,
+            "max_batch": self.buckets[-1],
+        }
+
+
+def check_servable(architecture: Architecture, **sizes: int) -> None:
+    """Raise if no `Policy` can be made, before anything is read.
+
+    Args:
+      architecture: of the model.
+      sizes: flags that are at least one.
+
+    Raises:
+      InputError: a π0-FAST model, or a size below one.
+    """
+    if architecture.kind == "pi0_fast":
+        raise InputError("π0-FAST answers with tokens, which clp_jax cannot turn into actions; serve a π0 or π0.5.")
+    for name, value in sizes.items():
+        if value < 1:
+            raise InputError(f"--{name.replace('_', '-')} is {value}; give at least 1.")
+
+
+def buckets(largest: int) -> tuple[int, ...]:
+    """The batch sizes that are compiled: powers of two, and the largest.
+
+    >>> buckets(6)
+    (1, 2, 4, 6)
+    """
+    powers = itertools.takewhile(lambda size: size < largest, (2**i for i in itertools.count()))
+    return (*powers, largest)
+
+
+def noise_of(seed: int, numbers: UInt32[AnyArray, " b"], shape: tuple[int, int]) -> Float[Array, "b horizon adim"]:
+    """The noise of the requests with these numbers."""
+    key = jax.random.key(seed)
+    return jax.vmap(lambda number: jax.random.normal(jax.random.fold_in(key, number), shape))(jnp.asarray(numbers))
+
+
+def _sample(module: Pi0, num_steps: int, seed: int, params: Leaf, batch: Mapping[str, Any]) -> Array:
+    given: Bool[Array, " b"] = batch["given"]
+    drawn = noise_of(seed, batch["number"], batch["noise"].shape[1:])
+    noise = jnp.where(given[:, None, None], batch["noise"], drawn)
+    return sample_actions(module, params, observation_of(batch["inputs"]), noise=noise, num_steps=num_steps)

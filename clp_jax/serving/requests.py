@@ -1,0 +1,265 @@
+"""What clients send, checked, as a model's inputs; and the model's actions as what clients expect.
+
+A robot's values come under the data set's keys as openpi's clients spell them: ``observation/image`` or ``image``,
+``images/cam_high`` or nested maps, with dots or slashes, with or without ``observation`` in front. Keys that nobody
+asks for are ignored, as openpi does (ALOHA sends a fourth camera).
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from clp_jax.data.chain import Chain
+from clp_jax.errors import InputError
+from clp_jax.models import CAMERAS, Architecture
+
+_DEEPEST = 4
+"""Maps inside maps of a request: openpi's clients have two."""
+_CHARACTERS_PER_TOKEN = 100
+"""A prompt of more is refused without tokenising it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class RobotRequests:
+    """Requests in a robot's units.
+
+    Attributes:
+      chain: between the robot and the model.
+      prompt: the instruction where a request has none; None uses the robot's, if it has one.
+    """
+
+    chain: Chain
+    prompt: str | None = None
+
+    @property
+    def name(self) -> str:
+        """The robot's."""
+        return self.chain.robot.name
+
+    @property
+    def images(self) -> dict[str, str]:
+        """Per camera of the model the key of a request."""
+        return {camera: self._key(key) for camera, key in self.chain.robot.images.items()}
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """What a request must hold."""
+        state = tuple(map(self._key, self.chain.robot.state))
+        return (*self.images.values(), *state, *(() if self._default_prompt else ("prompt",)))
+
+    @property
+    def prompt_length(self) -> int:
+        """Tokens of a prompt, padding included."""
+        return self.chain.max_token_len
+
+    @property
+    def action_dim(self) -> int:
+        """Dimensions of an answer's actions."""
+        return self.chain.action_dim
+
+    def inputs(self, values: Mapping[str, Any]) -> tuple[dict[str, np.ndarray], Float[np.ndarray, " d"]]:
+        """The model's inputs by the keys of `clp_jax.data.calibration`, without a batch axis, and the robot's state.
+
+        Args:
+          values: by canonical key, from `flat`.
+
+        Raises:
+          InputError: a value is missing or is not what the key says.
+        """
+        _check_present(values, self.keys)
+        state = np.concatenate([_vector(values, self._key(key)) for key in self.chain.robot.state])
+        self._check_state(state)
+        images = {camera: _image(values, key) for camera, key in self.images.items()}
+        prompt = values.get("prompt", self._default_prompt)
+        if not isinstance(prompt, str):
+            raise InputError(f"prompt is a {type(prompt).__name__}, expected text.")
+        if len(prompt) > _CHARACTERS_PER_TOKEN * self.prompt_length:
+            raise InputError(f"the prompt has {len(prompt)} characters; {self.prompt_length} tokens cannot hold it.")
+        with np.errstate(over="ignore"):  # of float64 in float32; what becomes infinite is refused
+            inputs = self.chain.inputs(state=state, images=images, prompt=prompt)
+        _check_finite(inputs["state"], "the normalised state")
+        return inputs, state
+
+    def actions(
+        self, actions: Float[np.ndarray, "h adim"], state: Float[np.ndarray, " d"]
+    ) -> Float[np.ndarray, "h rdim"]:
+        """The robot's actions from the model's."""
+        return self.chain.outputs(actions, state=state)
+
+    @property
+    def _default_prompt(self) -> str | None:
+        return self.prompt if self.prompt is not None else self.chain.robot.prompt
+
+    def _key(self, key: str) -> str:
+        return canonical(self.chain.robot.client.get(key, key))
+
+    def _check_state(self, state: np.ndarray) -> None:
+        known = len(self.chain.norm_stats["state"].mean)
+        wanted = 14 if self.chain.robot.units == "aloha" else known
+        # Statistics as long as the model's actions may be padded: then they do not tell the robot's dimensions.
+        padded = self.chain.robot.units != "aloha" and known == self.chain.architecture.action_dim
+        if len(state) != wanted and not (padded and len(state) < known):
+            raise InputError(f"the state has {len(state)} dimensions, {self.name} has {wanted}.")
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelRequests:
+    """Requests that are the model's inputs already; so are the answers: normalised, padded and relative as trained.
+
+    Attributes:
+      architecture: of the model.
+      prompt_length: tokens of a prompt, padding included.
+    """
+
+    architecture: Architecture
+    prompt_length: int
+    name = "model-ready"
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """What a request must hold."""
+        images = [f"{prefix}/{camera}" for camera in CAMERAS for prefix in ("image", "image_mask")]
+        return (*images, "state", "tokenized_prompt", "tokenized_prompt_mask")
+
+    @property
+    def action_dim(self) -> int:
+        """Dimensions of an answer's actions."""
+        assert self.architecture.action_dim is not None
+        return self.architecture.action_dim
+
+    def inputs(self, values: Mapping[str, Any]) -> tuple[dict[str, np.ndarray], Float[np.ndarray, " d"]]:
+        """As `RobotRequests.inputs`."""
+        _check_present(values, self.keys)
+        size, length = self.architecture.vision.image_size, (self.prompt_length,)
+        result = {f"image/{c}": _exactly(values, f"image/{c}", np.uint8, (size, size, 3)) for c in CAMERAS}
+        result |= {f"image_mask/{c}": _exactly(values, f"image_mask/{c}", np.bool_, ()) for c in CAMERAS}
+        result["state"] = _exactly(values, "state", np.float32, (self.action_dim,))
+        _check_finite(result["state"], "state")
+        tokens = result["tokenized_prompt"] = _exactly(values, "tokenized_prompt", np.int32, length)
+        if tokens.min(initial=0) < 0 or tokens.max(initial=0) >= self.architecture.vocab_size:
+            raise InputError(f"tokenized_prompt holds ids beyond the vocabulary of {self.architecture.vocab_size}.")
+        seen = result["tokenized_prompt_mask"] = _exactly(values, "tokenized_prompt_mask", np.bool_, length)
+        if not seen.any() and not any(result[f"image_mask/{camera}"] for camera in CAMERAS):
+            raise InputError("every camera and the whole prompt are masked; there is nothing to act on.")
+        return result, result["state"]
+
+    def actions(
+        self, actions: Float[np.ndarray, "h adim"], state: Float[np.ndarray, " d"]
+    ) -> Float[np.ndarray, "h adim"]:
+        """The model's actions as they are."""
+        del state
+        return actions
+
+
+Requests = RobotRequests | ModelRequests
+
+
+def flat(request: Any) -> dict[str, Any]:
+    """The values of a request by canonical key, maps inside it dissolved.
+
+    Raises:
+      InputError: no map, a key that is no text, or a value that is there twice.
+
+    >>> flat({"observation/state": 2, "images": {"cam_high": 1}})
+    {'state': 2, 'images/cam_high': 1}
+    """
+    if not isinstance(request, Mapping):
+        raise InputError(f"a request is a map from keys to values, not {type(request).__name__}.")
+    values: dict[str, Any] = {}
+    waiting: list[tuple[int, str, Any]] = [(1, "", request)]
+    while waiting:
+        depth, prefix, mapping = waiting.pop()
+        if depth > _DEEPEST:
+            raise InputError(f"the request holds maps more than {_DEEPEST} deep.")
+        for key, value in mapping.items():
+            if not isinstance(key, str):
+                raise InputError(f"a key of the request is {type(key).__name__}, not text.")
+            name = f"{prefix}/{key}" if prefix else key
+            if isinstance(value, Mapping):
+                waiting.append((depth + 1, name, value))
+            elif canonical(name) in values:
+                raise InputError(f"the request holds {canonical(name)[:80]!r} twice.")
+            else:
+                values[canonical(name)] = value
+    return values
+
+
+def canonical(key: str) -> str:
+    """One spelling of a key.
+
+    >>> canonical("observation.images.cam_high"), canonical("observation/state"), canonical("state")
+    ('images/cam_high', 'state', 'state')
+    """
+    return key.replace(".", "/").removeprefix("observation/")
+
+
+def chunk(values: Mapping[str, Any], key: str, horizon: int, dim: int) -> Float[np.ndarray, "h adim"]:
+    """An array of the shape of an action chunk, float32, finite.
+
+    Raises:
+      InputError: it is anything else.
+    """
+    array = _array(values, key, "f")
+    if array.shape != (horizon, dim):
+        raise InputError(f"{key} has shape {array.shape}, expected {(horizon, dim)}.")
+    _check_finite(array, key)
+    return array.astype(np.float32)
+
+
+def _check_present(values: Mapping[str, Any], keys: tuple[str, ...]) -> None:
+    missing = [key for key in keys if key not in values]
+    if missing:
+        held = ", ".join(sorted(values))[:200] or "nothing"
+        raise InputError(f"the request lacks {', '.join(missing)}; it holds {held}.")
+
+
+def _array(values: Mapping[str, Any], key: str, kinds: str) -> np.ndarray:
+    """The value as an array whose dtype is of one of the kinds."""
+    names = {"f": "floats", "i": "integers", "u": "unsigned integers", "b": "bools"}
+    try:
+        array = np.asarray(values[key])
+    except ValueError:
+        raise InputError(f"{key} is a ragged list, expected an array.") from None
+    if array.dtype.kind not in kinds:
+        found = array.dtype if array.dtype.kind in names else type(values[key]).__name__
+        raise InputError(f"{key} is {found}, expected {' or '.join(names[kind] for kind in kinds)}.")
+    return array
+
+
+def _exactly(values: Mapping[str, Any], key: str, dtype: type[np.generic], shape: tuple[int, ...]) -> np.ndarray:
+    array = _array(values, key, "fiub")
+    if array.dtype != dtype or array.shape != shape:
+        raise InputError(f"{key} is {array.dtype} {array.shape}, expected {np.dtype(dtype)} {shape}.")
+    return array
+
+
+def _vector(values: Mapping[str, Any], key: str) -> Float[np.ndarray, " d"]:
+    """A part of the state in float64, as openpi's statistics are; a single number is a vector of one."""
+    array = np.atleast_1d(_array(values, key, "fiu"))
+    if array.ndim != 1:
+        raise InputError(f"{key} has shape {array.shape}, expected one axis.")
+    _check_finite(array, key)
+    return array.astype(np.float64)
+
+
+def _image(values: Mapping[str, Any], key: str) -> np.ndarray:
+    """uint8, or float in [0, 1]; three channels, first or last."""
+    image = _array(values, key, "uf")
+    if image.ndim != 3 or 3 not in (image.shape[0], image.shape[2]):
+        raise InputError(f"{key} has shape {image.shape}, expected height, width and 3 channels, or channels first.")
+    sides = image.shape[1:] if image.shape[0] == 3 else image.shape[:2]
+    if min(sides) * 100 < max(sides) or min(sides) < 1:
+        raise InputError(f"{key} is {sides[0]} x {sides[1]} pixels, which is no camera's image.")
+    if image.dtype.kind == "u" and image.dtype != np.uint8:
+        raise InputError(f"{key} is {image.dtype}, expected uint8, or floats in [0, 1].")
+    if image.dtype.kind == "f" and not (image.min() >= 0 and image.max() <= 1):
+        raise InputError(f"{key} is float outside [0, 1]; send uint8, or x / 255.")
+    return image
+
+
+def _check_finite(array: np.ndarray, key: str) -> None:
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        raise InputError(f"{key} holds NaN or infinite values.")

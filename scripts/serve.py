@@ -1,0 +1,7 @@
+"""`python scripts/serve.py` is `clp serve`."""
+
+import sys
+
+from _launch import launch
+
+sys.exit(launch("serve"))
