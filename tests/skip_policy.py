@@ -1,10 +1,11 @@
 """A test cannot pass by not running: a skip names what it needs, and CI fails one that needs what CI installs."""
 
 import os
+import re
 
 import pytest
 
-CI_LACKS = ("openpi", "torch", "lerobot", "an accelerator")
+CI_LACKS = ("openpi", "openpi_client", "torch", "lerobot", "an accelerator")
 """What CI does not install. A test may be skipped there for the want of these, and of nothing else.
 
 A job that does install some of them says so in ``$CI_HAS`` (``torch,lerobot``): there they are no excuse.
@@ -37,7 +38,7 @@ def _complaint(reason: str, *, in_ci: bool) -> str | None:
     if not reason.startswith("needs "):
         return f"a skip says what is missing ('needs openpi', not '{reason}')"
     has = tuple(name for name in os.environ.get("CI_HAS", "").split(",") if name)
-    lacks = tuple(name for name in CI_LACKS if name not in has)
-    if in_ci and not reason.removeprefix("needs ").startswith(lacks):
+    lacks = "|".join(name for name in CI_LACKS if name not in has)
+    if in_ci and not re.match(rf"needs ({lacks})\b", reason):
         return f"CI has what this skip says is missing ('{reason}'); if not, add it to CI_LACKS in skip_policy.py"
     return None
