@@ -37,7 +37,7 @@ test-openpi-pins: .venv-openpi/.installed-test ## the same tests with openpi's v
 	@CI_HAS=openpi_client .venv-openpi/bin/python -m pytest -n $(WORKERS) $(ARGS)
 
 test-lerobot: .venv-lerobot/.installed-test ## the lerobot export against the real lerobot (4 GB), on Python 3.12
-	@CI_HAS=torch,lerobot HF_HUB_OFFLINE=1 .venv-lerobot/bin/python -m pytest tests/test_export_lerobot.py $(ARGS)
+	@CI_HAS=torch,lerobot HF_HUB_OFFLINE=1 .venv-lerobot/bin/python -m pytest tests/test_export_lerobot.py tests/test_lerobot_reader.py $(ARGS)
 
 lint: .venv/.installed-lint ## format, style, types, direction of imports
 	@.venv/bin/python -m ruff format --check --quiet .
@@ -65,7 +65,10 @@ clean: ## remove environments and caches
 	$(call install,$(PYTHON311),.[test$(comma)openpi-client],openpi)
 
 .venv-lerobot/.installed-test: pyproject.toml constraints/lerobot.txt
-	$(call install,$(PYTHON312),.[test$(comma)lerobot],lerobot)
+	$(call install,$(PYTHON312),.[test],lerobot)
+	@rm $@
+	@"$(@D)/bin/python" -m pip install -qq --disable-pip-version-check -r constraints/lerobot.txt
+	@"$(@D)/bin/python" -m pip install -qq --disable-pip-version-check --no-deps lerobot==0.6.1 torchvision==0.29.2 && touch $@
 
 # $(1) interpreter, $(2) what, $(3) constraints. An environment whose interpreter is gone is made anew. Twice quiet: pip
 # still prints errors.
