@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import logging
 import math
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
@@ -115,6 +116,7 @@ def run(config: Finetune) -> None:
         raise InputError("--steps, --log-every, --save-every and --evaluate-observations must be at least 1.")
     if config.wandb is not None:
         import_wandb()  # now, not after minutes of reading
+    logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax logs, with tracebacks, what it raises as well
     join(config)
     console = Console(quiet=not is_first())
     spec = read_spec(config.checkpoint)

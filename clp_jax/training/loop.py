@@ -116,7 +116,9 @@ def train(
     watch = _Watch(run, log)
     with stop_on_sigterm(mesh) as stop:
         for number in range(int(state.step), run.steps):
-            state, info = program.step(state, _on_devices(next(batches), mesh), stop.array())
+            batch = _on_devices(next(batches), mesh)
+            watch.begin()
+            state, info = program.step(state, batch, stop.array())
             watch.add(number, info)
             last = number + 1 == run.steps or watch.stopped
             if evaluate is not None and (last or _due(number, run.evaluate_every)):
@@ -231,6 +233,12 @@ class _Watch:
         self._window: list[dict[str, float]] = []
         self._seconds: list[float] = []
         self._last_read: float | None = None
+        self._has_read = False
+
+    def begin(self) -> None:
+        """A step is about to be dispatched: after a pause, time runs from here on (but the first one compiles)."""
+        if self._last_read is None and self._has_read:
+            self._last_read = time.perf_counter()
 
     def add(self, number: int, info: Mapping[str, Array]) -> None:
         self._pending.append((number, info))
@@ -249,7 +257,7 @@ class _Watch:
         now = time.perf_counter()
         if self._last_read is not None:
             self._seconds.append(now - self._last_read)
-        self._last_read = now
+        self._last_read, self._has_read = now, True
         self.stopped |= values.pop("stop") > 0
         bad = [name for name, value in values.items() if not math.isfinite(value)]
         if bad:

@@ -5,10 +5,11 @@ openpi, folder N holds the state after step N, whose counter says N + 1; ``param
 average if there is one) and ``train_state`` the rest.
 """
 
+import contextlib
 import dataclasses
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -77,18 +78,19 @@ class Steps:
 
         Returns:
           The step's number.
+
+        Raises:
+          OSError: the save before failed; what was saved before that is whole.
         """
         number = int(state.step) - 1
         params, rest = _to_items(state)
-        self._manager.save(
-            number,
-            args=ocp.args.Composite(
-                params=ocp.args.PyTreeSave(params),
-                train_state=ocp.args.PyTreeSave(rest),
-                assets=_BesideSave(self._write_assets, record),
-            ),
-            force=True,
+        items = ocp.args.Composite(
+            params=ocp.args.PyTreeSave(params),
+            train_state=ocp.args.PyTreeSave(rest),
+            assets=_BesideSave(self._write_assets, record),
         )
+        with self._saving():
+            self._manager.save(number, args=items, force=True)
         return number
 
     def restore(self, abstract: TrainState, step: int) -> TrainState:
@@ -113,8 +115,24 @@ class Steps:
         return json.loads((self._manager.directory / str(step) / RECORD_FILE).read_text())
 
     def wait(self) -> None:
-        """Wait until the last save is complete."""
-        self._manager.wait_until_finished()
+        """Wait until the last save is complete.
+
+        Raises:
+          OSError: it failed; what was saved before is whole.
+        """
+        with self._saving():
+            self._manager.wait_until_finished()
+
+    @contextlib.contextmanager
+    def _saving(self) -> Iterator[None]:
+        """Turn whatever Orbax's threads raise about a full disk and the like into one line."""
+        try:
+            yield
+        except Exception as error:
+            reason = str(error).split("[source locations=")[0].split("\n")[0].strip() or type(error).__name__
+            steps = self._manager.all_steps(read=True)
+            whole = f"step {max(steps)} is whole" if steps else "no step was saved before"
+            raise OSError(f"a step could not be saved, {whole}; make room and go on with --resume: {reason}") from error
 
     def close(self) -> None:
         """Wait, and release Orbax's threads."""
