@@ -24,7 +24,7 @@ class TrainState:
 
     step: Leaf
     params: Leaf
-    opt_state: optax.OptState
+    opt_state: Leaf
     ema_params: Leaf = None
 
 
