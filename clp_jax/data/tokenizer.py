@@ -84,10 +84,10 @@ def load_tokenizer(path: str | os.PathLike[str] | None = None, *, assets: epath.
     """
     if path is not None:
         file = epath.Path(path).expanduser()
-        if not file.is_file():
+        if not file.exists():  # etils 1.12 calls everything a file that is no folder
             raise InputError(f"there is no tokenizer file {path}.")
     else:
-        file = next((found for found in _candidates(assets) if found.is_file()), None) or _download()
+        file = next((found for found in _candidates(assets) if found.exists()), None) or _download()
     try:
         return PromptTokenizer(file.read_bytes())
     except (RuntimeError, OSError) as error:
