@@ -86,6 +86,14 @@ def test_saved_step_can_be_pruned_again(finished, tmp_path):
     assert "training" not in record
 
 
+def test_saved_step_can_be_exported_with_its_history(finished, tmp_path):
+    flags = ["--to", "openpi", "--check", "bits", "--out", str(tmp_path / "e")]
+    assert main(["export", "--checkpoint", str(finished / "7"), *flags]) == 0
+    card = (tmp_path / "e" / "README.md").read_text()
+    assert "Step 1: pruned, in the block numbers of" in card
+    assert "Step 2: fine-tuned from" in card
+
+
 def test_killed_run_resumes_to_the_same_bits(inputs, finished, tmp_path):
     """kill -9 while it runs and saves; what is there afterwards is complete, and the end is the same."""
     flags = ("--steps", "8", "--holdout-ratio", "0.3", "--evaluate-every", "0", "--save-every", "1", "--resume")

@@ -52,15 +52,22 @@ def _removed(record: Mapping[str, Any] | None) -> str:
         removed = [i for i in range(tower["depth"]) if i not in tower["keep"]]
         lines.append(f"| {name} | {tower['depth']} | {len(tower['keep'])} | {', '.join(map(str, removed)) or 'none'} |")
     for number, step in enumerate(record.get("steps", ()), 1):
-        lines += ["", f"Pruning {number}, in the block numbers of `{step['source']}`: {_reason(step)}"]
+        lines += ["", f"Step {number}: {_reason(step)}"]
     return "\n".join(lines)
 
 
 def _reason(step: Mapping[str, Any]) -> str:
-    """Criterion, scores and data of one pruning."""
+    """Criterion, scores and data of one pruning; data and length of one fine-tuning."""
+    if step.get("command") == "finetune":
+        flags = step["config"]
+        return (
+            f"fine-tuned from `{step['source']}` on `{flags['data']}`, at most {flags['steps']} steps of "
+            f"{flags['batch_size']} observations."
+        )
     criterion = step.get("criterion")
     by_hand = criterion in (None, "manual")
-    text = "the blocks were given by hand." if by_hand else f"criterion `{criterion}`."
+    text = f"pruned, in the block numbers of `{step['source']}`: "
+    text += "the blocks were given by hand." if by_hand else f"criterion `{criterion}`."
     data = step.get("calibration") or {}
     if "observations" in data:
         text += f" Calibrated on {data['observations']} observations."
