@@ -158,9 +158,14 @@ async def _serve(policy: Policy, settings: ServerSettings, on_ready: Any) -> Non
         for number in ends:
             loop.remove_signal_handler(number)
 
+    before = {number: signal.getsignal(number) for number in ends}
     for number in ends:
         loop.add_signal_handler(number, end)
-    await run_server(policy, settings, stop, on_ready)
+    try:
+        await run_server(policy, settings, stop, on_ready)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _introduce(console: Console, policy: Policy, host: str, port: int) -> None:
