@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import real_openpi
-from test_openpi_patches import pruned
+from test_openpi_patches import pruned, train_config
 
 import openpi_patches
 from clp_jax.checkpoint import read_params, read_spec
@@ -22,6 +22,30 @@ def state_of(params, average):
     state = make_state(params, make_optimizer(OptimizerSettings()), ema=average)
     state = jax.tree.map(lambda x: x + jnp.asarray(2, x.dtype), state)
     return dataclasses.replace(state, params=params)
+
+
+def state_of_openpi(average):
+    """The shapes that openpi's init_train_state has for a run that is resumed."""
+    import flax.nnx as nnx
+    import openpi.training.optimizer as optimizer
+    import openpi.training.utils as utils
+
+    config, tx = train_config("pi0"), optimizer.create_optimizer(optimizer.AdamW(), optimizer.CosineDecaySchedule())
+
+    def init(rng):
+        model = config.model.create(rng)
+        params = nnx.state(model)
+        return utils.TrainState(
+            step=0,
+            params=params,
+            model_def=nnx.graphdef(model),
+            tx=tx,
+            opt_state=tx.init(params.filter(config.trainable_filter)),
+            ema_decay=0.99 if average else None,
+            ema_params=params if average else None,
+        )
+
+    return jax.eval_shape(init, jax.random.key(0))
 
 
 def assert_same(ours, theirs):
@@ -40,11 +64,7 @@ def assert_same_leaves(one, other):
 @pytest.mark.parametrize("average", [True, False])
 def test_either_program_restores_what_the_other_saved(tmp_path, monkeypatch, average):
     real_openpi.import_openpi()
-    import flax.nnx as nnx
     import openpi.training.checkpoints as checkpoints
-    import openpi.training.optimizer as optimizer
-    import openpi.training.utils as utils
-    from test_openpi_patches import train_config
 
     step = pruned("pi0", tmp_path / "pruned", llm=[0, 11], vision=[2])
     params = jax.tree.map(jnp.asarray, read_params(read_spec(step)))
@@ -56,23 +76,7 @@ def test_either_program_restores_what_the_other_saved(tmp_path, monkeypatch, ave
     real_openpi.shrink(architecture_of(params), monkeypatch)
     openpi_patches.install(step)
     try:
-        config, tx = train_config("pi0"), optimizer.create_optimizer(optimizer.AdamW(), optimizer.CosineDecaySchedule())
-
-        def init(rng):
-            """What openpi's init_train_state builds for a run that is resumed."""
-            model = config.model.create(rng)
-            params = nnx.state(model)
-            return utils.TrainState(
-                step=0,
-                params=params,
-                model_def=nnx.graphdef(model),
-                tx=tx,
-                opt_state=tx.init(params.filter(config.trainable_filter)),
-                ema_decay=0.99 if average else None,
-                ema_params=params if average else None,
-            )
-
-        shape = jax.eval_shape(init, jax.random.key(0))
+        shape = state_of_openpi(average)
     finally:
         openpi_patches.uninstall()
     manager, resuming = checkpoints.initialize_checkpoint_dir(
