@@ -12,8 +12,9 @@ PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3; do \
 	if "$$p" -c '$(NEW_ENOUGH)' >/dev/null 2>&1; then echo "$$p"; break; fi; done)
 # openpi's own versions have wheels for this one.
 PYTHON311 ?= python3.11
-# lerobot needs this one.
-PYTHON312 ?= python3.12
+# lerobot needs this one, which may be only among pyenv's.
+PYTHON312 ?= $(shell for p in python3.12 "$${PYENV_ROOT:-$$HOME/.pyenv}"/versions/3.12.*/bin/python; do \
+	if "$$p" -c '' >/dev/null 2>&1; then echo "$$p"; break; fi; done)
 
 # Two, not one a core: every worker compiles with all cores and holds its own programs in memory.
 WORKERS ?= 2
@@ -36,7 +37,7 @@ test: .venv/.installed-test ## all tests and doctests, with the newest releases
 test-openpi-pins: .venv-openpi/.installed-test ## the same tests with openpi's versions, on Python 3.11
 	@CI_HAS=openpi_client .venv-openpi/bin/python -m pytest -n $(WORKERS) $(ARGS)
 
-test-lerobot: .venv-lerobot/.installed-test ## the lerobot export against the real lerobot (4 GB), on Python 3.12
+test-lerobot: .venv-lerobot/.installed-test ## the lerobot export against the real lerobot (6 GB on disk), on Python 3.12
 	@CI_HAS=torch,lerobot HF_HUB_OFFLINE=1 .venv-lerobot/bin/python -m pytest tests/test_export_lerobot.py tests/test_lerobot_reader.py $(ARGS)
 
 lint: .venv/.installed-lint ## format, style, types, direction of imports
@@ -76,8 +77,8 @@ comma := ,
 define install
 	@python="$(1)"; \
 	if ! "$$python" -c '$(NEW_ENOUGH)' 2>/dev/null; then \
-		echo "error: no Python 3.11 or newer found (tried $${python:-python3.13, python3.12, python3.11, python3}):" \
-			"install one, or name it with make PYTHON=... or PYTHON311=..." >&2; exit 1; fi; \
+		echo "error: no Python for $(@D) found (tried $${python:-python3.13, python3.12, python3.11, python3}): install" \
+			"one, or name it with make PYTHON=... (3.11 to 3.13), PYTHON311=... or PYTHON312=..." >&2; exit 1; fi; \
 	if ! "$$python" -c 'import ensurepip, venv' 2>/dev/null; then \
 		echo "error: $$python has no venv module: on Debian and Ubuntu, apt install python3-venv" >&2; exit 1; fi; \
 	echo "setting up $(@D) for clp_jax $(2): $$("$$python" --version), constraints/$(3).txt (a minute or two)"; \

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -12,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import toys
+from recordings import GOLDEN
 
 from clp_jax.checkpoint import read_params, read_spec, write_params
 from clp_jax.cli import main
@@ -116,21 +118,37 @@ def test_killed_run_resumes_to_the_same_bits(inputs, finished, tmp_path):
         np.testing.assert_array_equal(leaf, other[path], err_msg=path)
 
 
-def test_two_processes_compute_what_one_does(inputs, finished, tmp_path):
+def test_two_processes_compute_what_one_does_and_stop_together(inputs, finished, tmp_path):
+    """SIGTERM to the second alone ends both with 0, after the same step, which is whole."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     join = ("--coordinator", f"127.0.0.1:{port}", "--processes", "2", "--fsdp-devices", "4")
-    flags = ("--steps", "8", "--evaluate-every", "4", "--holdout-ratio", "0.3", *join)
-    argv = [words(inputs, tmp_path / "run", *flags, "--process-id", str(i)) for i in range(2)]
-    processes = [spawn(words, devices=4) for words in argv]
-    outputs = [process.communicate(timeout=280)[0] for process in processes]
+    flags = ("--steps", "100000", "--evaluate-every", "4", "--holdout-ratio", "0.3", *join)
+    run = tmp_path / "run"
+    processes = [spawn(words(inputs, run, *flags, "--process-id", str(i)), devices=4) for i in range(2)]
+    deadline = time.monotonic() + 250
+    try:
+        while not (run / "metrics.jsonl").exists() or len(losses(run)) < 8:
+            assert all(process.poll() is None for process in processes), [p.communicate()[0] for p in processes]
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        processes[1].send_signal(signal.SIGTERM)
+        outputs = [process.communicate(timeout=280)[0] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()
     assert [process.returncode for process in processes] == [0, 0], "\n".join(outputs)
     assert "8 cpu as 2 batch x 4 fsdp, 2 processes" in outputs[0]
     assert "step 7" in outputs[0]
     assert "step" not in outputs[1]
-    np.testing.assert_allclose(list(losses(tmp_path / "run").values()), list(losses(finished).values()), rtol=1e-3)
-    assert read_spec(tmp_path / "run" / "7").plan_record is not None
+    (step,) = (folder for folder in run.iterdir() if folder.name.isdigit())
+    assert f"Stopped by SIGTERM after {int(step.name) + 1} of 100000 steps" in outputs[0].replace("\n", " ")
+    read_params(read_spec(step))
+    assert read_spec(step).plan_record is not None
+    first = list(losses(run).values())[:8]
+    np.testing.assert_allclose(first, list(losses(finished).values()), rtol=1e-3)
 
 
 def refusal(capsys, argv: list[str]) -> str:
@@ -142,6 +160,11 @@ def refusal(capsys, argv: list[str]) -> str:
 
 def test_finished_folder_is_not_written_over(inputs, finished, capsys):
     assert "go on with --resume" in refusal(capsys, words(inputs, finished, "--steps", "9"))
+
+
+def test_a_run_of_openpi_is_not_gone_on_with(inputs, tmp_path, capsys):
+    shutil.copytree(GOLDEN / "ckpt" / "pi0_trained", tmp_path / "run")
+    assert "has no clp.json" in refusal(capsys, words(inputs, tmp_path / "run", "--steps", "9", "--resume"))
 
 
 def test_resumption_with_other_settings_is_refused(inputs, finished, capsys):

@@ -5,6 +5,7 @@ import concurrent.futures
 import contextlib
 import functools
 import os
+import random
 import signal
 import socket
 import threading
@@ -21,7 +22,7 @@ import websockets.sync.client
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from recordings import GOLDEN
-from served import loaded, params, rows
+from served import broken, frames, loaded, params, rows
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from clp_jax.checkpoint import write_params
@@ -206,6 +207,43 @@ def test_any_message_gets_one_line_and_the_end_of_its_connection(port, message):
         assert "Traceback" not in complaint
         with pytest.raises(ConnectionClosed):
             connection.recv()
+
+
+def test_a_client_gets_right_answers_while_others_send_hundreds_of_broken_messages(port):
+    rng, request = random.Random(0), wire.pack(rows(1)[0] | {"noise": noise(0)})
+    with raw(port) as good:
+        good.recv()
+        good.send(request)
+        expected = wire.unpack(good.recv())["actions"]
+        for number in range(300):
+            message = broken(rng)
+            with raw(port) as bad:
+                bad.recv()
+                bad.send(message)
+                complaint = bad.recv(timeout=60)
+                assert isinstance(complaint, str), message[:80]
+                assert "the server failed" not in complaint, message[:80]
+                with pytest.raises(ConnectionClosed):
+                    bad.recv(timeout=60)
+            if number % 20 == 0:
+                good.send(request)
+                np.testing.assert_allclose(
+                    wire.unpack(good.recv(timeout=60))["actions"], expected, atol=BATCH_TOLERANCE
+                )
+
+
+@pytest.mark.parametrize("name", frames(random.Random(0)))
+def test_frames_against_the_protocol_end_their_connection_and_no_other(port, name):
+    upgrade = "GET / HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+    upgrade += "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\nSec-WebSocket-Version: 13\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", port), timeout=60) as bad, raw(port) as good:
+        bad.sendall(upgrade.encode() + frames(random.Random(0))[name])
+        with contextlib.suppress(ConnectionResetError):
+            while bad.recv(65536):  # a server that keeps it open runs into the timeout
+                pass
+        good.recv()
+        good.send(wire.pack(rows(1)[0]))
+        assert wire.unpack(good.recv(timeout=60))["actions"].shape == (toys.HORIZON, 6)
 
 
 def test_message_over_the_limit_closes_its_connection_only(port, connect):

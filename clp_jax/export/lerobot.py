@@ -48,6 +48,8 @@ $ python load_lerobot.py -m lerobot.scripts.lerobot_eval --policy.path=THIS_FOLD
 
 lerobot alone refuses the folder (`Invalid paligemma_variant`): its π0 has one depth, and weights of another would
 silently become a half-random policy. `load_lerobot.py` teaches it the depth and compares every weight after loading.
+It also gives the sampling times and their embedding JAX's roundings to float32: lerobot's float64 moves a π0.5's
+actions by up to 2e-4.
 
 Cameras are `observation.images.{base_0_rgb,left_wrist_0_rgb,right_wrist_0_rgb}` (rename yours in the first processor
 step); one that is absent is masked. State and action statistics are those of openpi's model space: transforms that the

@@ -1,5 +1,6 @@
 """``README.md`` of an export: what was removed and why, sizes before and after, how to load it, licences."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -110,7 +111,12 @@ def _sizes(weights: Weights, options: Options, record: Mapping[str, Any] | None)
     lines = ["| | before pruning | here |", "|---|---|---|", *(f"| {' | '.join(row)} |" for row in rows)]
     dtypes = ", ".join(sorted({leaf.dtype.name for leaf in weights.leaves.values()}))
     adapters = " LoRA adapters are merged into the weights." if weights.architecture != weights.source else ""
-    return "\n".join(lines) + f"\n\nStored as {dtypes}.{adapters}"
+    size = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in weights.leaves.values())
+    return "\n".join(lines) + f"\n\nStored as {dtypes}, {size / 1e6:,.0f} MB.{adapters} {_SPEED}"
+
+
+_SPEED = """No speed was measured for this card: `clp benchmark --part serving --checkpoint PRUNED --against FULL`
+measures latency and throughput of both checkpoints on your machine."""
 
 
 def _depths(architecture: Architecture) -> str:

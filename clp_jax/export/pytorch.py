@@ -31,8 +31,9 @@ $ python THIS_FOLDER/check_openpi.py    # compares with the JAX model's actions 
 ```
 
 `CONFIG` is the training config that the checkpoint was fine-tuned with. `create_trained_policy` casts weights to
-bfloat16, whatever is stored. The parameter `gemma_expert.lm_head` is zeros: the PyTorch model has it, and nothing
-uses it."""
+bfloat16, whatever is stored. openpi's PyTorch computes the time embedding in float64 and its JAX code in float32, so
+actions of a π0.5 differ by up to 2e-4 even in float32. The parameter `gemma_expert.lm_head` is zeros: the PyTorch
+model has it, and nothing uses it."""
 
 
 def write(weights: Weights, folder: Path, options: Options) -> None:

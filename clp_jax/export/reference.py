@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from clp_jax.models import CAMERAS, FAST_CAMERAS, Architecture, Observation, Pi0, build
+from clp_jax.data import observation_of
+from clp_jax.models import CAMERAS, FAST_CAMERAS, Architecture, Pi0, build
 from clp_jax.models.pi0 import sample_actions
 
 CHECK_FILE = "check.npz"
@@ -41,19 +42,6 @@ def example_inputs(
     else:
         arrays["noise"] = rng.standard_normal((batch_size, horizon, dim), np.float32)
     return arrays
-
-
-def observation_of(arrays: dict) -> Observation:
-    """The model's input from arrays by flat key."""
-    cameras = [key.removeprefix("image/") for key in arrays if key.startswith("image/")]
-    return Observation(
-        images={camera: arrays[f"image/{camera}"] for camera in cameras},
-        image_masks={camera: arrays[f"image_mask/{camera}"] for camera in cameras},
-        state=arrays["state"],
-        tokenized_prompt=arrays["tokenized_prompt"],
-        tokenized_prompt_mask=arrays["tokenized_prompt_mask"],
-        token_ar_mask=arrays.get("token_ar_mask"),
-    )
 
 
 def run_model(

@@ -16,8 +16,9 @@ from clp_jax.record import versions
 
 EXPORT_FILE = "export.json"
 TOLERANCE = 1e-3
-"""Largest difference of float32 actions between frameworks that passes. PyTorch computes the time embedding in float64,
-JAX in float32, which alone makes up to 2e-4; with the same embedding 2e-6 is left. A wrong layer or axis gives 0.01."""
+"""Largest difference of float32 actions between frameworks that passes. openpi's PyTorch computes the time embedding in
+float64, JAX in float32, which alone makes up to 2e-4; with the same embedding, as our loader for lerobot has, 2e-6 is
+left. A wrong layer or axis gives 0.01."""
 
 
 @dataclasses.dataclass(frozen=True)

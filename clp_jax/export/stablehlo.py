@@ -10,6 +10,7 @@ import numpy as np
 from etils import epath
 
 from clp_jax.checkpoint import write_beside
+from clp_jax.data import observation_of
 from clp_jax.errors import InputError
 from clp_jax.export import reference
 from clp_jax.export.pytorch import TEMPLATES, WEIGHTS_FILE
@@ -116,7 +117,7 @@ def export_program(weights: Weights, inputs: dict[str, jax.ShapeDtypeStruct], op
     assert isinstance(model, Pi0)
 
     def sample(parameters: dict, arrays: dict) -> jax.Array:
-        observation = reference.observation_of(arrays)
+        observation = observation_of(arrays)
         return sample_actions(
             model, unflatten(parameters), observation, noise=arrays["noise"], num_steps=options.num_steps
         )

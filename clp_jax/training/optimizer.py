@@ -45,7 +45,7 @@ def learning_rate(settings: OptimizerSettings) -> optax.Schedule:
 
 
 def make_optimizer(settings: OptimizerSettings) -> optax.GradientTransformation:
-    """The transformation; its state has openpi's structure, so that either program resumes the other's runs."""
+    """The transformation; its state has openpi's structure, so that openpi can go on with our runs."""
     adamw = optax.adamw(
         learning_rate(settings),
         b1=settings.b1,

@@ -30,7 +30,7 @@ _VALUE = "value"
 
 @struct.dataclass
 class _Stored:
-    """The ``train_state`` item, with openpi's fields: either program reads the other's runs."""
+    """The ``train_state`` item, with openpi's fields: either program restores what the other saved."""
 
     step: Leaf
     params: Leaf
@@ -111,8 +111,18 @@ class Steps:
         return _from_items(found["params"], found["train_state"])
 
     def record(self, step: int) -> dict[str, Any]:
-        """Content of a step's ``clp.json``."""
-        return json.loads((self._manager.directory / str(step) / RECORD_FILE).read_text())
+        """Content of a step's ``clp.json``.
+
+        Raises:
+          InputError: it has none: openpi saved it, and its settings and place in the data are unknown.
+        """
+        file = self._manager.directory / str(step) / RECORD_FILE
+        if not file.exists():
+            raise InputError(
+                f"{file.parent} has no {RECORD_FILE}, so clp finetune did not save it and cannot go on where it ended; "
+                f"begin another run with --checkpoint {file.parent}."
+            )
+        return json.loads(file.read_text())
 
     def wait(self) -> None:
         """Wait until the last save is complete.

@@ -8,6 +8,9 @@ The depth is part of the variant's name in config.json, such as gemma_2b_depth9_
 name; `install` teaches it to the running process. Nothing is written into lerobot. A policy with such a variant is
 returned only if each of its weights is the one in the file: lerobot alone would print a line and go on with random
 weights.
+
+`install` also gives both policies JAX's sampling times and time embedding, which are rounded to float32: lerobot's
+float64 moves the actions of a pi0.5 by up to 2e-4.
 """
 
 import contextvars
@@ -37,6 +40,8 @@ def install():
             continue
         policy = getattr(modeling, f"{kind.upper()}Policy")
         modeling.get_gemma_config = _with_depths(modeling.get_gemma_config)
+        modeling.euler_integrate = _at_jax_times(modeling.euler_integrate)
+        modeling.create_sinusoidal_pos_embedding = _time_embedding
         model = modeling.PaliGemmaWithExpertModel
         model.__init__ = _with_vision_depth(model.__init__)
         built = "PaliGemmaForConditionalGenerationWithPiGemma"
@@ -103,6 +108,36 @@ def _without_depths(post_init):
             setattr(self, field, name)
 
     return post_init_pruned
+
+
+def _at_jax_times(euler_integrate):
+    """JAX adds -1/n to the time, in float32, where lerobot multiplies."""
+
+    def integrate(denoise, noise, num_steps, **options):
+        import torch
+
+        steps = np.full(num_steps, -1 / num_steps, np.float32)
+        steps[0] = 1
+        times = torch.from_numpy(np.add.accumulate(steps)).to(noise.device)
+
+        def denoise_at(x, time):
+            return denoise(x, times[torch.round((1 - time) * num_steps).long()])
+
+        return euler_integrate(denoise_at, noise, num_steps, **options)
+
+    return integrate
+
+
+def _time_embedding(time, dimension, min_period, max_period, device="cpu"):
+    """Sines, then cosines, with the roundings of JAX: linspace multiplies by 1 / (n - 1)."""
+    import torch
+
+    count = dimension // 2
+    fraction = np.arange(count, dtype=np.float32) * (np.float32(1) / np.float32(count - 1))
+    fraction[-1] = 1
+    period = np.float32(min_period) * np.float32(max_period / min_period) ** fraction
+    angle = time[:, None] * torch.from_numpy(1 / period * 2 * np.float32(np.pi)).to(device)
+    return torch.cat([torch.sin(angle), torch.cos(angle)], dim=1)
 
 
 def _compared_with_file(from_pretrained):
