@@ -9,6 +9,7 @@ axis 0 by one scan. Numerics (which steps run in float32) follow openpi models/g
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -63,19 +64,23 @@ class Attention(nn.Module):
 
     def setup(self) -> None:
         numbered = list(enumerate(self.experts))
-        self.fused = [self._einsum(i, "qkv_einsum", (3, e.num_heads)) if _fused(e) else None for i, e in numbered]
-        self.q = [None if _fused(e) else self._einsum(i, "q_einsum", (e.num_heads,)) for i, e in numbered]
-        self.kv = [None if _fused(e) else self._einsum(i, "kv_einsum", (2, e.num_kv_heads)) for i, e in numbered]
+        self.qkv: list[Any] = [
+            self._einsum(i, "qkv_einsum", 3, e.num_heads) if _fused(e) else None for i, e in numbered
+        ]
+        self.q: list[Any] = [None if _fused(e) else self._einsum(i, "q_einsum", e.num_heads) for i, e in numbered]
+        self.kv: list[Any] = [
+            None if _fused(e) else self._einsum(i, "kv_einsum", 2, e.num_kv_heads) for i, e in numbered
+        ]
         self.output = [self._output(i) for i in range(len(self.experts))]
 
     def keys_values(
         self, i: int, x: Float[Array, "b t d"], positions: Int[Array, "b t"]
     ) -> tuple[Float[Array, "b t k h"], Float[Array, "b t k h"]]:
         """Keys after RoPE and values of expert ``i``'s tokens."""
-        if self.fused[i] is None:
+        if self.qkv[i] is None:
             k, v = self.kv[i]("BSD,2KDH->2BSKH", x)
         else:
-            k, v = self.fused[i]("BSD,3KDH->3BSKH", x, part=slice(1, 3))
+            k, v = self.qkv[i]("BSD,3KDH->3BSKH", x, part=slice(1, 3))
         return rotate(k, positions).astype(v.dtype), v
 
     def __call__(
@@ -88,13 +93,13 @@ class Attention(nn.Module):
         mask: Bool[Array, "b t s"],
     ) -> Float[Array, "b t d"]:
         """What expert ``i``'s tokens read from the keys and values that they see."""
-        if self.fused[i] is None:
+        if self.qkv[i] is None:
             q = self.q[i]("BTD,NDH->BTNH", x)
         else:
-            (q,) = self.fused[i]("BSD,3KDH->3BSKH", x, part=slice(0, 1))
+            (q,) = self.qkv[i]("BSD,3KDH->3BSKH", x, part=slice(0, 1))
         q = rotate(q, positions)
         # π0 rounds the rotated queries to the activation dtype, π0-FAST keeps them in float32.
-        q = (q if self.float32_queries else q.astype(values.dtype)) * self.experts[i].head_dim**-0.5
+        q = (q if self.float32_queries else q.astype(values.dtype)) * self.experts[i].head_dim ** -0.5
         b, t, n, h = q.shape
         q = q.reshape(b, t, keys.shape[2], n // keys.shape[2], h)
         logits = jnp.einsum("BTKGH,BSKH->BKGTS", q, keys.astype(q.dtype), preferred_element_type=jnp.float32)
@@ -109,7 +114,7 @@ class Attention(nn.Module):
         shape, name = (e.num_heads, e.head_dim, e.width), expert_name("attn_vec_einsum", i)
         return Einsum(shape, init, e.attn_lora_rank, e.lora_scale, name=name)
 
-    def _einsum(self, i: int, name: str, heads: tuple[int, ...]) -> Einsum:
+    def _einsum(self, i: int, name: str, *heads: int) -> Einsum:
         e = self.experts[i]
         init = nn.initializers.lecun_normal(in_axis=-2, out_axis=-1, batch_axis=tuple(range(len(heads))))
         shape = (*heads, e.width, e.head_dim)
@@ -119,8 +124,8 @@ class Attention(nn.Module):
 class Block(nn.Module):
     """Pre-norm transformer block over all experts: shared attention, then a feed-forward each.
 
-    A stream sees the cache, itself and the streams before it, of which an earlier one may have fewer rows: each row then
-    serves as many neighbouring rows of the later stream.
+    A stream sees the cache, itself and the streams before it. An earlier one may have fewer rows: each row then serves
+    several neighbouring rows of the later stream.
 
     The scan carry is the streams; per block it takes the KV cache, the gates and whether the first stream is ``read``
     afterwards, and gives the new KV cache and, if ``capture``, the streams after it. A gate g per expert and
@@ -131,6 +136,7 @@ class Block(nn.Module):
 
     experts: tuple[GemmaSizes, ...]
     capture: bool
+    remat: str = "all"
     float32_queries: bool = False
 
     def setup(self) -> None:
@@ -138,9 +144,7 @@ class Block(nn.Module):
         self.attn = Attention(self.experts, self.float32_queries)
         self.attention_norms = [RMSNorm(name=expert_name("pre_attention_norm", i)) for i, _ in numbered]
         self.ffw_norms = [RMSNorm(name=expert_name("pre_ffw_norm", i)) for i, _ in numbered]
-        self.mlps = [
-            FeedForward(e.width, e.mlp_dim, e.ffn_lora_rank, name=expert_name("mlp", i)) for i, e in numbered
-        ]
+        self.mlps = [FeedForward(e.width, e.mlp_dim, e.ffn_lora_rank, name=expert_name("mlp", i)) for i, e in numbered]
 
     def __call__(self, xs, kv_cache, gates, read, cache_index, positions, masks, conditions):
         after, seen = [], kv_cache
@@ -155,12 +159,15 @@ class Block(nn.Module):
             if i or read is None or self.is_initializing():
                 after.append(self.finish(i, *inputs))
             else:
-                after.append(nn.cond(read, _finish_first, _leave_first, self, *inputs))
+                # What a branch keeps for the backward pass crosses its border and cannot be fused away.
+                finish = rematerialised(_finish_first, self.remat)
+                after.append(nn.cond(read, finish, _leave_first, self, *inputs))
         return after, (seen, after if self.capture else None)
 
     def finish(self, i: int, x, normed, residual_gate, seen, positions, mask, condition, gate):
         """Stream ``i`` after the block: all that follows its keys and values."""
-        y = _add(x, self.attn(i, normed, *seen, positions, mask), residual_gate)
+        keys, values = seen
+        y = _add(x, self.attn(i, normed, keys, values, positions, mask), residual_gate)
         normed, residual_gate = self.ffw_norms[i](y, condition)
         y = _add(y, self.mlps[i](normed), residual_gate)
         return y if gate is None else _gated(x, y, gate)
@@ -255,7 +262,7 @@ class Gemma(nn.Module):
             split_rngs={"params": True},
             in_axes=(0, 0, 0, nn.broadcast, nn.broadcast, nn.broadcast, nn.broadcast),
             length=depth,
-        )(self.experts, capture, self.float32_queries, name="layers")
+        )(self.experts, capture, self.remat, self.float32_queries, name="layers")
         ys, (kv_cache, states) = stack(xs, kv_cache, gates, read, cache_index, positions, masks, conditions)
         if read is not None and not self.is_initializing():
             ys = [None, *ys[1:]]
@@ -270,7 +277,7 @@ class Gemma(nn.Module):
         return outputs, kv_cache, states
 
 
-def repeated(x: Shaped[AnyArray, "b *_rest"], rows: int) -> Shaped[AnyArray, "rows *_rest"]:
+def repeated(x: Shaped[Array, "b *_rest"], rows: int) -> Shaped[Array, "rows *_rest"]:
     """Each row as often as it takes to have ``rows`` of them; copies of a row are neighbours."""
     return x if x.shape[0] == rows else jnp.repeat(x, rows // x.shape[0], axis=0)
 
@@ -293,12 +300,11 @@ def _extended(seen: tuple[Array, Array] | None, new: tuple[Array, Array], index:
     """Keys and values seen so far and the new ones, appended or written at ``index``."""
     if seen is None:
         return new
-    rows = new[0].shape[0]
-    seen = repeated(seen[0], rows), repeated(seen[1], rows)
+    keys, values = (repeated(old, new[0].shape[0]) for old in seen)
     if index is None:
-        return jnp.concatenate([seen[0], new[0]], axis=1), jnp.concatenate([seen[1], new[1]], axis=1)
+        return jnp.concatenate([keys, new[0]], axis=1), jnp.concatenate([values, new[1]], axis=1)
     update = jax.lax.dynamic_update_slice_in_dim
-    return update(seen[0], new[0], index, axis=1), update(seen[1], new[1], index, axis=1)
+    return update(keys, new[0], index, axis=1), update(values, new[1], index, axis=1)
 
 
 def _add(x: Array, update: Array, gate: Array | None) -> Array:

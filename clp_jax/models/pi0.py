@@ -56,7 +56,8 @@ class PaliGemma(nn.Module):
         a = self.architecture
         fast = a.kind == "pi0_fast"
         self.img = Siglip(a.vision, a.vlm.width, a.dtype, a.remat)
-        self.llm = Gemma(a.experts, a.vocab_size, a.dtype, a.remat, float32_queries=fast, skip_dead=a.skip_dead and not fast)
+        dead = a.skip_dead and not fast
+        self.llm = Gemma(a.experts, a.vocab_size, a.dtype, a.remat, float32_queries=fast, skip_dead=dead)
 
     def embed_prefix(
         self, observation: Observation, gates: Gates, *, capture: bool
@@ -123,8 +124,8 @@ class Pi0(nn.Module):
           capture: also return the residual streams.
 
         Returns:
-          v_t and, per tower (``vision``, ``vlm``, ``action``), its states; empty if not captured. The rows of ``action``
-          are those of all draws.
+          v_t and, per tower (``vision``, ``vlm``, ``action``), its states; empty if not captured. ``action`` has the
+          rows of all draws.
         """
         prefix, prefix_valid, towers = self.PaliGemma.embed_prefix(observation, gates, capture=capture)
         suffix, starts, condition = self.embed_suffix(observation, *_rows(noisy_actions, time))
@@ -268,9 +269,24 @@ def sample_actions(
 
 
 def draw_noise_and_time(
-    rng: Array, shape: tuple[int, int, int]
-) -> tuple[Float[Array, "b horizon adim"], Float[Array, " b"]]:
-    """What openpi's ``compute_loss(rng, ...)`` draws for actions of this shape: normal noise and t ~ Beta(1.5, 1)."""
+    rng: Array, shape: tuple[int, int, int], samples: int = 1
+) -> tuple[Float[Array, "b *k horizon adim"], Float[Array, "b *k"]]:
+    """What openpi's ``compute_loss(rng, ...)`` draws for actions of this shape: normal noise and t ~ Beta(1.5, 1).
+
+    Args:
+      rng: key.
+      shape: of the actions [b, horizon, adim].
+      samples: draws per observation. One is openpi's. More are stacked on an axis behind the batch: the first is
+        openpi's, and draw j what openpi draws with ``fold_in(rng, j + 2)``, as its own draw uses up children 0 to 2.
+    """
+    if samples == 1:
+        return _draw(rng, shape)
+    keys = [rng, *(jax.random.fold_in(rng, j + 2) for j in range(1, samples))]
+    noise, time = zip(*(_draw(key, shape) for key in keys), strict=True)
+    return jnp.stack(noise, axis=1), jnp.stack(time, axis=1)
+
+
+def _draw(rng: Array, shape: tuple[int, int, int]) -> tuple[Array, Array]:
     _, noise_rng, time_rng = jax.random.split(rng, 3)
     time = jax.random.beta(time_rng, 1.5, 1, shape[:1]) * 0.999 + 0.001
     return jax.random.normal(noise_rng, shape), time
