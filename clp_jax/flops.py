@@ -21,13 +21,17 @@ def parameter_count(architecture: Architecture) -> int:
     return sum(math.prod(leaf.shape) for leaf in flatten(abstract_params(architecture)).values())
 
 
-def gemma_flops(sizes: GemmaSizes, queries: int, keys: int) -> int:
-    """One expert's blocks on ``queries`` tokens of one observation that attend to ``keys`` tokens."""
-    heads = (2 * sizes.num_heads + 2 * sizes.num_kv_heads) * sizes.head_dim
-    projections = 2 * queries * sizes.width * heads
+def gemma_flops(sizes: GemmaSizes, queries: int, keys: int, *, skip_dead: bool = False) -> int:
+    """One expert's blocks on ``queries`` tokens of one observation that attend to ``keys`` tokens.
+
+    With ``skip_dead`` the last block ends with its keys and values.
+    """
+    keys_and_values = 4 * queries * sizes.width * sizes.num_kv_heads * sizes.head_dim
+    projections = 4 * queries * sizes.width * sizes.num_heads * sizes.head_dim
     attention = 4 * queries * keys * sizes.num_heads * sizes.head_dim
     feed_forward = 6 * queries * sizes.width * sizes.mlp_dim
-    return sizes.depth * (projections + attention + feed_forward)
+    whole_blocks = sizes.depth - 1 if skip_dead and sizes.depth else sizes.depth
+    return sizes.depth * keys_and_values + whole_blocks * (projections + attention + feed_forward)
 
 
 def siglip_flops(sizes: SiglipSizes, output_width: int) -> int:
@@ -38,22 +42,26 @@ def siglip_flops(sizes: SiglipSizes, output_width: int) -> int:
     return stem + sizes.depth * block + 2 * n * d * output_width
 
 
-def forward_flops(architecture: Architecture, *, cameras: int, prompt: int, horizon: int) -> int:
-    """One forward pass on one observation, prefix and suffix together, as in training and analysis.
+def forward_flops(
+    architecture: Architecture, *, cameras: int, prompt: int, horizon: int, action_samples: int = 1
+) -> int:
+    """One forward pass on one observation, prefix and suffix together, as in training.
 
     Args:
       architecture: of the model.
       cameras: images of an observation.
       prompt: prompt tokens, padding included.
       horizon: actions of a chunk.
+      action_samples: draws of noise and time that share the pass over the prefix.
     """
     a = architecture
     prefix = cameras * a.vision.num_tokens + prompt
     suffix = 0 if a.action is None else horizon + (a.kind == "pi0")
-    total = cameras * siglip_flops(a.vision, a.vlm.width) + gemma_flops(a.vlm, prefix, prefix + suffix)
+    images = cameras * siglip_flops(a.vision, a.vlm.width)
     if a.action is None:
-        return total + 2 * (prompt - 1) * a.vlm.width * a.vocab_size
-    return total + gemma_flops(a.action, suffix, prefix + suffix) + suffix_head_flops(a, horizon)
+        return images + gemma_flops(a.vlm, prefix, prefix) + 2 * (prompt - 1) * a.vlm.width * a.vocab_size
+    once = images + gemma_flops(a.vlm, prefix, prefix, skip_dead=a.skip_dead)
+    return once + action_samples * (gemma_flops(a.action, suffix, prefix + suffix) + suffix_head_flops(a, horizon))
 
 
 def sample_flops(architecture: Architecture, *, cameras: int, prompt: int, horizon: int, num_steps: int = 10) -> int:
@@ -61,7 +69,8 @@ def sample_flops(architecture: Architecture, *, cameras: int, prompt: int, horiz
     a = architecture
     assert a.action is not None
     prefix, suffix = cameras * a.vision.num_tokens + prompt, horizon + (a.kind == "pi0")
-    once = cameras * siglip_flops(a.vision, a.vlm.width) + gemma_flops(a.vlm, prefix, prefix)
+    once = cameras * siglip_flops(a.vision, a.vlm.width)
+    once += gemma_flops(a.vlm, prefix, prefix, skip_dead=a.skip_dead)
     return once + num_steps * (gemma_flops(a.action, suffix, prefix + suffix) + suffix_head_flops(a, horizon))
 
 

@@ -20,6 +20,7 @@ def test_forward_flops_agree_with_the_compiler(kind):
         vision=dataclasses.replace(toy.vision, depth=1, width=64, mlp_dim=128),
         vlm=dataclasses.replace(toy.vlm, depth=1, width=128, mlp_dim=512),
         action=dataclasses.replace(toy.action, depth=1, width=64, mlp_dim=256),
+        skip_dead=False,
     )
     spec = abstract_observation(arch, prompt_length=16)
     actions, time = jax.ShapeDtypeStruct((1, 10, 6), jnp.float32), jax.ShapeDtypeStruct((1,), jnp.float32)
@@ -45,7 +46,19 @@ def test_nine_of_eighteen_blocks_halve_the_language_stack():
     half = PI0.with_depths({"vlm": 9, "action": 9})
     vision_only = PI0.with_depths({"vlm": 0, "action": 0})
     fixed = forward_flops(vision_only, **shape)
-    full, pruned = (forward_flops(a, **shape) - fixed for a in (PI0, half))
+    whole = (dataclasses.replace(a, skip_dead=False) for a in (PI0, half))
+    full, pruned = (forward_flops(a, **shape) - fixed for a in whole)
     assert pruned * 2 == full
     assert sample_flops(half, **shape) < sample_flops(PI0, **shape)
     assert parameter_count(PI0) - parameter_count(half) == 9 * 127_408_128
+
+
+def test_dead_work_is_not_counted():
+    """All of the VLM's last block but its keys and values."""
+    shape = {"cameras": 3, "prompt": 48, "horizon": 50}
+    saved = forward_flops(dataclasses.replace(PI0, skip_dead=False), **shape) - forward_flops(PI0, **shape)
+    tokens, width, heads, mlp = 3 * 256 + 48, 2048, 8 * 256, 16_384
+    assert saved == 2 * tokens * (2 * width * heads + 2 * tokens * heads + 3 * width * mlp)
+    assert sample_flops(dataclasses.replace(PI0, skip_dead=False), **shape) - sample_flops(PI0, **shape) == saved
+    fast = (forward_flops(dataclasses.replace(PI0_FAST, skip_dead=skip), **shape) for skip in (True, False))
+    assert len(set(fast)) == 1

@@ -6,25 +6,21 @@ speed does not depend on them.
 
 import dataclasses
 import functools
-import statistics
-import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
-import numpy as np
 from rich.console import Console
 from rich.table import Table
 
 from clp_jax.benchmarks.small import HORIZON, PROMPT, SMALL, random_observations
+from clp_jax.benchmarks.steps import alternating, training_step
 from clp_jax.data import CalibrationData
 from clp_jax.errors import InputError
 from clp_jax.flops import forward_flops, sample_flops
 from clp_jax.models import Architecture, Pi0, build, init_params
 from clp_jax.models.pi0 import sample_actions
-from clp_jax.sharding import batch_sharding, make_mesh, put
-from clp_jax.training import OptimizerSettings, StepSettings
-from clp_jax.training.loop import build_program
+from clp_jax.training import StepSettings
 
 DEPTHS = (18, 12, 9)
 NUM_STEPS = 10
@@ -72,9 +68,9 @@ def run(models: Mapping[str, Architecture], *, batch_size: int = 4, repeats: int
     calls, memory = {}, {}
     for name, architecture in models.items():
         data = random_observations(architecture, batch_size * jax.device_count())
-        calls[name, "step"], memory[name] = _training_step(architecture, data)
+        calls[name, "step"], memory[name] = training_step(architecture, data, StepSettings(augment=False))
         calls[name, "prefix"], calls[name, "sample"] = _inference(architecture, data.take([0]))
-    seconds = _alternating(calls, repeats)
+    seconds = alternating(calls, repeats)
     first = next(iter(models.values()))
     return [
         Row(
@@ -91,25 +87,6 @@ def run(models: Mapping[str, Architecture], *, batch_size: int = 4, repeats: int
     ]
 
 
-def _training_step(architecture: Architecture, data: CalibrationData) -> tuple[Callable[[], Any], int]:
-    mesh = make_mesh()
-    program = build_program(architecture, OptimizerSettings(), StepSettings(augment=False), None, 0, mesh)
-    state = program.start(jax.jit(functools.partial(init_params, architecture))(jax.random.key(0)))
-    inputs = {key: value for key, value in data.arrays.items() if key not in ("noise", "time")}
-    batch = put(inputs, batch_sharding(mesh))
-    stop = put(np.zeros(jax.device_count(), np.int32), batch_sharding(mesh))
-    step = program.step.lower(state, batch, stop).compile()
-    plan = step.memory_analysis()
-    used = 0 if plan is None else plan.argument_size_in_bytes + plan.temp_size_in_bytes
-
-    def call() -> Any:
-        nonlocal state
-        state, info = step(state, batch, stop)
-        return info
-
-    return call, used
-
-
 def _inference(architecture: Architecture, data: CalibrationData) -> tuple[Callable[[], Any], Callable[[], Any]]:
     model = build(architecture)
     assert isinstance(model, Pi0)
@@ -120,18 +97,6 @@ def _inference(architecture: Architecture, data: CalibrationData) -> tuple[Calla
         lambda params, observation, noise: sample_actions(model, params, observation, noise=noise, num_steps=NUM_STEPS)
     )
     return lambda: prefix(params, observation), lambda: sample(params, observation, noise)
-
-
-def _alternating(calls: Mapping[Any, Callable[[], Any]], repeats: int) -> dict[Any, float]:
-    """Median seconds of each call."""
-    times: dict[Any, list[float]] = {key: [] for key in calls}
-    for repeat in range(repeats + 1):
-        for key, call in calls.items():
-            start = time.perf_counter()
-            jax.block_until_ready(call())
-            if repeat:  # the first compiles
-                times[key].append(time.perf_counter() - start)
-    return {key: statistics.median(values) for key, values in times.items()}
 
 
 def show(rows: list[Row], console: Console) -> None:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from rich.console import Console
 from rich.table import Table
 
-from clp_jax.benchmarks import analysis_overhead, checkpoint_io, cka_peers, depth
+from clp_jax.benchmarks import action_samples, analysis_overhead, checkpoint_io, cka_peers, depth
 from clp_jax.checkpoint import read_spec
 from clp_jax.errors import InputError
 from clp_jax.loading import default_dtype, read_architecture
@@ -22,10 +22,10 @@ class Benchmark:
 
     cka: against other packages; checkpoint: pruning a full-size π0; analysis: its overhead; depth: training step,
     memory and latency at 18, 12 and 9 blocks, or of your checkpoints; serving: latency and requests per second of your
-    checkpoints.
+    checkpoints; action-samples: step time and gradient noise with several draws per observation.
     """
 
-    part: Literal["cka", "checkpoint", "analysis", "depth", "serving"]
+    part: Literal["cka", "checkpoint", "analysis", "depth", "serving", "action-samples"]
     """What to measure."""
     checkpoint: str | None = None
     """depth and serving: your pruned checkpoint; depth takes a small random model if absent."""
@@ -50,6 +50,10 @@ def run(config: Benchmark) -> None:
         rows = depth.run(_models(config))
         depth.show(rows, console)
         result = [dataclasses.asdict(row) for row in rows]
+    elif config.part == "action-samples":
+        samples = action_samples.run()
+        action_samples.show(samples, console)
+        result = [dataclasses.asdict(row) for row in samples]
     elif config.part == "serving":
         if config.checkpoint is None or config.against is None:
             raise InputError("--part serving compares two checkpoints: give --checkpoint and --against.")

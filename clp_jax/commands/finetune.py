@@ -58,6 +58,8 @@ class Finetune(DataFlags, OptimizerSettings, DistributedFlags):
     """What normalises a LeRobot data set: its own statistics ("data"), a norm_stats.json, or None: the checkpoint's."""
     batch_size: int = 32
     """Observations of a step, over all devices."""
+    action_samples: int = 1
+    """Draws of noise and time per observation; all share one pass over its images and prompt."""
     accumulate: int = 1
     """Parts of a batch that run one after another, to save memory."""
     fsdp_devices: int = 1
@@ -88,6 +90,8 @@ class Finetune(DataFlags, OptimizerSettings, DistributedFlags):
     """Activation dtype, bfloat16 or float32; float32 on CPUs, else bfloat16."""
     remat: Remat = "all"
     """What the backward pass computes again: all of a block, all but its matrix products, or nothing."""
+    skip_dead: bool = True
+    """Leave out what the VLM's last block computes for nobody."""
     holdout_ratio: float = 0.05
     """Share of the episodes kept for the held-out loss."""
     evaluate_observations: int = 64
@@ -110,10 +114,7 @@ class Finetune(DataFlags, OptimizerSettings, DistributedFlags):
 
 def run(config: Finetune) -> None:
     """Run the command."""
-    if not 0.0 <= config.holdout_ratio < 1.0:
-        raise InputError(f"--holdout-ratio {config.holdout_ratio} must be at least 0 and below 1.")
-    if min(config.steps, config.log_every, config.save_every, config.evaluate_observations) < 1:
-        raise InputError("--steps, --log-every, --save-every and --evaluate-observations must be at least 1.")
+    _check_numbers(config)
     if config.wandb is not None:
         import_wandb()  # now, not after minutes of reading
     logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax logs, with tracebacks, what it raises as well
@@ -143,7 +144,8 @@ def run(config: Finetune) -> None:
     start = 0 if saved.latest is None else saved.latest + 1
     trained = sum(size for path, size in names.items() if path not in frozen)
     _introduce(console, config, data, mesh, start, trained, sum(names.values()))
-    flops = step_flops(architecture, trained / sum(names.values()), **_lengths(data))
+    share = trained / sum(names.values())
+    flops = step_flops(architecture, share, **_lengths(data), action_samples=config.action_samples)
     plan = PrunePlan.of(architecture.kind, architecture.depths, coupled=architecture.coupled)
     logs = Logs(out, start=start, wandb_project=config.wandb, config=entry["config"]) if is_first() else None
     lines = Console(stderr=True, quiet=not is_first())
@@ -191,6 +193,16 @@ class _Log:
         self._console.print(f"step {number}: {text}", highlight=False, soft_wrap=True)
 
 
+def _check_numbers(config: Finetune) -> None:
+    if not 0.0 <= config.holdout_ratio < 1.0:
+        raise InputError(f"--holdout-ratio {config.holdout_ratio} must be at least 0 and below 1.")
+    counts = (config.steps, config.log_every, config.save_every, config.evaluate_observations, config.action_samples)
+    if min(counts) < 1:
+        raise InputError(
+            "--steps, --log-every, --save-every, --evaluate-observations and --action-samples must be at least 1."
+        )
+
+
 def _architecture(config: Finetune, spec: CheckpointSpec) -> Architecture:
     dtype = config.dtype or default_dtype()
     if dtype not in ("float32", "bfloat16"):
@@ -199,7 +211,9 @@ def _architecture(config: Finetune, spec: CheckpointSpec) -> Architecture:
     if config.lora:
         vlm_rank, action_rank = config.lora_ranks
         architecture = with_adapters(architecture, vlm_rank=vlm_rank, action_rank=action_rank)
-    return dataclasses.replace(architecture, remat=config.remat)
+    if architecture.kind == "pi0_fast" and config.action_samples != 1:
+        raise InputError("--action-samples is for flow matching (pi0, pi05); a pi0_fast draws no noise, leave it out.")
+    return dataclasses.replace(architecture, remat=config.remat, skip_dead=config.skip_dead)
 
 
 def _todo(config: Finetune, frozen: frozenset[str]) -> Run:
@@ -209,7 +223,11 @@ def _todo(config: Finetune, frozen: frozenset[str]) -> Run:
         batch_size=config.batch_size,
         optimizer=OptimizerSettings(**optimizer),
         step=StepSettings(
-            ema_decay=config.ema_decay, accumulate=config.accumulate, augment=config.augment, frozen=frozen
+            ema_decay=config.ema_decay,
+            action_samples=config.action_samples,
+            accumulate=config.accumulate,
+            augment=config.augment,
+            frozen=frozen,
         ),
         frozen_dtype=None if config.frozen_dtype == "keep" else config.frozen_dtype,
         sharding_rules=_rules(config.shard),

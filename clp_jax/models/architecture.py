@@ -80,6 +80,8 @@ class Architecture:
       action_dim: dimensions of an action and of the state; None for ``pi0_fast``, whose actions are tokens.
       dtype: activation dtype, openpi's ``config.dtype``. Parameters keep their own dtype.
       remat: memory of training against time; openpi's is "all".
+      skip_dead: in the last block of π0 and π0.5, run the VLM only as far as its keys and values, all that reaches the
+        actions. Neither actions nor gradients depend on it.
     """
 
     kind: Kind
@@ -90,6 +92,7 @@ class Architecture:
     action_dim: int | None
     dtype: str = "bfloat16"
     remat: Remat = "all"
+    skip_dead: bool = True
 
     @property
     def experts(self) -> tuple[GemmaSizes, ...]:

@@ -9,11 +9,12 @@ axis 0 by one scan. Numerics (which steps run in float32) follow openpi models/g
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 
 from clp_jax.aliases import AnyArray, Array, Leaf
 from clp_jax.models.architecture import GemmaSizes
@@ -23,7 +24,7 @@ from clp_jax.models.remat import rematerialised
 KVCache = tuple[Float[Array, "depth b _s k h"], Float[Array, "depth b _s k h"]]
 """Keys (after RoPE) and values of every block."""
 
-Streams = Sequence[Float[Array, "b _s _d"] | None]
+Streams = Sequence[Float[Array, "_b _s _d"] | None]
 """One array of tokens per expert; None for an expert that does not run."""
 
 _MASKED_LOGIT = -2.3819763e38
@@ -56,54 +57,56 @@ class RMSNorm(nn.Module):
 
 
 class Attention(nn.Module):
-    """Grouped-query attention over the concatenated tokens of all experts; each has its own projections."""
+    """Grouped-query attention. Every expert has its own projections; what it sees is given as keys and values."""
 
     experts: tuple[GemmaSizes, ...]
     float32_queries: bool = False
 
-    @nn.compact
+    def setup(self) -> None:
+        numbered = list(enumerate(self.experts))
+        self.qkv: list[Any] = [
+            self._einsum(i, "qkv_einsum", 3, e.num_heads) if _fused(e) else None for i, e in numbered
+        ]
+        self.q: list[Any] = [None if _fused(e) else self._einsum(i, "q_einsum", e.num_heads) for i, e in numbered]
+        self.kv: list[Any] = [
+            None if _fused(e) else self._einsum(i, "kv_einsum", 2, e.num_kv_heads) for i, e in numbered
+        ]
+        self.output = [self._output(i) for i in range(len(self.experts))]
+
+    def keys_values(
+        self, i: int, x: Float[Array, "b t d"], positions: Int[Array, "b t"]
+    ) -> tuple[Float[Array, "b t k h"], Float[Array, "b t k h"]]:
+        """Keys after RoPE and values of expert ``i``'s tokens."""
+        if self.qkv[i] is None:
+            k, v = self.kv[i]("BSD,2KDH->2BSKH", x)
+        else:
+            k, v = self.qkv[i]("BSD,3KDH->3BSKH", x, part=slice(1, 3))
+        return rotate(k, positions).astype(v.dtype), v
+
     def __call__(
         self,
-        xs: Streams,
-        kv_cache: tuple[Array, Array] | None,
-        cache_index: Int[Array, ""] | None,
+        i: int,
+        x: Float[Array, "b t d"],
+        keys: Float[Array, "b s k h"],
+        values: Float[Array, "b s k h"],
         positions: Int[Array, "b t"],
         mask: Bool[Array, "b t s"],
-    ) -> tuple[list[Array | None], tuple[Array, Array]]:
-        projections = [self._project(i, x) for i, x in enumerate(xs) if x is not None]
-        q, k, v = (jnp.concatenate(parts, axis=1) for parts in zip(*projections, strict=True))
-        dtype, sizes = v.dtype, self.experts[0]
-        q, k = rotate(q, positions), rotate(k, positions).astype(dtype)
+    ) -> Float[Array, "b t d"]:
+        """What expert ``i``'s tokens read from the keys and values that they see."""
+        if self.qkv[i] is None:
+            q = self.q[i]("BTD,NDH->BTNH", x)
+        else:
+            (q,) = self.qkv[i]("BSD,3KDH->3BSKH", x, part=slice(0, 1))
+        q = rotate(q, positions)
         # π0 rounds the rotated queries to the activation dtype, π0-FAST keeps them in float32.
-        q = (q if self.float32_queries else q.astype(dtype)) * sizes.head_dim**-0.5
-        if kv_cache is not None:
-            k, v = (_extend(old, new, cache_index) for old, new in zip(kv_cache, (k, v), strict=True))
-
+        q = (q if self.float32_queries else q.astype(values.dtype)) * self.experts[i].head_dim ** -0.5
         b, t, n, h = q.shape
-        q = q.reshape(b, t, sizes.num_kv_heads, n // sizes.num_kv_heads, h)
-        logits = jnp.einsum("BTKGH,BSKH->BKGTS", q, k.astype(q.dtype), preferred_element_type=jnp.float32)
+        q = q.reshape(b, t, keys.shape[2], n // keys.shape[2], h)
+        logits = jnp.einsum("BTKGH,BSKH->BKGTS", q, keys.astype(q.dtype), preferred_element_type=jnp.float32)
         logits = jnp.where(mask[:, None, None, :, :], logits, _MASKED_LOGIT)
-        weights = jax.nn.softmax(logits, axis=-1).astype(dtype)
-        encoded = jnp.einsum("BKGTS,BSKH->BTKGH", weights, v).reshape(b, t, n, h)
-
-        outputs: list[Array | None] = []
-        start = 0
-        for i, x in enumerate(xs):
-            if x is None:
-                outputs.append(None)
-                continue
-            outputs.append(self._output(i)("BTNH,NHD->BTD", encoded[:, start : start + x.shape[1]]))
-            start += x.shape[1]
-        return outputs, (k, v)
-
-    def _project(self, i: int, x: Array) -> tuple[Array, Array, Array]:
-        e = self.experts[i]
-        if e.num_kv_heads == e.num_heads:
-            q, k, v = self._einsum(i, "qkv_einsum", (3, e.num_heads, e.width, e.head_dim), (0, 1))("BSD,3KDH->3BSKH", x)
-            return q, k, v
-        q = self._einsum(i, "q_einsum", (e.num_heads, e.width, e.head_dim), (0,))("BTD,NDH->BTNH", x)
-        k, v = self._einsum(i, "kv_einsum", (2, e.num_kv_heads, e.width, e.head_dim), (0, 1))("BSD,2KDH->2BSKH", x)
-        return q, k, v
+        weights = jax.nn.softmax(logits, axis=-1).astype(values.dtype)
+        encoded = jnp.einsum("BKGTS,BSKH->BTKGH", weights, values).reshape(b, t, n, h)
+        return self.output[i]("BTNH,NHD->BTD", encoded)
 
     def _output(self, i: int) -> Einsum:
         e = self.experts[i]
@@ -111,49 +114,71 @@ class Attention(nn.Module):
         shape, name = (e.num_heads, e.head_dim, e.width), expert_name("attn_vec_einsum", i)
         return Einsum(shape, init, e.attn_lora_rank, e.lora_scale, name=name)
 
-    def _einsum(self, i: int, name: str, shape: tuple[int, ...], batch_axis: tuple[int, ...]) -> Einsum:
+    def _einsum(self, i: int, name: str, *heads: int) -> Einsum:
         e = self.experts[i]
-        init = nn.initializers.lecun_normal(in_axis=-2, out_axis=-1, batch_axis=batch_axis)
+        init = nn.initializers.lecun_normal(in_axis=-2, out_axis=-1, batch_axis=tuple(range(len(heads))))
+        shape = (*heads, e.width, e.head_dim)
         return Einsum(shape, init, e.attn_lora_rank, e.lora_scale, name=expert_name(name, i))
 
 
 class Block(nn.Module):
     """Pre-norm transformer block over all experts: shared attention, then a feed-forward each.
 
-    Its scan carry is the streams; per block it takes the KV cache and the gates and gives the new KV cache and, if
-    ``capture``, the streams after it. A gate g per expert and observation replaces the block's output y by
-    ``(1 - g) x + g y``: 1 keeps the block, 0 removes it exactly, and the derivative is the block's whole update.
+    A stream sees the cache, itself and the streams before it. An earlier one may have fewer rows: each row then serves
+    several neighbouring rows of the later stream.
+
+    The scan carry is the streams; per block it takes the KV cache, the gates and whether the first stream is ``read``
+    afterwards, and gives the new KV cache and, if ``capture``, the streams after it. A gate g per expert and
+    observation replaces the block's output y by ``(1 - g) x + g y``: 1 keeps the block, 0 removes it exactly, and the
+    derivative is the block's whole update. A first stream that is not read ends with its keys and values: the rest of
+    its block, which could reach nothing, does not run.
     """
 
     experts: tuple[GemmaSizes, ...]
     capture: bool
+    remat: str = "all"
     float32_queries: bool = False
 
-    @nn.compact
-    def __call__(self, xs, kv_cache, gates, cache_index, positions, mask, conditions):
-        inputs = xs
-        normed, residual_gates = self._norm("pre_attention_norm", xs, conditions)
-        attention = Attention(self.experts, self.float32_queries, name="attn")
-        updates, kv_cache = attention(normed, kv_cache, cache_index, positions, mask)
-        xs = _add(xs, updates, residual_gates)
+    def setup(self) -> None:
+        numbered = list(enumerate(self.experts))
+        self.attn = Attention(self.experts, self.float32_queries)
+        self.attention_norms = [RMSNorm(name=expert_name("pre_attention_norm", i)) for i, _ in numbered]
+        self.ffw_norms = [RMSNorm(name=expert_name("pre_ffw_norm", i)) for i, _ in numbered]
+        self.mlps = [FeedForward(e.width, e.mlp_dim, e.ffn_lora_rank, name=expert_name("mlp", i)) for i, e in numbered]
 
-        normed, residual_gates = self._norm("pre_ffw_norm", xs, conditions)
-        updates = [None if x is None else self._feed_forward(i)(x) for i, x in enumerate(normed)]
-        xs = _add(xs, updates, residual_gates)
-        if gates is not None:
-            xs = [_gated(x, y, gates[i]) for i, (x, y) in enumerate(zip(inputs, xs, strict=True))]
-        return xs, (kv_cache, xs if self.capture else None)
+    def __call__(self, xs, kv_cache, gates, read, cache_index, positions, masks, conditions):
+        after, seen = [], kv_cache
+        for i, x in enumerate(xs):
+            if x is None:
+                after.append(None)
+                continue
+            normed, residual_gate = self.attention_norms[i](x, conditions[i])
+            seen = _extended(seen, self.attn.keys_values(i, normed, positions[i]), cache_index)
+            gate = None if gates is None else gates[i]
+            inputs = x, normed, residual_gate, seen, positions[i], masks[i], conditions[i], gate
+            if i or read is None or self.is_initializing():
+                after.append(self.finish(i, *inputs))
+            else:
+                # What a branch keeps for the backward pass crosses its border and cannot be fused away.
+                finish = rematerialised(_finish_first, self.remat)
+                after.append(nn.cond(read, finish, _leave_first, self, *inputs))
+        return after, (seen, after if self.capture else None)
 
-    def _norm(self, name: str, xs, conditions):
-        pairs = [
-            (None, None) if x is None else RMSNorm(name=expert_name(name, i))(x, conditions[i])
-            for i, x in enumerate(xs)
-        ]
-        return [normed for normed, _ in pairs], [gate for _, gate in pairs]
+    def finish(self, i: int, x, normed, residual_gate, seen, positions, mask, condition, gate):
+        """Stream ``i`` after the block: all that follows its keys and values."""
+        keys, values = seen
+        y = _add(x, self.attn(i, normed, keys, values, positions, mask), residual_gate)
+        normed, residual_gate = self.ffw_norms[i](y, condition)
+        y = _add(y, self.mlps[i](normed), residual_gate)
+        return y if gate is None else _gated(x, y, gate)
 
-    def _feed_forward(self, i: int) -> FeedForward:
-        e = self.experts[i]
-        return FeedForward(e.width, e.mlp_dim, e.ffn_lora_rank, name=expert_name("mlp", i))
+
+def _finish_first(block: Block, *inputs) -> Array:
+    return block.finish(0, *inputs)
+
+
+def _leave_first(_: Block, x: Array, *__) -> Array:
+    return x
 
 
 class Embedder(nn.Module):
@@ -182,6 +207,7 @@ class Gemma(nn.Module):
     dtype: str
     remat: str = "all"
     float32_queries: bool = False
+    skip_dead: bool = False
 
     def setup(self) -> None:
         self.embedder = Embedder(self.vocab_size, self.experts[0].width)
@@ -200,9 +226,9 @@ class Gemma(nn.Module):
         self,
         xs: Streams,
         *,
-        positions: Int[Array, "b t"],
-        mask: Bool[Array, "b t s"],
-        conditions: Sequence[Float[Array, "b _d"] | None] | None = None,
+        positions: Sequence[Int[Array, "_b _t"] | None],
+        masks: Sequence[Bool[Array, "_b _t _s"] | None],
+        conditions: Sequence[Float[Array, "_b _d"] | None] | None = None,
         kv_cache: KVCache | None = None,
         cache_index: Int[Array, ""] | None = None,
         gates: Float[AnyArray, "depth e #b"] | None = None,
@@ -211,29 +237,35 @@ class Gemma(nn.Module):
         """Run the stack.
 
         Args:
-          xs: tokens per expert.
-          positions: RoPE positions of the running tokens.
-          mask: True where a query (t) sees a key (s); s counts cached keys too.
+          xs: tokens per expert. A later expert may have a multiple of the rows of an earlier one, see `Block`.
+          positions: RoPE positions of each expert's tokens.
+          masks: per expert, True where a query (t) sees a key (s). The keys are the cached ones, then those of the
+            running experts up to this one.
           conditions: adaRMS condition per expert, or None.
-          kv_cache: keys and values to attend to beside the new ones.
+          kv_cache: keys and values that all experts see before the new ones.
           cache_index: write the new keys into the cache at this slot (fixed-size decoding); None appends them.
           gates: per block, expert and observation, 1 keeps and 0 removes; None runs without the extra multiply.
           capture: also return the residual streams.
 
         Returns:
-          Normalised outputs per expert, the KV cache, and per expert the states [depth + 1, b, s, d] (None if not
-          captured).
+          Normalised outputs per expert; the keys and values that the last running expert saw; and per expert the states
+          [depth + 1, b, s, d] (None if not captured). With ``skip_dead`` the first expert has no output, unless states
+          are captured: what follows its keys and values in the last block is not computed.
         """
         xs = [None if x is None else x.astype(self.dtype) for x in xs]
         conditions = conditions or [None] * len(self.experts)
+        depth = self.experts[0].depth
+        read = jnp.arange(1, depth + 1) < depth if self.skip_dead and not capture else None
         stack = nn.scan(
             rematerialised(Block, self.remat),
             variable_axes={"params": 0},
             split_rngs={"params": True},
-            in_axes=(0, 0, nn.broadcast, nn.broadcast, nn.broadcast, nn.broadcast),
-            length=self.experts[0].depth,
-        )(self.experts, capture, self.float32_queries, name="layers")
-        ys, (kv_cache, states) = stack(xs, kv_cache, gates, cache_index, positions, mask, conditions)
+            in_axes=(0, 0, 0, nn.broadcast, nn.broadcast, nn.broadcast, nn.broadcast),
+            length=depth,
+        )(self.experts, capture, self.remat, self.float32_queries, name="layers")
+        ys, (kv_cache, states) = stack(xs, kv_cache, gates, read, cache_index, positions, masks, conditions)
+        if read is not None and not self.is_initializing():
+            ys = [None, *ys[1:]]
         outputs = [
             None if y is None else norm(y, condition)[0]
             for norm, y, condition in zip(self.final_norms, ys, conditions, strict=True)
@@ -243,6 +275,11 @@ class Gemma(nn.Module):
                 None if x is None else jnp.concatenate([x[None], after]) for x, after in zip(xs, states, strict=True)
             ]
         return outputs, kv_cache, states
+
+
+def repeated(x: Shaped[Array, "b *_rest"], rows: int) -> Shaped[Array, "rows *_rest"]:
+    """Each row as often as it takes to have ``rows`` of them; copies of a row are neighbours."""
+    return x if x.shape[0] == rows else jnp.repeat(x, rows // x.shape[0], axis=0)
 
 
 def rotate(x: Float[Array, "b t n h"], positions: Int[Array, "b t"]) -> Float[Array, "b t n h"]:
@@ -255,23 +292,27 @@ def rotate(x: Float[Array, "b t n h"], positions: Int[Array, "b t"]) -> Float[Ar
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
 
 
-def _extend(old: Array, new: Array, index: Array | None) -> Array:
+def _fused(sizes: GemmaSizes) -> bool:
+    return sizes.num_kv_heads == sizes.num_heads
+
+
+def _extended(seen: tuple[Array, Array] | None, new: tuple[Array, Array], index: Array | None) -> tuple[Array, Array]:
+    """Keys and values seen so far and the new ones, appended or written at ``index``."""
+    if seen is None:
+        return new
+    keys, values = (repeated(old, new[0].shape[0]) for old in seen)
     if index is None:
-        return jnp.concatenate([old, new], axis=1)
-    return jax.lax.dynamic_update_slice_in_dim(old, new, index, axis=1)
+        return jnp.concatenate([keys, new[0]], axis=1), jnp.concatenate([values, new[1]], axis=1)
+    update = jax.lax.dynamic_update_slice_in_dim
+    return update(keys, new[0], index, axis=1), update(values, new[1], index, axis=1)
 
 
-def _add(xs, updates, gates):
-    """Residual sums; adaRMS multiplies the update by its gate."""
-    return [
-        None if x is None else x + (update if gate is None else update * gate)
-        for x, update, gate in zip(xs, updates, gates, strict=True)
-    ]
+def _add(x: Array, update: Array, gate: Array | None) -> Array:
+    """Residual sum; adaRMS multiplies the update by its gate."""
+    return x + (update if gate is None else update * gate)
 
 
-def _gated(x: Array | None, y: Array | None, gate: Array) -> Array | None:
+def _gated(x: Array, y: Array, gate: Array) -> Array:
     """(1 - g) x + g y, exact at 0 and 1 in any dtype."""
-    if x is None or y is None:
-        return None
-    gate = gate[:, None, None].astype(x.dtype)
+    gate = repeated(gate, x.shape[0])[:, None, None].astype(x.dtype)
     return (1 - gate) * x + gate * y

@@ -21,7 +21,10 @@ _ADAPTER_INIT = nn.initializers.normal(stddev=0.01)
 
 
 class Einsum(nn.Module):
-    """``einsum(equation, x, w)`` in x's dtype, plus ``scale`` times the adapter's product when ``lora_rank`` > 0."""
+    """``einsum(equation, x, w)`` in x's dtype, plus ``scale`` times the adapter's product when ``lora_rank`` > 0.
+
+    ``part`` takes a part of the weight's first axis.
+    """
 
     shape: tuple[int, ...]
     initializer: nn.initializers.Initializer
@@ -29,16 +32,16 @@ class Einsum(nn.Module):
     lora_scale: float = 1.0
 
     @nn.compact
-    def __call__(self, equation: str, x: Float[Array, "..."]) -> Float[Array, "..."]:
-        w = self.param("w", self.initializer, self.shape)
+    def __call__(self, equation: str, x: Float[Array, "..."], part: slice = slice(None)) -> Float[Array, "..."]:
+        w = self.param("w", self.initializer, self.shape)[part]
         y = jnp.einsum(equation, x, w.astype(x.dtype))
         if not self.lora_rank:
             return y
         a = self.param("lora_a", _ADAPTER_INIT, (*self.shape[:-1], self.lora_rank))
         b = self.param("lora_b", _ADAPTER_INIT, (*self.shape[:-2], self.lora_rank, self.shape[-1]))
         down, up = adapter_equations(equation)
-        low = jnp.einsum(down, x, a.astype(x.dtype))
-        return y + jnp.einsum(up, low, b.astype(x.dtype)) * self.lora_scale
+        low = jnp.einsum(down, x, a[part].astype(x.dtype))
+        return y + jnp.einsum(up, low, b[part].astype(x.dtype)) * self.lora_scale
 
 
 def adapter_equations(equation: str) -> tuple[str, str]:

@@ -10,11 +10,11 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 
 from clp_jax.aliases import AnyArray, Array, Tree
 from clp_jax.models.architecture import Architecture
-from clp_jax.models.gemma import Gemma, KVCache
+from clp_jax.models.gemma import Gemma, KVCache, repeated
 from clp_jax.models.observation import Observation, model_image
 from clp_jax.models.siglip import Siglip
 
@@ -54,8 +54,10 @@ class PaliGemma(nn.Module):
 
     def setup(self) -> None:
         a = self.architecture
+        fast = a.kind == "pi0_fast"
         self.img = Siglip(a.vision, a.vlm.width, a.dtype, a.remat)
-        self.llm = Gemma(a.experts, a.vocab_size, a.dtype, a.remat, float32_queries=a.kind == "pi0_fast")
+        dead = a.skip_dead and not fast
+        self.llm = Gemma(a.experts, a.vocab_size, a.dtype, a.remat, float32_queries=fast, skip_dead=dead)
 
     def embed_prefix(
         self, observation: Observation, gates: Gates, *, capture: bool
@@ -103,33 +105,36 @@ class Pi0(nn.Module):
     def __call__(
         self,
         observation: Observation,
-        noisy_actions: Float[AnyArray, "b horizon adim"],
-        time: Float[AnyArray, " b"],
+        noisy_actions: Float[AnyArray, "b *k horizon adim"],
+        time: Float[AnyArray, "b *k"],
         *,
         gates: Gates = Gates(),
         capture: bool = False,
-    ) -> tuple[Float[Array, "b horizon adim"], dict[str, TowerStates]]:
+    ) -> tuple[Float[Array, "b *k horizon adim"], dict[str, TowerStates]]:
         """The velocity at x_t, prefix and suffix in one pass, as training runs it.
+
+        The prefix depends on neither noise nor time, so it can serve k draws of them: as the action expert's rows, k of
+        which see the same prefix and none of which sees another.
 
         Args:
           observation: what the robot sees.
-          noisy_actions: x_t.
+          noisy_actions: x_t, one or k per observation.
           time: t in (0, 1], 1 is noise.
           gates: blocks to switch off.
           capture: also return the residual streams.
 
         Returns:
-          v_t and, per tower (``vision``, ``vlm``, ``action``), its states; empty if not captured.
+          v_t and, per tower (``vision``, ``vlm``, ``action``), its states; empty if not captured. ``action`` has the
+          rows of all draws.
         """
         prefix, prefix_valid, towers = self.PaliGemma.embed_prefix(observation, gates, capture=capture)
-        suffix, suffix_starts, condition = self.embed_suffix(observation, noisy_actions, time)
-        suffix_valid = jnp.ones(suffix.shape[:2], dtype=bool)
-        valid = jnp.concatenate([prefix_valid, suffix_valid], axis=1)
-        starts = jnp.concatenate([jnp.zeros(prefix.shape[1], dtype=bool), suffix_starts])
+        suffix, starts, condition = self.embed_suffix(observation, *_rows(noisy_actions, time))
+        positions, mask = _suffix_view(prefix_valid, starts, suffix.shape[0])
+        no_starts = jnp.zeros(prefix_valid.shape, dtype=bool)
         (_, out), _, states = self.PaliGemma.llm(
             [prefix, suffix],
-            positions=token_positions(valid),
-            mask=attention_mask(valid, jnp.broadcast_to(starts, valid.shape)),
+            positions=[token_positions(prefix_valid), positions],
+            masks=[attention_mask(prefix_valid, no_starts), mask],
             conditions=[None, condition],
             gates=gates.llm,
             capture=capture,
@@ -137,17 +142,17 @@ class Pi0(nn.Module):
         if states is not None:
             towers |= {
                 "vlm": TowerStates(states[0], prefix_valid),
-                "action": TowerStates(states[1], suffix_valid),
+                "action": TowerStates(states[1], jnp.ones(suffix.shape[:2], dtype=bool)),
             }
-        return self._velocity(out, noisy_actions.shape[1]), towers
+        return self._velocity(out, noisy_actions.shape), towers
 
     def prefill(self, observation: Observation, *, gates: Gates = Gates()) -> tuple[KVCache, Bool[Array, "b p"]]:
         """Keys and values of the prefix, which depends on neither noise nor time, and its validity."""
         prefix, valid, _ = self.PaliGemma.embed_prefix(observation, gates, capture=False)
         _, kv_cache, _ = self.PaliGemma.llm(
             [prefix, None],
-            positions=token_positions(valid),
-            mask=attention_mask(valid, jnp.zeros(valid.shape, dtype=bool)),
+            positions=[token_positions(valid), None],
+            masks=[attention_mask(valid, jnp.zeros(valid.shape, dtype=bool)), None],
             gates=gates.llm,
         )
         return kv_cache, valid
@@ -164,24 +169,22 @@ class Pi0(nn.Module):
     ) -> Float[Array, "b horizon adim"]:
         """The velocity at x_t against a prefilled prefix."""
         suffix, starts, condition = self.embed_suffix(observation, noisy_actions, time)
-        valid = jnp.ones(suffix.shape[:2], dtype=bool)
-        to_suffix = attention_mask(valid, jnp.broadcast_to(starts, valid.shape))
-        to_prefix = jnp.broadcast_to(prefix_valid[:, None, :], (*to_suffix.shape[:2], prefix_valid.shape[1]))
+        positions, mask = _suffix_view(prefix_valid, starts, suffix.shape[0])
         (_, out), _, _ = self.PaliGemma.llm(
             [None, suffix],
-            positions=jnp.sum(prefix_valid, axis=-1, dtype=jnp.int32)[:, None] + token_positions(valid),
-            mask=jnp.concatenate([to_prefix, to_suffix], axis=-1),
+            positions=[None, positions],
+            masks=[None, mask],
             conditions=[None, condition],
             kv_cache=kv_cache,
             gates=gates.llm,
         )
-        return self._velocity(out, noisy_actions.shape[1])
+        return self._velocity(out, noisy_actions.shape)
 
     def embed_suffix(
-        self, observation: Observation, noisy_actions: Float[AnyArray, "b horizon adim"], time: Float[AnyArray, " b"]
-    ) -> tuple[Float[Array, "b s d"], Bool[Array, " s"], Float[Array, "b d"] | None]:
+        self, observation: Observation, noisy_actions: Float[AnyArray, "r horizon adim"], time: Float[AnyArray, " r"]
+    ) -> tuple[Float[Array, "r s d"], Bool[Array, " s"], Float[Array, "r d"] | None]:
         """Tokens of the action expert, where a new attention block starts, and the adaRMS condition (π0.5)."""
-        horizon = noisy_actions.shape[1]
+        rows, horizon = noisy_actions.shape[:2]
         actions = self.action_in_proj(noisy_actions)
         embedded_time = time_embedding(time, actions.shape[-1])
         first_action = jnp.arange(horizon) == 0
@@ -191,12 +194,29 @@ class Pi0(nn.Module):
         times = jnp.broadcast_to(embedded_time[:, None, :], actions.shape).astype(actions.dtype)
         mixed = self.action_time_mlp_in(jnp.concatenate([actions, times], axis=-1))
         tokens = self.action_time_mlp_out(nn.swish(mixed))
-        state = self.state_proj(jnp.asarray(observation.state))[:, None, :]
+        state = repeated(self.state_proj(jnp.asarray(observation.state)), rows)[:, None, :]
         starts = jnp.concatenate([jnp.ones(1, dtype=bool), first_action])
         return jnp.concatenate([state, tokens], axis=1), starts, None
 
-    def _velocity(self, out: Float[Array, "b s d"], horizon: int) -> Float[Array, "b horizon adim"]:
-        return self.action_out_proj(out[:, -horizon:])
+    def _velocity(self, out: Float[Array, "r s d"], shape: tuple[int, ...]) -> Array:
+        return self.action_out_proj(out[:, -shape[-2] :]).reshape(shape)
+
+
+def _rows(noisy_actions: AnyArray, time: AnyArray) -> tuple[AnyArray, AnyArray]:
+    """All draws of all observations on one axis; those of an observation are neighbours."""
+    return noisy_actions.reshape(-1, *noisy_actions.shape[-2:]), time.reshape(-1)
+
+
+def _suffix_view(
+    prefix_valid: Bool[Array, "b p"], starts: Bool[Array, " s"], rows: int
+) -> tuple[Int[Array, "r s"], Bool[Array, "r s t"]]:
+    """Positions of the suffix, which count on from the prefix, and its mask over prefix and suffix."""
+    valid = jnp.ones((rows, len(starts)), dtype=bool)
+    to_suffix = attention_mask(valid, jnp.broadcast_to(starts, valid.shape))
+    prefix_valid = repeated(prefix_valid, rows)
+    to_prefix = jnp.broadcast_to(prefix_valid[:, None, :], (*valid.shape, prefix_valid.shape[1]))
+    positions = jnp.sum(prefix_valid, axis=-1, dtype=jnp.int32)[:, None] + token_positions(valid)
+    return positions, jnp.concatenate([to_prefix, to_suffix], axis=-1)
 
 
 def compute_loss(
@@ -205,12 +225,16 @@ def compute_loss(
     observation: Observation,
     actions: Float[AnyArray, "b horizon adim"],
     *,
-    noise: Float[AnyArray, "b horizon adim"],
-    time: Float[AnyArray, " b"],
+    noise: Float[AnyArray, "b *k horizon adim"],
+    time: Float[AnyArray, "b *k"],
     gates: Gates = Gates(),
-) -> Float[Array, "b horizon"]:
-    """Flow-matching loss with given noise and times: the mean square over the action dimensions."""
-    t = time[:, None, None]
+) -> Float[Array, "b *k horizon"]:
+    """Flow-matching loss with given noise and times: the mean square over the action dimensions.
+
+    Noise and times have an axis more than the actions' batch where k draws of them share one pass over the prefix.
+    """
+    t = time[..., None, None]
+    actions = actions.reshape(len(actions), *(1 for _ in time.shape[1:]), *actions.shape[1:])
     velocity, _ = model.apply({"params": params}, observation, t * noise + (1 - t) * actions, time, gates=gates)
     return jnp.mean(jnp.square(velocity.astype(jnp.float32) - (noise - actions)), axis=-1)
 
@@ -245,9 +269,24 @@ def sample_actions(
 
 
 def draw_noise_and_time(
-    rng: Array, shape: tuple[int, int, int]
-) -> tuple[Float[Array, "b horizon adim"], Float[Array, " b"]]:
-    """What openpi's ``compute_loss(rng, ...)`` draws for actions of this shape: normal noise and t ~ Beta(1.5, 1)."""
+    rng: Array, shape: tuple[int, int, int], samples: int = 1
+) -> tuple[Float[Array, "b *k horizon adim"], Float[Array, "b *k"]]:
+    """What openpi's ``compute_loss(rng, ...)`` draws for actions of this shape: normal noise and t ~ Beta(1.5, 1).
+
+    Args:
+      rng: key.
+      shape: of the actions [b, horizon, adim].
+      samples: draws per observation. One is openpi's. More are stacked on an axis behind the batch: the first is
+        openpi's, and draw j what openpi draws with ``fold_in(rng, j + 2)``, as its own draw uses up children 0 to 2.
+    """
+    if samples == 1:
+        return _draw(rng, shape)
+    keys = [rng, *(jax.random.fold_in(rng, j + 2) for j in range(1, samples))]
+    noise, time = zip(*(_draw(key, shape) for key in keys), strict=True)
+    return jnp.stack(noise, axis=1), jnp.stack(time, axis=1)
+
+
+def _draw(rng: Array, shape: tuple[int, int, int]) -> tuple[Array, Array]:
     _, noise_rng, time_rng = jax.random.split(rng, 3)
     time = jax.random.beta(time_rng, 1.5, 1, shape[:1]) * 0.999 + 0.001
     return jax.random.normal(noise_rng, shape), time

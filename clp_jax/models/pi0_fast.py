@@ -41,7 +41,7 @@ class Pi0Fast(nn.Module):
         tokens, valid = tokens[:, :-1], valid[:, :-1]
         positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape[:2])
         (out,), _, states = self.PaliGemma.llm(
-            [tokens], positions=positions, mask=mask, gates=gates.llm, capture=capture
+            [tokens], positions=[positions], masks=[mask], gates=gates.llm, capture=capture
         )
         if states is not None:
             towers |= {"vlm": TowerStates(states[0], valid)}
@@ -53,7 +53,9 @@ class Pi0Fast(nn.Module):
         """Logits of the first new token, and the right-aligned prefix's cache and validity."""
         tokens, valid, _ = self.PaliGemma.embed_prefix(observation, gates, capture=False)
         tokens, valid, mask = jax.vmap(_right_align)(tokens, valid, self._mask(observation, valid))
-        (out,), kv_cache, _ = self.PaliGemma.llm([tokens], positions=token_positions(valid), mask=mask, gates=gates.llm)
+        (out,), kv_cache, _ = self.PaliGemma.llm(
+            [tokens], positions=[token_positions(valid)], masks=[mask], gates=gates.llm
+        )
         return self.PaliGemma.llm.decode(out[:, -1:])[:, 0], kv_cache, valid
 
     def decode(
@@ -69,8 +71,8 @@ class Pi0Fast(nn.Module):
         """Logits after one more token, written into the cache's slot ``index``."""
         (out,), kv_cache, _ = self.PaliGemma.llm(
             [self.PaliGemma.llm.embed(token[:, None])],
-            positions=position[:, None],
-            mask=visible[:, None, :],
+            positions=[position[:, None]],
+            masks=[visible[:, None, :]],
             kv_cache=kv_cache,
             cache_index=index,
             gates=gates.llm,

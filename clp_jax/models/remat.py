@@ -11,6 +11,9 @@ _POLICIES = {
 }
 
 
-def rematerialised(block: type[nn.Module], remat: str) -> Any:
-    """The block class for a scan: "all" keeps its input alone, "dots" also its products with weights, "none" all."""
+def rematerialised(block: Any, remat: str) -> Any:
+    """A block class for a scan, or a function of a block.
+
+    "all" keeps its input alone, "dots" also its products with weights, "none" all.
+    """
     return block if remat == "none" else nn.remat(block, prevent_cse=False, policy=_POLICIES[remat])

@@ -11,6 +11,7 @@ from jaxtyping import Float
 
 from clp_jax.aliases import Array, Leaf, Tree
 from clp_jax.data import observation_of
+from clp_jax.errors import InputError
 from clp_jax.models import Architecture, Model, Pi0Fast, build, pi0, pi0_fast
 from clp_jax.models.augmentation import augment
 from clp_jax.models.observation import model_image
@@ -27,12 +28,14 @@ class StepSettings:
 
     Attributes:
       ema_decay: of the average of the parameters; None without.
+      action_samples: draws of noise and time per observation, which share one pass over its images and prompt.
       accumulate: microbatches whose gradients are averaged before the update: the memory of one, the result of all.
       augment: crop, rotate and recolour the images as openpi does.
       frozen: names of parameters that are not trained.
     """
 
     ema_decay: float | None = 0.99
+    action_samples: int = 1
     accumulate: int = 1
     augment: bool = True
     frozen: frozenset[str] = frozenset()
@@ -48,7 +51,8 @@ def train_step(
 ) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
     """Draw noise and times, take the gradient of the loss, update.
 
-    Randomness is that of openpi's step (scripts/train.py, commit 15a9616) for the same ``rng``, so runs compare.
+    Randomness is that of openpi's step (scripts/train.py, commit 15a9616) for the same ``rng``, so runs compare. With
+    several action samples the loss is their mean, in expectation the same.
 
     Args:
       architecture: of the model.
@@ -64,7 +68,7 @@ def train_step(
     model = build(architecture)
     trained, frozen = split_frozen(state.params, settings.frozen)
     key = jax.random.fold_in(rng, state.step)
-    rows, augmentation_key = _draw(model, key, batch)
+    rows, augmentation_key = _draw(model, key, batch, settings.action_samples)
 
     def loss(trained: Tree, rows: Mapping[str, Leaf], number: Leaf) -> Float[Array, ""]:
         if settings.augment:
@@ -84,7 +88,7 @@ def train_step(
     return TrainState(state.step + 1, params, opt_state, average), info
 
 
-def model_loss(model: Model, params: Tree, rows: Mapping[str, Leaf]) -> Float[Array, "b *horizon"]:
+def model_loss(model: Model, params: Tree, rows: Mapping[str, Leaf]) -> Float[Array, "b *draws_and_horizon"]:
     """openpi's loss of each observation (and action of the chunk); flow matching reads ``noise`` and ``time``."""
     observation = observation_of(rows)
     if isinstance(model, Pi0Fast):
@@ -97,11 +101,13 @@ def _norm(tree: Leaf) -> Float[Array, ""]:
     return jnp.sqrt(sum(jnp.sum(jnp.square(x)) for x in jax.tree.leaves(tree)))
 
 
-def _draw(model: Model, key: Array, batch: Mapping[str, Leaf]) -> tuple[dict[str, Leaf], Array]:
+def _draw(model: Model, key: Array, batch: Mapping[str, Leaf], samples: int) -> tuple[dict[str, Leaf], Array]:
     """The batch with fresh noise and times, and the key of the augmentation."""
     if isinstance(model, Pi0Fast):
+        if samples != 1:
+            raise InputError(f"a π0-FAST draws no noise: {samples} action samples make no sense, leave 1.")
         return dict(batch), key
-    noise, time = pi0.draw_noise_and_time(key, batch["actions"].shape)
+    noise, time = pi0.draw_noise_and_time(key, batch["actions"].shape, samples)
     return {**batch, "noise": noise, "time": time}, jax.random.split(key, 3)[0]
 
 

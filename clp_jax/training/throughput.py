@@ -30,13 +30,22 @@ def peak_flops(device_kind: str) -> float | None:
     return PEAK_FLOPS[max(names, key=len)] if names else None
 
 
-def step_flops(architecture: Architecture, trained_share: float, *, cameras: int, prompt: int, horizon: int) -> float:
+def step_flops(
+    architecture: Architecture,
+    trained_share: float,
+    *,
+    cameras: int,
+    prompt: int,
+    horizon: int,
+    action_samples: int = 1,
+) -> float:
     """One observation in a training step: forward, gradients of activations and of the weights that are trained.
 
     Recomputation is not counted. ``trained_share`` is that of all parameters, so a partly frozen model's count is an
     estimate.
     """
-    return forward_flops(architecture, cameras=cameras, prompt=prompt, horizon=horizon) * (2 + trained_share)
+    shape = {"cameras": cameras, "prompt": prompt, "horizon": horizon, "action_samples": action_samples}
+    return forward_flops(architecture, **shape) * (2 + trained_share)
 
 
 def utilisation(flops_per_second: float) -> float | None:
