@@ -1,5 +1,6 @@
 """Calibration files: what is read, what is refused, and how observations are dealt into groups."""
 
+import jax
 import numpy as np
 import pytest
 import toys
@@ -8,7 +9,8 @@ from hypothesis import strategies as st
 
 from clp_jax.data import arrange, fixed_noise_and_time, hold_out, load_npz
 from clp_jax.errors import InputError
-from clp_jax.models import CAMERAS
+from clp_jax.models import CAMERAS, build
+from clp_jax.training.step import model_loss
 
 ARCH = toys.architecture()
 
@@ -25,6 +27,28 @@ def test_noise_and_time_of_the_file_are_kept(tmp_path):
     np.testing.assert_array_equal(loaded.arrays["time"], arrays["time"])
     assert loaded.cameras == ("base_0_rgb", "left_wrist_0_rgb", "right_wrist_0_rgb")
     assert len(loaded.fingerprint) == 64
+
+
+@pytest.mark.parametrize("kind", ["pi0", "pi05"])
+def test_cameras_that_no_observation_has_are_left_out_and_nobody_misses_them(tmp_path, kind):
+    arch = toys.architecture(kind)
+    whole = toys.data(arch, 3).arrays | {f"image_mask/{camera}": np.zeros(3, bool) for camera in CAMERAS[1:]}
+    loaded = load_npz(write(tmp_path / "d.npz", whole), arch)
+    assert loaded.cameras == CAMERAS[:1]
+    model, params = build(arch), toys.params(arch)
+
+    def loss(params, arrays):
+        return model_loss(model, params, arrays).mean()
+
+    for ours, theirs in zip(
+        *(jax.tree.leaves(jax.value_and_grad(loss)(params, arrays)) for arrays in (loaded.arrays, whole)), strict=True
+    ):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+def test_one_camera_stays_where_every_camera_is_masked(tmp_path):
+    arrays = toys.data(ARCH, 3).arrays | {f"image_mask/{camera}": np.zeros(3, bool) for camera in CAMERAS}
+    assert load_npz(write(tmp_path / "d.npz", arrays), ARCH).cameras == CAMERAS[:1]
 
 
 def test_missing_noise_and_time_are_the_same_in_every_run(tmp_path):

@@ -105,11 +105,9 @@ def requests_of(name) -> tuple[RobotRequests, dict]:
 def test_what_openpis_clients_send_is_read(name):
     requests, request = requests_of(name)
     inputs, state = requests.inputs(flat(request))
-    seen = {
-        camera for camera in ("base_0_rgb", "left_wrist_0_rgb", "right_wrist_0_rgb") if inputs[f"image/{camera}"].any()
-    }
-    assert seen == set(requests.chain.robot.images)
-    assert all(inputs[f"image_mask/{camera}"] == (camera in seen) for camera in inputs if camera in seen)
+    seen = {key.removeprefix("image/") for key in inputs if key.startswith("image/")}
+    assert seen == set(requests.chain.robot.images) == set(requests.cameras)
+    assert all(inputs[f"image/{camera}"].any() and inputs[f"image_mask/{camera}"] for camera in seen)
     assert len(state) == CLIENTS[name][1]
     assert requests.actions(np.zeros((10, 32)), state).shape == (10, requests.chain.robot.action_dim)
 

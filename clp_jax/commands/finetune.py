@@ -13,7 +13,7 @@ from rich.console import Console
 
 from clp_jax.checkpoint import CheckpointSpec, copy_files, fingerprint, read_spec
 from clp_jax.commands.data_flags import DataFlags, open_data
-from clp_jax.data import TrainingData, arrange, norm_stats
+from clp_jax.data import TrainingData, arrange, norm_stats, tokenizer
 from clp_jax.distributed import DistributedFlags, barrier, is_first, join
 from clp_jax.errors import InputError
 from clp_jax.loading import default_dtype, read_architecture
@@ -268,11 +268,16 @@ def _open_folder(config: Finetune) -> epath.Path:
 
 
 def _assets_writer(spec: CheckpointSpec, data: TrainingData) -> Callable[[epath.Path], None]:
-    """Fills a step's assets: the statistics of the data, or those of a checkpoint whose normalised data it is."""
+    """Fills a step's assets: the statistics of the data, or those of a checkpoint whose normalised data it is.
+
+    A tokenizer of the checkpoint's own goes with it.
+    """
 
     def write(folder: epath.Path) -> None:
         if data.norm_stats is not None and data.asset_id is not None:
             norm_stats.save(folder / data.asset_id, data.norm_stats)
+            if spec.assets is not None and (own := spec.assets / tokenizer.FILE).exists():
+                own.copy(folder / tokenizer.FILE)
         elif spec.assets is not None:
             copy_files(spec.assets, folder)
 

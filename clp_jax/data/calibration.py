@@ -86,8 +86,8 @@ def load_npz(path: str | os.PathLike[str], architecture: Architecture) -> Calibr
       architecture: the model that will read it.
 
     Returns:
-      The observations with ``noise`` and ``time`` filled in where a flow-matching model needs them and the file has
-      none (see `fixed_noise_and_time`).
+      The observations without the cameras that none of them has, and with ``noise`` and ``time`` filled in where a
+      flow-matching model needs them and the file has none (see `fixed_noise_and_time`).
 
     Raises:
       InputError: the file is missing or broken, a key is missing, or an array does not fit the model.
@@ -110,6 +110,7 @@ def load_npz(path: str | os.PathLike[str], architecture: Architecture) -> Calibr
     except TypeError as error:  # np.load gives a bare .npy as an array, which is no context
         raise InputError(f"{path} holds one bare array; give a .npz with the keys of openpi's model inputs.") from error
     _check(arrays, architecture, str(path))
+    arrays = _without_absent_cameras(arrays, architecture)
     if architecture.kind != "pi0_fast":
         noise, time = fixed_noise_and_time(arrays["actions"].shape)
         arrays.setdefault("noise", noise)
@@ -223,6 +224,18 @@ def _check(arrays: dict[str, np.ndarray], architecture: Architecture, path: str)
         raise InputError(
             f"{path}: observation {blind[0]} has no valid token: every camera and its whole prompt are masked."
         )
+
+
+def _without_absent_cameras(arrays: dict[str, np.ndarray], architecture: Architecture) -> dict[str, np.ndarray]:
+    """Drop cameras that are masked in every observation: nothing attends to their tokens, so nothing changes but time.
+
+    One camera stays in any case. (π0-FAST keeps all: its masked tokens hold places in the cache.)
+    """
+    if architecture.kind == "pi0_fast":
+        return arrays
+    absent = [c for c in camera_names(architecture) if not arrays[f"image_mask/{c}"].any()]
+    dropped = {f"{prefix}/{c}" for c in absent[-(len(CAMERAS) - 1) :] for prefix in ("image", "image_mask")}
+    return {key: array for key, array in arrays.items() if key not in dropped}
 
 
 def _expected(arrays, architecture: Architecture, cameras, rows: int) -> dict[str, tuple[str, tuple]]:

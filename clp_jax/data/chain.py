@@ -64,6 +64,11 @@ class Chain:
         return self.architecture.kind != "pi0"
 
     @property
+    def cameras(self) -> tuple[str, ...]:
+        """The model's cameras that the robot has, in the model's order."""
+        return tuple(camera for camera in CAMERAS if camera in self.robot.images)
+
+    @property
     def action_dim(self) -> int:
         """Dimensions of the robot's actions; statistics may be padded to the model's."""
         return self.robot.action_dim or len(self.norm_stats["actions"].mean)
@@ -80,7 +85,7 @@ class Chain:
 
         Args:
           state: of the robot, in its units.
-          images: per camera of the model that the robot has; uint8, or float in [0, 1]; channels first or last.
+          images: per camera of `cameras`; uint8, or float in [0, 1]; channels first or last.
           prompt: the instruction.
           actions: the chunk that begins here, for training.
 
@@ -121,15 +126,13 @@ class Chain:
         return transforms.aloha_actions_from_pi(actions) if self.robot.units == "aloha" else actions
 
     def _images(self, images: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """All cameras of the model; those that the robot lacks are black and masked."""
+        """The robot's cameras alone: nothing attends to the black images that openpi masks in place of the others."""
         size = self.architecture.vision.image_size
         result: dict[str, np.ndarray] = {}
-        for camera in CAMERAS:
-            result[f"image/{camera}"] = np.zeros((size, size, 3), np.uint8)
-            result[f"image_mask/{camera}"] = np.asarray(camera in images)
-            if camera in images:
-                image = transforms.parse_image(images[camera])
-                result[f"image/{camera}"] = transforms.resize_with_pad(image, size)
+        for camera in self.cameras:
+            image = transforms.parse_image(images[camera])
+            result[f"image/{camera}"] = transforms.resize_with_pad(image, size)
+            result[f"image_mask/{camera}"] = np.bool_(1)
         return result
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 from jaxtyping import Bool, Int
 
-from clp_jax.data.calibration import CalibrationData, camera_names, fixed_noise_and_time, hold_out, load_npz
+from clp_jax.data.calibration import CalibrationData, fixed_noise_and_time, hold_out, load_npz
 from clp_jax.data.chain import Chain, default_horizon, default_prompt_length
 from clp_jax.data.loader import BatchIterator, Read
 from clp_jax.data.norm_stats import NormStats
@@ -31,7 +31,7 @@ class TrainingData:
       episodes: the episode of each row of the source [n].
       rows: the rows for training, `len` of them.
       held: the rows held out, perhaps none.
-      cameras: the model's cameras, in its order.
+      cameras: those of the model that some observation has, in its order.
       action_dim: dimensions of the robot's actions; those of the model's for a ``.npz``, None if it has none.
       norm_stats: what states and actions were normalised with, by name; None if they are stored that way.
       asset_id: where the statistics belong in a checkpoint: ``assets/<asset_id>/norm_stats.json``.
@@ -179,7 +179,7 @@ def open_dataset(
         episodes=recorded.episodes,
         rows=rows,
         held=held,
-        cameras=camera_names(architecture),
+        cameras=chain.cameras,
         action_dim=chain.action_dim,
         norm_stats=chain.norm_stats,
         asset_id=asset_id or recorded.asset_id,
@@ -204,7 +204,7 @@ def _of_npz(
         episodes=data.episodes,
         rows=rows,
         held=held,
-        cameras=camera_names(architecture),
+        cameras=data.cameras,
         action_dim=architecture.action_dim,
         norm_stats=norm_stats,
         asset_id=asset_id,

@@ -23,7 +23,7 @@ class Robot:
 
     Attributes:
       name: in messages.
-      images: per camera of the model the data set's key; cameras without one see black and are masked.
+      images: per camera of the model the data set's key; the model runs without the others.
       state: keys of the state's parts, in order.
       actions: key of the actions.
       delta: per action dimension whether the model sees it relative to the state; missing dimensions are absolute.

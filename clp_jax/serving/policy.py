@@ -16,7 +16,7 @@ from clp_jax.aliases import AnyArray, Array, Leaf
 from clp_jax.data import observation_of
 from clp_jax.errors import InputError
 from clp_jax.loading import LoadedModel
-from clp_jax.models import CAMERAS, Architecture, Pi0, build
+from clp_jax.models import Architecture, Pi0, build
 from clp_jax.models.pi0 import sample_actions
 from clp_jax.serving.requests import Requests, chunk, flat
 from clp_jax.sharding import batch_sharding, parameter_shardings, replicated
@@ -158,8 +158,8 @@ class Policy:
     def _abstract(self) -> dict[str, Any]:
         """Shapes and dtypes of `_row`."""
         size, length = self._model.architecture.vision.image_size, self.requests.prompt_length
-        inputs = {f"image/{camera}": ((size, size, 3), np.uint8) for camera in CAMERAS}
-        inputs |= {f"image_mask/{camera}": ((), np.bool_) for camera in CAMERAS}
+        inputs = {f"image/{camera}": ((size, size, 3), np.uint8) for camera in self.requests.cameras}
+        inputs |= {f"image_mask/{camera}": ((), np.bool_) for camera in self.requests.cameras}
         inputs |= {"state": (self._chunk[1:], np.float32)}
         inputs |= {"tokenized_prompt": ((length,), np.int32), "tokenized_prompt_mask": ((length,), np.bool_)}
         return {

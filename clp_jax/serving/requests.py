@@ -40,6 +40,11 @@ class RobotRequests:
         return self.chain.robot.name
 
     @property
+    def cameras(self) -> tuple[str, ...]:
+        """The model's cameras that the robot has."""
+        return self.chain.cameras
+
+    @property
     def images(self) -> dict[str, str]:
         """Per camera of the model the key of a request."""
         return {camera: self._key(key) for camera, key in self.chain.robot.images.items()}
@@ -117,6 +122,7 @@ class ModelRequests:
     architecture: Architecture
     prompt_length: int
     name = "model-ready"
+    cameras = CAMERAS
 
     @property
     def keys(self) -> tuple[str, ...]:

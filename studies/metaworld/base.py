@@ -1,0 +1,104 @@
+"""The 18-block base: demonstrations by scripted experts, a tokenizer for their instructions, pre-training from nothing."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from clp_jax.checkpoint import staged, write_params
+from clp_jax.commands.finetune import Finetune
+from clp_jax.commands.finetune import run as finetune
+from clp_jax.data.tokenizer import FILE as TOKENIZER_FILE
+from clp_jax.models import Architecture, init_params
+from clp_jax.trees import flatten, unflatten
+from studies.metaworld import protocol
+
+_MAKE_DATASET = Path(__file__).resolve().parents[2] / "scripts" / "make_metaworld_dataset.py"
+
+
+def make_base(work: Path) -> Path:
+    """The pre-trained checkpoint's step folder, made if it is not there."""
+    record_demonstrations(work / "data" / "base", protocol.BASE_TASKS, protocol.BASE_EPISODES)
+    start = work / "start"
+    if not start.exists():
+        write_start(start, protocol.architecture(), seed=0)
+    steps = protocol.BASE_STEPS
+    settings = Finetune(
+        checkpoint=str(start),
+        data=str(work / "data" / "base"),
+        out=str(work / "base"),
+        steps=steps,
+        robot="metaworld",
+        asset_id="metaworld",
+        action_horizon=protocol.HORIZON,
+        max_token_len=protocol.PROMPT_TOKENS,
+        batch_size=32,
+        action_samples=4,
+        peak_lr=1e-3,
+        warmup_steps=200,
+        decay_steps=steps,
+        decay_lr=1e-5,
+        augment=False,
+        holdout_ratio=0.02,
+        log_every=50,
+        evaluate_every=500,
+        save_every=500,
+        keep_period=None,
+        workers=2,
+        seed=0,
+        resume=True,
+    )
+    finetune(settings)
+    return work / "base" / str(steps - 1)
+
+
+def record_demonstrations(folder: Path, tasks: tuple[str, ...], episodes: int) -> None:
+    """A LeRobot data set of scripted experts; an interrupted recording goes on."""
+    if folder.exists():
+        return
+    command = [sys.executable, str(_MAKE_DATASET), "--out", str(folder), "--tasks", *tasks]
+    command += ["--episodes", str(episodes), "--image-size", str(protocol.IMAGE_SIZE)]
+    subprocess.run(command, check=True)
+
+
+def write_start(folder: Path, architecture: Architecture, *, seed: int) -> None:
+    """A random checkpoint with the study's tokenizer in its assets.
+
+    Blocks write to the residual streams at full scale: with the customary shrinking by depth, short training leaves all
+    late blocks nearly idle, and whoever drops the deepest wins by construction.
+    """
+    params = flatten(jax.jit(lambda key: init_params(architecture, key))(jax.random.key(seed)))
+    # Entries of 1 would drown the images: tokens are multiplied by sqrt(width) when embedded.
+    params["PaliGemma/llm/embedder/input_embedding"] *= architecture.vlm.width**-0.5
+    with staged(str(folder)) as output:
+        write_params(output, jax.tree.map(np.asarray, unflatten(params)))
+        assets = output / "assets"
+        assets.mkdir(exist_ok=True)
+        (assets / TOKENIZER_FILE).write_bytes(train_tokenizer())
+
+
+def train_tokenizer() -> bytes:
+    """A SentencePiece model of the instructions: PaliGemma's own would be a table of 257,152 rows, mostly unused."""
+    import io
+
+    import sentencepiece
+
+    from clp_jax.evaluation.metaworld import INSTRUCTIONS
+
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(sorted(INSTRUCTIONS.values())),
+        model_writer=model,
+        vocab_size=protocol.VOCABULARY,
+        hard_vocab_limit=False,
+        model_type="unigram",
+        pad_id=0,
+        eos_id=1,
+        bos_id=2,
+        unk_id=3,
+        user_defined_symbols=["\n"],
+        minloglevel=2,
+    )
+    return model.getvalue()
