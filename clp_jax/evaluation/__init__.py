@@ -1,4 +1,4 @@
-"""Closed-loop evaluation in simulators; without `local` nothing here imports JAX: simulators have their own environments.
+"""Closed-loop evaluation in simulators; without `local` nothing here imports JAX: simulators live apart.
 
 statistics   how sure a success rate is
 rendering    small pictures of a MuJoCo scene in a few milliseconds on a CPU

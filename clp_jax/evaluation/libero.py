@@ -169,5 +169,5 @@ def _import(name: str) -> Any:
     except ImportError as error:
         reason = str(error).strip().split("\n")[0]
         raise InputError(
-            f'LIBERO is not installed ({reason}); pip install "clp-jax[libero]" in a Python 3.11 environment of its own.'
+            f'LIBERO is not installed ({reason}); pip install "clp-jax[libero]" in an environment of its own.'
         ) from error
