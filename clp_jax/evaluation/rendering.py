@@ -47,7 +47,7 @@ class Renderer:
             for mesh in range(simple.nmesh):
                 _simplify(simple, mesh, CELL)
         try:
-            self._context = mujoco.gl_context.GLContext(size, size)
+            self._context: Any = mujoco.gl_context.GLContext(size, size)
             self._context.make_current()
             self._library = mujoco.MjrContext(simple, mujoco.mjtFontScale.mjFONTSCALE_150)
         except Exception as error:  # MuJoCo's back ends each raise their own
