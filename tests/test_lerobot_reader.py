@@ -5,6 +5,7 @@ import pytest
 
 from clp_jax.data.lerobot import LeRobotData
 from clp_jax.data.lerobot_meta import read_meta
+from clp_jax.data.lerobot_writer import Recorded, png_of, write_lerobot
 from scripts.make_lerobot_toy import FPS, write
 
 pytest.importorskip("lerobot", reason="needs lerobot")
@@ -20,7 +21,7 @@ def offline(monkeypatch, tmp_path):
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hub"))
 
 
-def check_same(ours: LeRobotData, root) -> None:
+def check_same(ours: LeRobotData, root, cameras=tuple(CAMERAS)) -> None:
     from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
     chunks = {"action": [step / FPS for step in range(HORIZON)]}
@@ -34,7 +35,7 @@ def check_same(ours: LeRobotData, root) -> None:
         np.testing.assert_array_equal(action[rows], sample["action"].numpy())
         np.testing.assert_array_equal(is_pad, sample["action_is_pad"].numpy())
         assert ours.meta.tasks[int(task[row, 0])] == sample["task"]
-        for camera in CAMERAS:
+        for camera in cameras:
             image = sample[camera].numpy()
             image = (image * 255).round().astype(np.uint8) if image.dtype != np.uint8 else image
             np.testing.assert_array_equal(ours.image(camera, row), image.transpose(1, 2, 0))
@@ -56,3 +57,18 @@ def test_v21_is_read_as_lerobot_reads_it_after_its_own_conversion(offline, tmp_p
     assert read_meta(root).episodes[0].table.name.startswith("file-")  # converted in place
     check_same(LeRobotData(read_meta(tmp_path / "toy_old")), root)
     check_same(LeRobotData(read_meta(root)), root)
+
+
+@pytest.mark.filterwarnings("default")
+def test_what_we_write_is_read_by_lerobot(offline, tmp_path):
+    rng, camera = np.random.default_rng(0), "observation.image"
+    episodes = [
+        Recorded(
+            task,
+            {key: rng.standard_normal((length, d)).astype(np.float32) for key, d in COLUMNS.items()},
+            {camera: [png_of(rng.integers(0, 256, (8, 8, 3)).astype(np.uint8)) for _ in range(length)]},
+        )
+        for task, length in (("open it", 20), ("close it", 3))
+    ]
+    write_lerobot(tmp_path, episodes, fps=FPS, robot_type="toy")
+    check_same(LeRobotData(read_meta(tmp_path)), tmp_path, (camera,))

@@ -5,15 +5,36 @@ names joined by dots below "params" and, if openpi's own training wrote it, a tr
 leave out both: ``PaliGemma/llm/layers/attn/q_einsum/w``.
 """
 
-from clp_jax.checkpoint.rewriting import RewriteReport as RewriteReport
-from clp_jax.checkpoint.rewriting import rewrite as rewrite
-from clp_jax.checkpoint.spec import CheckpointSpec as CheckpointSpec
-from clp_jax.checkpoint.spec import fingerprint as fingerprint
-from clp_jax.checkpoint.spec import read_spec as read_spec
-from clp_jax.checkpoint.staging import staged as staged
-from clp_jax.checkpoint.values import LeafReader as LeafReader
-from clp_jax.checkpoint.values import copy_files as copy_files
-from clp_jax.checkpoint.values import read_params as read_params
-from clp_jax.checkpoint.values import write_beside as write_beside
-from clp_jax.checkpoint.values import write_params as write_params
-from clp_jax.checkpoint.values import write_stream as write_stream
+from typing import TYPE_CHECKING, Any
+
+from clp_jax.checkpoint.staging import staged
+
+if TYPE_CHECKING:
+    from clp_jax.checkpoint.rewriting import RewriteReport, rewrite
+    from clp_jax.checkpoint.spec import CheckpointSpec, fingerprint, read_spec
+    from clp_jax.checkpoint.values import LeafReader, copy_files, read_params, write_beside, write_params, write_stream
+
+_HOME = {
+    "RewriteReport": "rewriting",
+    "rewrite": "rewriting",
+    "CheckpointSpec": "spec",
+    "fingerprint": "spec",
+    "read_spec": "spec",
+    "LeafReader": "values",
+    "copy_files": "values",
+    "read_params": "values",
+    "write_beside": "values",
+    "write_params": "values",
+    "write_stream": "values",
+}
+
+__all__ = ["staged", *_HOME]  # noqa: PLE0604 - names of the table above
+
+
+def __getattr__(name: str) -> Any:
+    """Import a name when it is first used: who only stages an output (`clp evaluate --server`) needs no JAX."""
+    if name not in _HOME:
+        raise AttributeError(f"module 'clp_jax.checkpoint' has no attribute {name!r}")
+    import importlib
+
+    return getattr(importlib.import_module(f"clp_jax.checkpoint.{_HOME[name]}"), name)

@@ -5,6 +5,7 @@ import dataclasses
 from etils import epath
 
 from clp_jax.checkpoint.stored import files_below
+from clp_jax.commands.chain_flags import ChainFlags
 from clp_jax.data import TrainingData, norm_stats, open_dataset
 from clp_jax.data.norm_stats import NormStats
 from clp_jax.data.robots import Robot, find_robot
@@ -44,26 +45,6 @@ class RobotFlags(ObservationFlags):
     def find_robot(self) -> Robot | None:
         """The robot, None if no flag says anything about one."""
         return self._robot_with(self.action_key)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ChainFlags:
-    """What stands between a robot and a model."""
-
-    prompt: str | None = None
-    """Instruction for every observation, instead of the data set's tasks."""
-    tokenizer: str | None = None
-    """PaliGemma's SentencePiece .model; else the checkpoint's, a cached or the public one."""
-    norm_stats: str | None = None
-    """A norm_stats.json, or the word data to compute them from it; else the checkpoint's, computed if it has none."""
-    asset_id: str | None = None
-    """Name of the statistics in the checkpoint's assets: which to take, and where they are saved."""
-    action_horizon: int | None = None
-    """Actions of a chunk; 50 if absent, as in openpi."""
-    max_token_len: int | None = None
-    """Tokens of a prompt; 48 for pi0 and 200 for pi0.5 if absent, as in openpi."""
-    state_in_prompt: bool | None = None
-    """Whether the prompt spells the state; only for pi0.5 if absent. (openpi's pi05_libero does not.)"""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

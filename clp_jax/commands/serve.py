@@ -14,7 +14,8 @@ from etils import epath
 from rich.console import Console
 
 from clp_jax.checkpoint import CheckpointSpec, read_spec
-from clp_jax.commands.data_flags import ChainFlags, ObservationFlags, stats_of_checkpoint
+from clp_jax.commands.chain_flags import ChainFlags
+from clp_jax.commands.data_flags import ObservationFlags, stats_of_checkpoint
 from clp_jax.data import norm_stats
 from clp_jax.data.chain import Chain, default_horizon, default_prompt_length
 from clp_jax.data.norm_stats import NormStats

@@ -1,4 +1,4 @@
-"""Write a LeRobot data set (v3.0) without lerobot: vectors, and cameras as PNG in the tables, so pictures stay exact."""
+"""Write a LeRobot data set (v3.0) without lerobot: vectors, and cameras as PNG in the tables, which is exact."""
 
 import dataclasses
 import io

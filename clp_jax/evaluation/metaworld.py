@@ -12,11 +12,12 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from clp_jax.errors import InputError
-from clp_jax.evaluation.rendering import FastRenderer, free_camera, import_mujoco
+from clp_jax.evaluation.rendering import Renderer, free_camera, import_mujoco
 
 FPS = 80
 """Actions per second: five steps of 2.5 ms each."""
 MAX_STEPS = 500
+IMAGE_SIZE = 64
 STATE_DIM = ACTION_DIM = 4
 
 INSTRUCTIONS = {
@@ -93,7 +94,7 @@ class MetaWorld:
       InputError: no such task, or MetaWorld or its renderer is missing.
     """
 
-    def __init__(self, task: str, *, seed: int = 0, image_size: int = 64, max_steps: int = MAX_STEPS):
+    def __init__(self, task: str, *, seed: int = 0, image_size: int = IMAGE_SIZE, max_steps: int = MAX_STEPS):
         check_tasks([task])
         if not 1 <= max_steps <= MAX_STEPS:
             raise InputError(f"{max_steps} steps an episode cannot be; MetaWorld ends after {MAX_STEPS}.")
@@ -106,7 +107,7 @@ class MetaWorld:
         self._env._partially_observable = self._env._freeze_rand_vec = False
         self._env.__dict__.pop("sawyer_observation_space", None)  # cached, with a goal of zeros
         self._reset_data, self._forward = mujoco.mj_resetData, mujoco.mj_forward
-        self._renderer = FastRenderer(self._env.model, image_size, sites=task in _MARKED)
+        self._renderer = Renderer(self._env.model, image_size, sites=task in _MARKED)
         self._camera = free_camera((0.0, 0.65, 0.12), distance=1.2, azimuth=135.0, elevation=-35.0)
         self._full: Float[np.ndarray, "39"]
 

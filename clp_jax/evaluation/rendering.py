@@ -22,28 +22,32 @@ _MOST_GEOMS = 1000
 _WITHOUT = ("SHADOW", "REFLECTION", "SKYBOX", "HAZE", "FOG")
 
 
-class FastRenderer:
+class Renderer:
     """Draws a scene; the physics never see its simplified copy of the model.
 
     Args:
       model: a compiled ``mujoco.MjModel``.
       size: height and width in pixels.
       sites: whether to draw sites, which are markers that no real camera would see.
-      cell: edge of the cells in which the vertices of a mesh are joined, in metres.
+      fast: without what is costly on a CPU; else as the model says.
+      geom_groups: the groups of shapes that are drawn.
 
     Raises:
       InputError: MuJoCo finds no library to draw with.
     """
 
-    def __init__(self, model: Any, size: int, *, sites: bool = False, cell: float = CELL):
+    def __init__(
+        self, model: Any, size: int, *, sites: bool = False, fast: bool = True, geom_groups: Sequence[int] = (0, 1, 2)
+    ):
         mujoco = import_mujoco()
         simple = copy.copy(model)
-        simple.vis.quality.shadowsize = simple.vis.quality.offsamples = 0
         simple.vis.global_.offwidth = simple.vis.global_.offheight = size
-        for mesh in range(simple.nmesh):
-            _simplify(simple, mesh, cell)
+        if fast:
+            simple.vis.quality.shadowsize = simple.vis.quality.offsamples = 0
+            for mesh in range(simple.nmesh):
+                _simplify(simple, mesh, CELL)
         try:
-            self._context = mujoco.gl_context.GLContext(size, size)
+            self._context: Any = mujoco.gl_context.GLContext(size, size)
             self._context.make_current()
             self._library = mujoco.MjrContext(simple, mujoco.mjtFontScale.mjFONTSCALE_150)
         except Exception as error:  # MuJoCo's back ends each raise their own
@@ -51,9 +55,10 @@ class FastRenderer:
         mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._library)
         self._mujoco, self._model = mujoco, simple
         self._scene = mujoco.MjvScene(simple, maxgeom=_MOST_GEOMS)
-        for name in _WITHOUT:
+        for name in _WITHOUT if fast else ():
             self._scene.flags[getattr(mujoco.mjtRndFlag, f"mjRND_{name}")] = 0
         self._options, self._frame = mujoco.MjvOption(), mujoco.MjrRect(0, 0, size, size)
+        self._options.geomgroup[:] = [group in geom_groups for group in range(len(self._options.geomgroup))]
         if not sites:
             self._options.sitegroup[:] = 0
 

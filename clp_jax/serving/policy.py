@@ -178,6 +178,7 @@ class Policy:
             "plan": None if record is None else record.get("plan"),
             "action_horizon": self._chunk[0],
             "action_dim": self.requests.action_dim,
+            "noise_shape": list(self._chunk),
             "robot": self.requests.name,
             "keys": list(self.requests.keys),
             "num_steps": num_steps,

@@ -1,0 +1,293 @@
+"""Episodes in parallel processes; whoever waits for actions is answered together.
+
+A process holds one simulator. It asks with an observation, does the first actions of the answer, and asks again. The
+parent knows no simulator, the simulators' processes know no JAX.
+"""
+
+import collections
+import contextlib
+import dataclasses
+import multiprocessing
+import multiprocessing.connection
+import traceback
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+
+from clp_jax.errors import InputError
+
+Answer = Callable[[Sequence[Mapping[str, Any]]], Sequence[np.ndarray]]
+"""Requests in, a chunk of actions [horizon, d] for each out."""
+
+
+@runtime_checkable
+class Answering(Protocol):
+    """A policy, in this process or behind a server.
+
+    Attributes:
+      metadata: what a server tells its clients.
+      latencies: seconds of each answer so far.
+    """
+
+    metadata: Mapping[str, Any]
+    latencies: list[float]
+
+    def __call__(self, requests: Sequence[Mapping[str, Any]]) -> Sequence[np.ndarray]:
+        """A chunk of actions [horizon, d] for each request."""
+        ...
+
+    def close(self) -> None:
+        """Free it."""
+        ...
+
+
+@runtime_checkable
+class Environment(Protocol):
+    """One task of a simulator.
+
+    Attributes:
+      instruction: what the robot is told.
+      max_steps: actions after which an episode has failed.
+    """
+
+    instruction: str
+    max_steps: int
+
+    def reset(self, episode: int) -> None:
+        """Begin the episode of this number, the same in every run."""
+        ...
+
+    def step(self, action: np.ndarray) -> bool:
+        """Do an action; whether the task is solved."""
+        ...
+
+    def request(self) -> dict[str, Any]:
+        """What a policy is asked, ``prompt`` included."""
+        ...
+
+    def picture(self) -> np.ndarray:
+        """What a person would look at [h, w, 3] uint8."""
+        ...
+
+    def close(self) -> None:
+        """Free it."""
+        ...
+
+
+Make = Callable[[str], Environment]
+"""Makes the environment of a task; a function that another process can import."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Asking:
+    """How a policy is asked.
+
+    Attributes:
+      replan: actions that are done before it is asked again.
+      seed: of the noise, which depends on it, task, episode and step alone.
+      noise_shape: of the noise that is sent along; None sends none.
+      prompt: instead of every task's own.
+      blank_images: send black pictures.
+      filmed: episodes of each task, from the first on, whose pictures are kept.
+    """
+
+    replan: int
+    seed: int = 0
+    noise_shape: tuple[int, ...] | None = None
+    prompt: str | None = None
+    blank_images: bool = False
+    filmed: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Episode:
+    """What came of one.
+
+    Attributes:
+      task: its task.
+      number: its number.
+      success: whether it was solved.
+      steps: actions done, the solving one included.
+      asked: how often the policy was.
+      pictures: where it was filmed, one whenever the policy was asked and one at the end.
+    """
+
+    task: str
+    number: int
+    success: bool
+    steps: int
+    asked: int
+    pictures: tuple[np.ndarray, ...] = ()
+
+
+def run_episodes(
+    make: Make,
+    jobs: Iterable[tuple[str, int]],
+    answer: Answer,
+    asking: Asking,
+    *,
+    processes: int,
+    max_batch: int,
+) -> Iterator[Episode]:
+    """Run episodes to their end.
+
+    Args:
+      make: of environments.
+      jobs: task and number of each episode.
+      answer: the policy.
+      asking: how it is asked.
+      processes: simulators at a time.
+      max_batch: requests answered together at most.
+
+    Yields:
+      Episodes as they end.
+
+    Raises:
+      InputError: what an environment raises, for example that its simulator is not installed.
+      RuntimeError: a simulator's process broke.
+    """
+    left = collections.deque(jobs)
+    with _workers(make, asking, min(processes, len(left))) as pipes:
+        busy = [pipe for pipe in pipes if _give_job(pipe, left)]
+        while busy:
+            waiting = []
+            for pipe in multiprocessing.connection.wait(busy):
+                assert isinstance(pipe, multiprocessing.connection.Connection)
+                kind, content = _receive(pipe)
+                if kind == "ask":
+                    waiting.append((pipe, content))
+                    continue
+                yield content
+                if not _give_job(pipe, left):
+                    busy.remove(pipe)
+            for start in range(0, len(waiting), max_batch):
+                together = waiting[start : start + max_batch]
+                answers = answer([request for _, request in together])
+                for (pipe, _), actions in zip(together, answers, strict=True):
+                    pipe.send(checked_actions(actions, asking.replan))
+
+
+def play(
+    environment: Environment, task: str, number: int, asking: Asking, ask: Callable[[dict[str, Any]], np.ndarray]
+) -> Episode:
+    """One episode in this process.
+
+    Args:
+      environment: of the task.
+      task: for the noise and the result.
+      number: of the episode.
+      asking: how the policy is asked.
+      ask: request in, actions out.
+    """
+    environment.reset(number)
+    pictures, steps, asked, success = [], 0, 0, False
+    filmed = number < asking.filmed
+    while steps < environment.max_steps and not success:
+        request = environment.request()
+        if filmed:
+            pictures.append(environment.picture())
+        actions = ask(_as_asked(request, asking, task, number, steps))
+        asked += 1
+        for action in actions[: min(asking.replan, environment.max_steps - steps)]:
+            success, steps = environment.step(action), steps + 1
+            if success:
+                break
+    if filmed:
+        pictures.append(environment.picture())
+    return Episode(task, number, success, steps, asked, tuple(pictures))
+
+
+def _as_asked(request: dict[str, Any], asking: Asking, task: str, number: int, step: int) -> dict[str, Any]:
+    """With the changes that `Asking` wants."""
+    if asking.blank_images:
+        request = {key: np.zeros_like(x) if np.ndim(x) == 3 else x for key, x in request.items()}
+    if asking.prompt is not None:
+        request = request | {"prompt": asking.prompt}
+    if asking.noise_shape is not None:
+        rng = np.random.default_rng([asking.seed, zlib.crc32(task.encode()), number, step])
+        request = request | {"noise": rng.standard_normal(asking.noise_shape, np.float32)}
+    return request
+
+
+def checked_actions(actions: np.ndarray, replan: int) -> np.ndarray:
+    """The actions [horizon, d], or an error about what no robot should do.
+
+    Raises:
+      InputError: fewer than ``replan``, not of two axes, or not finite.
+    """
+    actions = np.asarray(actions)
+    if actions.ndim != 2 or len(actions) < replan:
+        raise InputError(f"the policy answers with actions of shape {actions.shape}, fewer than --replan {replan}.")
+    if not np.isfinite(actions).all():
+        raise InputError("the policy's actions hold NaN or infinite values.")
+    return actions
+
+
+@contextlib.contextmanager
+def _workers(make: Make, asking: Asking, count: int) -> Iterator[list[multiprocessing.connection.Connection]]:
+    """Processes that wait for jobs, and end with the block."""
+    spawn = multiprocessing.get_context("spawn")  # a fork would inherit JAX's threads
+    pipes, workers = [], []
+    try:
+        for _ in range(count):
+            ours, theirs = spawn.Pipe()
+            worker = spawn.Process(target=_work, args=(make, asking, theirs), daemon=True)
+            worker.start()
+            theirs.close()
+            pipes.append(ours)
+            workers.append(worker)
+        yield pipes
+    finally:
+        for pipe in pipes:
+            pipe.close()
+        for worker in workers:
+            worker.terminate()
+            worker.join()
+
+
+def _give_job(pipe: multiprocessing.connection.Connection, left: "collections.deque[tuple[str, int]]") -> bool:
+    if not left:
+        return False
+    with contextlib.suppress(BrokenPipeError):  # it broke: `_receive` tells why
+        pipe.send(left.popleft())
+    return True
+
+
+def _receive(pipe: multiprocessing.connection.Connection) -> tuple[str, Any]:
+    try:
+        kind, content = pipe.recv()
+    except (EOFError, ConnectionResetError):
+        raise RuntimeError("a simulator's process was killed; perhaps memory is short for so many.") from None
+    if kind == "input error":
+        raise InputError(content)
+    if kind == "broken":
+        raise RuntimeError(f"a simulator broke:\n{content}")
+    return kind, content
+
+
+def _work(make: Make, asking: Asking, pipe: multiprocessing.connection.Connection) -> None:
+    """The life of a simulator's process: until the parent closes the pipe."""
+    task, environment = None, None
+
+    def ask(request: dict[str, Any]) -> np.ndarray:
+        pipe.send(("ask", request))
+        return pipe.recv()
+
+    with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError, KeyboardInterrupt):
+        try:
+            while True:
+                wanted, number = pipe.recv()
+                if wanted != task or environment is None:
+                    if environment is not None:
+                        environment.close()
+                    task, environment = wanted, make(wanted)
+                pipe.send(("done", play(environment, wanted, number, asking, ask)))
+        except InputError as error:
+            pipe.send(("input error", str(error)))
+        except (EOFError, BrokenPipeError, ConnectionResetError):
+            raise
+        except Exception:
+            pipe.send(("broken", traceback.format_exc()))
+            raise
