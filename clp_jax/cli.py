@@ -26,6 +26,7 @@ COMMANDS = {
     "norm-stats": "compute the statistics that normalise a robot's numbers",
     "export": "carry a checkpoint to openpi's PyTorch, lerobot or StableHLO, and compare",
     "serve": "answer openpi's clients over a websocket",
+    "plan-scale": "compile for TPU slices that are not here: memory, operations, least time",
     "benchmark": "compare speed, memory and size before and after",
     "demo": "walk the whole road on the small example model",
 }

@@ -19,6 +19,7 @@ from clp_jax.aliases import AnyArray, Array, Leaf
 from clp_jax.models.architecture import GemmaSizes
 from clp_jax.models.lora import Einsum, FeedForward
 from clp_jax.models.remat import rematerialised
+from clp_jax.models.rows import Rows, pinned
 
 KVCache = tuple[Float[Array, "depth b _s k h"], Float[Array, "depth b _s k h"]]
 """Keys (after RoPE) and values of every block."""
@@ -128,10 +129,11 @@ class Block(nn.Module):
     experts: tuple[GemmaSizes, ...]
     capture: bool
     float32_queries: bool = False
+    rows: Rows = None
 
     @nn.compact
     def __call__(self, xs, kv_cache, gates, cache_index, positions, mask, conditions):
-        inputs = xs
+        xs = inputs = pinned(xs, self.rows)
         normed, residual_gates = self._norm("pre_attention_norm", xs, conditions)
         attention = Attention(self.experts, self.float32_queries, name="attn")
         updates, kv_cache = attention(normed, kv_cache, cache_index, positions, mask)
@@ -182,6 +184,7 @@ class Gemma(nn.Module):
     dtype: str
     remat: str = "all"
     float32_queries: bool = False
+    rows: Rows = None
 
     def setup(self) -> None:
         self.embedder = Embedder(self.vocab_size, self.experts[0].width)
@@ -224,7 +227,7 @@ class Gemma(nn.Module):
           Normalised outputs per expert, the KV cache, and per expert the states [depth + 1, b, s, d] (None if not
           captured).
         """
-        xs = [None if x is None else x.astype(self.dtype) for x in xs]
+        xs = pinned([None if x is None else x.astype(self.dtype) for x in xs], self.rows)
         conditions = conditions or [None] * len(self.experts)
         stack = nn.scan(
             rematerialised(Block, self.remat),
@@ -232,8 +235,9 @@ class Gemma(nn.Module):
             split_rngs={"params": True},
             in_axes=(0, 0, nn.broadcast, nn.broadcast, nn.broadcast, nn.broadcast),
             length=self.experts[0].depth,
-        )(self.experts, capture, self.float32_queries, name="layers")
+        )(self.experts, capture, self.float32_queries, self.rows, name="layers")
         ys, (kv_cache, states) = stack(xs, kv_cache, gates, cache_index, positions, mask, conditions)
+        ys = pinned(ys, self.rows)
         outputs = [
             None if y is None else norm(y, condition)[0]
             for norm, y, condition in zip(self.final_norms, ys, conditions, strict=True)
