@@ -3,6 +3,7 @@
 import math
 import re
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -14,7 +15,7 @@ from clp_jax.errors import InputError
 _MIN_SHARDED_BYTES = 4 * 2**20
 
 
-def make_mesh(fsdp_devices: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
+def make_mesh(fsdp_devices: int = 1, devices: Sequence[Any] | None = None) -> Mesh:
     """Devices as (batch, fsdp); parameters are split over the second axis.
 
     Args:

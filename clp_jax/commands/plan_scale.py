@@ -1,9 +1,10 @@
 """``clp plan-scale``: what a model needs on a slice of TPUs that is not here, from the TPU compiler itself."""
 
 import dataclasses
+import functools
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -87,11 +88,10 @@ def run(config: PlanScale) -> None:
     workload = Workload(**{name: getattr(config, name) for name in fields}, prompt_length=config.max_token_len)
     found: list[Forecast] = []
     with progress("compiling", total=None, unit="programs", console=lines) as advance:
-        for model, (architecture, params) in models.items():
+        for model in models.items():
             for candidates in slices:
-                found += _first_that_fits(
-                    candidates, lambda one: _forecasts(config, workload, one, model, architecture, params, advance)
-                )
+                plan = functools.partial(_forecasts, config, workload, model, advance)
+                found += _first_that_fits(candidates, plan)
     if all(one.problem and not one.needed for one in found):
         raise InputError(found[0].problem)
     _show(found, console)
@@ -163,13 +163,12 @@ def _first_that_fits(candidates: list[Topology], plan: Callable[[Topology], list
 def _forecasts(
     config: PlanScale,
     workload: Workload,
-    topology: Topology,
-    model: str,
-    architecture: Architecture,
-    params: Tree,
+    named: tuple[str, tuple[Architecture, Tree]],
     advance: Callable[[int], None],
+    topology: Topology,
 ) -> list[Forecast]:
     """All programs of the task on one slice; a batch that does not divide over it is told in place of numbers."""
+    model, (architecture, params) = named
     devices = devices_of(topology)
     fsdp = config.fsdp_devices or len(devices)
     found = []
@@ -185,23 +184,27 @@ def _forecasts(
 
 
 def _show(forecasts: list[Forecast], console: Console) -> None:
-    table = Table(title="Per chip: GiB as the compiler plans them, and the least time of one call")
-    columns = ("slice", "chips", "model", "program", "parameters", "optimiser", "average", "activations", "free")
-    for column in (*columns, "TFLOP", "compute", "HBM", "network", "at least"):
-        table.add_column(column, justify="left" if column in ("slice", "model", "program") else "right")
-    for one in forecasts:
-        table.add_row(one.topology, str(one.chips), one.model, one.program, *_cells(one))
-    console.print(table)
-    kinds = Table(title="Collectives: GB of whole arrays that pass a chip in one call")
-    names = sorted({kind for one in forecasts for kind in one.collectives})
-    for column in ("slice", "model", "program", *names, "leave the chip"):
-        kinds.add_column(column, justify="left" if column in ("slice", "model", "program") else "right")
-    for one in forecasts:
-        if one.collectives:
-            amounts = (f"{one.collectives.get(kind, 0) / 1e9:.3f}" for kind in names)
-            kinds.add_row(one.topology, one.model, one.program, *amounts, f"{one.sent / 1e9:.3f}")
-    if names:
-        console.print(kinds)
+    _print(
+        console,
+        "Memory of one chip, GiB",
+        ("parameters", "optimiser", "average", "activations", "free"),
+        [(one, _memory_cells(one)) for one in forecasts if one.needed],
+    )
+    counted = [one for one in forecasts if one.memory]
+    _print(
+        console,
+        "One call on one chip: it takes longer than the longest of these times",
+        ("TFLOP", "compute", "HBM", "network", "at least"),
+        [(one, _time_cells(one)) for one in counted],
+    )
+    kinds = sorted({kind for one in counted for kind in one.collectives})
+    if kinds:
+        _print(
+            console,
+            "Collectives of one call, GB of whole arrays on one chip",
+            (*kinds, "leave the chip"),
+            [(one, _collective_cells(one, kinds)) for one in counted],
+        )
     for one in forecasts:
         if one.problem:
             console.print(f"{one.topology}, {one.model}: {one.problem}", soft_wrap=True, highlight=False, markup=False)
@@ -210,17 +213,33 @@ def _show(forecasts: list[Forecast], console: Console) -> None:
         console.print(f"Smallest of these slices on which {model} fits: [bold]{found.get(model, 'none')}[/]")
 
 
-def _cells(one: Forecast) -> list[str]:
-    if not one.needed:
-        return ["-"] * 10
+def _print(console: Console, title: str, columns: Sequence[str], rows: list[tuple[Forecast, list[str]]]) -> None:
+    """A table with a line per program; what is the same everywhere stands in no column."""
+    programs = len({one.program for one, _ in rows}) > 1
+    table = Table(title=title, title_justify="left")
+    for column in ("slice", "model", *(["program"] if programs else [])):
+        table.add_column(column)
+    for column in columns:
+        table.add_column(column, justify="right", no_wrap=True)
+    for one, cells in rows:
+        table.add_row(one.topology, one.model, *([one.program] if programs else []), *cells)
+    console.print(table)
+
+
+def _memory_cells(one: Forecast) -> list[str]:
     sizes = [one.held.get(name, 0) for name in ("parameters", "optimiser", "average")]
-    shown = [f"{size / GIB:.2f}" for size in (*sizes, one.activations, one.free)]
-    if not one.memory:
-        return [*shown, "-", "-", "-", "-", "does not fit"]
+    shown = [f"{size / GIB:.2f}" for size in (*sizes, one.activations)]
+    return [*shown, f"{one.free / GIB:.2f}" if one.fits else f"[red]{one.free / GIB:.2f}[/]"]
+
+
+def _time_cells(one: Forecast) -> list[str]:
     seconds, of = one.bound
     times = [f"{1e3 * x:.1f} ms" for x in (one.compute_seconds, one.memory_seconds, one.network_seconds)]
-    end = f"{1e3 * seconds:.1f} ms ({of})" if one.fits else "does not fit"
-    return [*shown, f"{one.flops / 1e12:.2f}", *times, end]
+    return [f"{one.flops / 1e12:.2f}", *times, f"{1e3 * seconds:.1f} ms, {of}"]
+
+
+def _collective_cells(one: Forecast, kinds: list[str]) -> list[str]:
+    return [*(f"{one.collectives.get(kind, 0) / 1e9:.3f}" for kind in kinds), f"{one.sent / 1e9:.3f}"]
 
 
 def _save(config: PlanScale, forecasts: list[Forecast], folder: Path) -> None:

@@ -33,7 +33,7 @@ CHIPS = {
 """Google's tables (cloud.google.com/tpu/docs, pages v5e, v5p, v6e): peak, bandwidth of the HBM, and of the interchip
 interconnect 1600, 4800 and 3200 Gbit/s a chip, which are shared by 4, 6 and 4 links."""
 
-CPU = Chip(1e11, 4 * GIB, 1e10, 1e9, 1)
+CPU = Chip(1e11, 64 * GIB, 1e10, 1e9, 1)
 """Made up, so that everything can be tried where there is no TPU compiler: ``cpu:8``."""
 
 

@@ -71,8 +71,7 @@ class Forecast:
 
     @property
     def bound(self) -> tuple[float, str]:
-        """The largest of the three times, and whose it is. A run takes longer: they overlap in part, and no chip
-        reaches its peak."""
+        """The largest of the three times, and whose it is; a run takes longer, for no chip reaches its peaks."""
         times = {"compute": self.compute_seconds, "HBM": self.memory_seconds, "network": self.network_seconds}
         slowest = max(times, key=lambda name: times[name])
         return times[slowest], slowest

@@ -5,7 +5,6 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import jax
 from jax.extend import core
 
 
@@ -14,8 +13,8 @@ class Operations:
     """What a program does on all devices together.
 
     Attributes:
-      flops: operations of matrix products and convolutions; a multiply-add is two. Those that a backward pass does again
-        are counted again.
+      flops: operations of matrix products and convolutions, a multiply-add is two; those that a backward pass does
+        again are counted again.
       weight_bytes: bytes of parameters that these products read, at each use, in the dtype in which they are used.
     """
 
@@ -37,6 +36,7 @@ def count_operations(jaxpr: core.ClosedJaxpr, is_weight: Sequence[bool]) -> Oper
       jaxpr: ``jax.jit(f).trace(...).jaxpr``.
       is_weight: which of its inputs are parameters.
 
+    >>> import jax
     >>> import jax.numpy as jnp
     >>> def three_layers(w, x):
     ...     return jax.lax.scan(lambda x, w: (x @ w, None), x, w)[0]
