@@ -27,6 +27,7 @@ COMMANDS = {
     "export": "carry a checkpoint to openpi's PyTorch, lerobot or StableHLO, and compare",
     "serve": "answer openpi's clients over a websocket",
     "evaluate": "let a checkpoint or a server act in a simulator, and count successes",
+    "plan-scale": "compile for TPU slices that are not here: memory, operations, least time",
     "benchmark": "compare speed, memory and size before and after",
     "demo": "walk the whole road on the small example model",
 }

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Float
 
 from clp_jax.aliases import Array, Tree
-from clp_jax.models import Architecture, Gates, Model, Pi0Fast, build
+from clp_jax.models import Architecture, Gates, Model, Pi0Fast, Rows, build
 from clp_jax.plan import PrunePlan
 from clp_jax.selection.evidence import GateEvidence
 from clp_jax.similarity import Batch, forward
@@ -64,7 +64,8 @@ def observation_losses(model: Model, params: Tree, batch: Batch, gates: Gates) -
 
 def make_loss(architecture: Architecture, params: Tree, batches: Iterable[Batch]) -> Callable[[Gates], float]:
     """The mean loss over fixed batches as a function of the gates, compiled once for all of them."""
-    fixed, total = list(batches), _loss_step(architecture)
+    fixed = list(batches)
+    total = _loss_step(architecture, _rows(fixed))
 
     def loss(gates: Gates) -> float:
         sums = [total(params, batch, gates) for batch in fixed]
@@ -74,8 +75,8 @@ def make_loss(architecture: Architecture, params: Tree, batches: Iterable[Batch]
 
 
 @functools.lru_cache(maxsize=8)
-def _loss_step(architecture: Architecture):
-    model = build(architecture)
+def _loss_step(architecture: Architecture, rows: Rows):
+    model = build(architecture, rows)
 
     @jax.jit
     def total(params: Tree, batch: Batch, gates: Gates) -> tuple[Array, Array]:
@@ -114,8 +115,9 @@ def measure_gates(
       of the squared velocity error from one JVP per block. π0-FAST has no squared error, so no Gauss-Newton matrix.
     """
     curvature = gauss_newton and architecture.kind != "pi0_fast"
-    step = _gate_step(architecture, tuple(group), curvature=curvature)
-    parts = [step(params, batch) for batch in batches]
+    fixed = list(batches)
+    step = gate_step(architecture, tuple(group), _rows(fixed), curvature=curvature)
+    parts = [step(params, batch) for batch in fixed]
     gradient, sensitivity, matrix, count = (np.sum([np.asarray(part[i]) for part in parts], axis=0) for i in range(4))
     return GateEvidence(
         sensitivity=(sensitivity / count).astype(np.float64),
@@ -125,8 +127,15 @@ def measure_gates(
 
 
 @functools.lru_cache(maxsize=8)
-def _gate_step(architecture: Architecture, group: tuple[str, ...], *, curvature: bool):
-    return jax.jit(functools.partial(_gate_sums, build(architecture), architecture, group, curvature=curvature))
+def gate_step(architecture: Architecture, group: tuple[str, ...], rows: Rows, *, curvature: bool):
+    """The compiled program of `measure_gates`, from parameters and a `Batch`."""
+    return jax.jit(functools.partial(_gate_sums, build(architecture, rows), architecture, group, curvature=curvature))
+
+
+def _rows(batches: Sequence[Batch]) -> Rows:
+    """How batches are split over devices; None for those that are not on a mesh."""
+    sharding = getattr(batches[0].present, "sharding", None)
+    return sharding if isinstance(sharding, jax.sharding.NamedSharding) else None
 
 
 def _gate_sums(

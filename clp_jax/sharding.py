@@ -2,6 +2,8 @@
 
 import math
 import re
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -13,16 +15,20 @@ from clp_jax.errors import InputError
 _MIN_SHARDED_BYTES = 4 * 2**20
 
 
-def make_mesh(fsdp_devices: int = 1) -> Mesh:
-    """All devices of all processes as (batch, fsdp); parameters are split over the second axis.
+def make_mesh(fsdp_devices: int = 1, devices: Sequence[Any] | None = None) -> Mesh:
+    """Devices as (batch, fsdp); parameters are split over the second axis.
+
+    Args:
+      fsdp_devices: length of the second axis.
+      devices: all of all processes if None, or those of a topology to compile for.
 
     Raises:
       InputError: ``fsdp_devices`` does not divide the number of devices.
     """
-    count = jax.device_count()
-    if fsdp_devices < 1 or count % fsdp_devices:
-        raise InputError(f"--fsdp-devices {fsdp_devices} does not divide the {count} devices there are.")
-    return Mesh(np.array(jax.devices()).reshape(count // fsdp_devices, fsdp_devices), ("batch", "fsdp"))
+    found = np.array(jax.devices() if devices is None else devices)
+    if fsdp_devices < 1 or found.size % fsdp_devices:
+        raise InputError(f"--fsdp-devices {fsdp_devices} does not divide the {found.size} devices there are.")
+    return Mesh(found.reshape(-1, fsdp_devices), ("batch", "fsdp"))
 
 
 Rules = tuple[tuple[str, int | None], ...]

@@ -216,7 +216,7 @@ def collect(
     Raises:
       InputError: fewer than four valid samples, or a state that is not finite.
     """
-    step = _statistics_step(architecture, sampling, arrangement.slots.shape[1], mesh)
+    step = statistics_step(architecture, sampling, arrangement.slots.shape[1], mesh)
     parts = [step(params, batch) for batch in batch_iterator]
     names = tower_names(architecture, sampling)
     unread = unread_states(architecture)
@@ -234,9 +234,9 @@ def collect(
 
 
 @functools.lru_cache(maxsize=8)
-def _statistics_step(architecture: Architecture, sampling: Sampling, group_size: int, mesh: jax.sharding.Mesh):
-    """The one compiled program of a pass, kept for the next pass."""
-    function = functools.partial(batch_statistics, build(architecture), sampling, group_size)
+def statistics_step(architecture: Architecture, sampling: Sampling, group_size: int, mesh: jax.sharding.Mesh):
+    """The one compiled program of a pass, from parameters and a `Batch`; kept for the next pass."""
+    function = functools.partial(batch_statistics, build(architecture, batch_sharding(mesh)), sampling, group_size)
     return jax.jit(function, out_shardings=replicated(mesh))
 
 

@@ -85,14 +85,15 @@ def test_gauss_newton_equals_the_jacobian_product(case):
 
 
 def test_greedy_finds_the_best_single_block_without_compiling_again(case):
-    arch, _, _, _, loss = case
+    arch, _, _, fixed, loss = case
+    rows = fixed[0].present.sharding
     group_loss = make_group_loss(arch, GROUP, loss)
     singles = [group_loss(np.where(np.arange(toys.DEPTH) == block, 0.0, 1.0)) for block in range(toys.DEPTH)]
-    compiled = _loss_step(arch)._cache_size()
+    compiled = _loss_step(arch, rows)._cache_size()
     evidence = Evidence.unmeasured(toys.DEPTH)
     evidence = Evidence(toys.DEPTH, evidence.similarity, evidence.damage, loss=group_loss)
     assert select("greedy", evidence, remove=1).removed == (int(np.argmin(singles)),)
-    assert _loss_step(arch)._cache_size() == compiled > 0
+    assert _loss_step(arch, rows)._cache_size() == compiled > 0
 
 
 def test_vision_gates_remove_vision_blocks(case):

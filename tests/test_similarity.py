@@ -99,7 +99,7 @@ def test_result_depends_neither_on_devices_nor_on_batch_size(pi0):
 def test_second_pass_does_not_compile_again(pi0):
     arch, params, data = pi0
     measure(arch, params, data)
-    step = similarity._statistics_step(arch, Sampling(), 4, make_mesh())
+    step = similarity.statistics_step(arch, Sampling(), 4, make_mesh())
     compiled = step._cache_size()
     measure(arch, params, data)
     assert step._cache_size() == compiled > 0

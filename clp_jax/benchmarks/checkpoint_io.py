@@ -133,9 +133,9 @@ def _measure(
 ) -> CheckpointIoResult:
     source, out, copy = (config.scratch / f"clp_checkpoint_io_{name}" for name in ("source", "pruned", "copy"))
     try:
-        _in_own_process(make_checkpoint, source, shapes, layout=layout, bfloat16_exact=config.bfloat16_exact)
+        in_own_process(make_checkpoint, source, shapes, layout=layout, bfloat16_exact=config.bfloat16_exact)
         os.sync()
-        report, cpu, peak = _in_own_process(_prune, source, out, config.stack)
+        report, cpu, peak = in_own_process(_prune, source, out, config.stack)
         os.sync()
         started = time.perf_counter()
         subprocess.run(["cp", "-r", out, copy], check=True)
@@ -165,16 +165,17 @@ def _prune(source: Path, out: Path, stack: str) -> tuple[checkpoint.RewriteRepor
     keep = {path: range(0, leaf.shape[0], 2) for path, leaf in flatten(spec.tree).items() if path.startswith(stack)}
     started = time.process_time()
     report = checkpoint.rewrite(spec, out, take=keep)
-    return report, time.process_time() - started, _peak_memory()
+    return report, time.process_time() - started, peak_memory()
 
 
-def _peak_memory() -> int:
+def peak_memory() -> int:
     """Peak resident memory of this process image in bytes (Linux; ``ru_maxrss`` would include the parent's)."""
     status = Path("/proc/self/status").read_text()
     return 1024 * int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM")))
 
 
-def _in_own_process(function: Any, *args: Any, **kwargs: Any) -> Any:
+def in_own_process(function: Any, *args: Any, **kwargs: Any) -> Any:
+    """Returns what a function returns in a fresh process."""
     context = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(1, mp_context=context) as pool:
         return pool.submit(function, *args, **kwargs).result()

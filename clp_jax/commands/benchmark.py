@@ -22,10 +22,11 @@ class Benchmark:
 
     cka: against other packages; checkpoint: pruning a full-size π0; analysis: its overhead; depth: training step,
     memory and latency at 18, 12 and 9 blocks, or of your checkpoints; serving: latency and requests per second of your
-    checkpoints; action-samples: step time and gradient noise with several draws per observation.
+    checkpoints; action-samples: step time and gradient noise with several draws per observation; full-size: time and
+    memory of analysing, pruning, sampling and exporting a π0 of random weights.
     """
 
-    part: Literal["cka", "checkpoint", "analysis", "depth", "serving", "action-samples"]
+    part: Literal["cka", "checkpoint", "analysis", "depth", "serving", "action-samples", "full-size"]
     """What to measure."""
     checkpoint: str | None = None
     """depth and serving: your pruned checkpoint; depth takes a small random model if absent."""
@@ -34,12 +35,12 @@ class Benchmark:
     out: str | None = None
     """Also write the numbers to this JSON file."""
     scratch: str | None = None
-    """checkpoint: a folder with 30 GB of room, freed afterwards; the system's temporary folder if absent."""
+    """checkpoint and full-size: a folder with 30 GB of room, freed afterwards; the system's temporary one if absent."""
 
 
 def run(config: Benchmark) -> None:
     """Run the command."""
-    console = Console()
+    console, scratch = Console(), Path(config.scratch or tempfile.gettempdir())
     if config.part == "cka":
         result: Any = cka_peers.run()
         console.print(cka_peers.table(result))
@@ -61,8 +62,13 @@ def run(config: Benchmark) -> None:
 
         result = serving.run(config.checkpoint, config.against)
         serving.show(result, console)
+    elif config.part == "full-size":
+        from clp_jax.benchmarks import full_size
+
+        steps = full_size.run(scratch, console)
+        full_size.show(steps, console)
+        result = [dataclasses.asdict(step) for step in steps]
     else:
-        scratch = Path(config.scratch or tempfile.gettempdir())
         settings = checkpoint_io.CheckpointIoConfig(scratch=scratch)
         measured = checkpoint_io.run(settings, abstract_params(PI0))
         _show_checkpoint(measured, console)

@@ -7,6 +7,7 @@ from clp_jax.models.architecture import PI0, PI0_FAST, PI05, Architecture, Gemma
 from clp_jax.models.observation import Observation
 from clp_jax.models.pi0 import Gates, Pi0, TowerStates
 from clp_jax.models.pi0_fast import Pi0Fast
+from clp_jax.models.rows import Rows
 
 Model = Pi0 | Pi0Fast
 
@@ -17,9 +18,9 @@ FAST_CAMERAS = ("base_0_rgb", "base_1_rgb", "wrist_0_rgb")
 """openpi's camera names for π0-FAST."""
 
 
-def build(architecture: Architecture) -> Model:
-    """The model of an architecture, without parameters."""
-    return Pi0Fast(architecture) if architecture.kind == "pi0_fast" else Pi0(architecture)
+def build(architecture: Architecture, rows: Rows = None) -> Model:
+    """The model of an architecture, without parameters; ``rows`` is how a batch is split over devices."""
+    return Pi0Fast(architecture, rows) if architecture.kind == "pi0_fast" else Pi0(architecture, rows)
 
 
 def abstract_observation(
@@ -72,6 +73,7 @@ __all__ = [
     "Observation",
     "Pi0",
     "Pi0Fast",
+    "Rows",
     "SiglipSizes",
     "TowerStates",
     "abstract_observation",

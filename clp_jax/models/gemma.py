@@ -20,6 +20,7 @@ from clp_jax.aliases import AnyArray, Array, Leaf
 from clp_jax.models.architecture import GemmaSizes
 from clp_jax.models.lora import Einsum, FeedForward
 from clp_jax.models.remat import rematerialised
+from clp_jax.models.rows import Rows, pinned
 
 KVCache = tuple[Float[Array, "depth b _s k h"], Float[Array, "depth b _s k h"]]
 """Keys (after RoPE) and values of every block."""
@@ -138,6 +139,7 @@ class Block(nn.Module):
     capture: bool
     remat: str = "all"
     float32_queries: bool = False
+    rows: Rows = None
 
     def setup(self) -> None:
         numbered = list(enumerate(self.experts))
@@ -148,7 +150,7 @@ class Block(nn.Module):
 
     def __call__(self, xs, kv_cache, gates, read, cache_index, positions, masks, conditions):
         after, seen = [], kv_cache
-        for i, x in enumerate(xs):
+        for i, x in enumerate(pinned(xs, self.rows)):
             if x is None:
                 after.append(None)
                 continue
@@ -208,6 +210,7 @@ class Gemma(nn.Module):
     remat: str = "all"
     float32_queries: bool = False
     skip_dead: bool = False
+    rows: Rows = None
 
     def setup(self) -> None:
         self.embedder = Embedder(self.vocab_size, self.experts[0].width)
@@ -252,7 +255,7 @@ class Gemma(nn.Module):
           [depth + 1, b, s, d] (None if not captured). With ``skip_dead`` the first expert has no output, unless states
           are captured: what follows its keys and values in the last block is not computed.
         """
-        xs = [None if x is None else x.astype(self.dtype) for x in xs]
+        xs = pinned([None if x is None else x.astype(self.dtype) for x in xs], self.rows)
         conditions = conditions or [None] * len(self.experts)
         depth = self.experts[0].depth
         read = jnp.arange(1, depth + 1) < depth if self.skip_dead and not capture else None
@@ -262,10 +265,11 @@ class Gemma(nn.Module):
             split_rngs={"params": True},
             in_axes=(0, 0, 0, nn.broadcast, nn.broadcast, nn.broadcast, nn.broadcast),
             length=depth,
-        )(self.experts, capture, self.remat, self.float32_queries, name="layers")
+        )(self.experts, capture, self.remat, self.float32_queries, self.rows, name="layers")
         ys, (kv_cache, states) = stack(xs, kv_cache, gates, read, cache_index, positions, masks, conditions)
         if read is not None and not self.is_initializing():
             ys = [None, *ys[1:]]
+        ys = pinned(ys, self.rows)
         outputs = [
             None if y is None else norm(y, condition)[0]
             for norm, y, condition in zip(self.final_norms, ys, conditions, strict=True)

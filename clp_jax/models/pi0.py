@@ -16,6 +16,7 @@ from clp_jax.aliases import AnyArray, Array, Tree
 from clp_jax.models.architecture import Architecture
 from clp_jax.models.gemma import Gemma, KVCache, repeated
 from clp_jax.models.observation import Observation, model_image
+from clp_jax.models.rows import Rows, pinned
 from clp_jax.models.siglip import Siglip
 
 _MIN_PERIOD, _MAX_PERIOD = 4e-3, 4.0
@@ -51,13 +52,14 @@ class PaliGemma(nn.Module):
     """The image encoder and the language stack, under openpi's names."""
 
     architecture: Architecture
+    rows: Rows = None
 
     def setup(self) -> None:
         a = self.architecture
         fast = a.kind == "pi0_fast"
-        self.img = Siglip(a.vision, a.vlm.width, a.dtype, a.remat)
+        self.img = Siglip(a.vision, a.vlm.width, a.dtype, a.remat, self.rows)
         dead = a.skip_dead and not fast
-        self.llm = Gemma(a.experts, a.vocab_size, a.dtype, a.remat, float32_queries=fast, skip_dead=dead)
+        self.llm = Gemma(a.experts, a.vocab_size, a.dtype, a.remat, fast, dead, self.rows)
 
     def embed_prefix(
         self, observation: Observation, gates: Gates, *, capture: bool
@@ -71,7 +73,8 @@ class PaliGemma(nn.Module):
         vision_gates = gates.vision
         if vision_gates is not None and vision_gates.shape[1] > 1:
             vision_gates = jnp.repeat(vision_gates, c, axis=1)
-        encoded, states = self.img(images.reshape(b * c, *images.shape[2:]), gates=vision_gates, capture=capture)
+        images = pinned(images.reshape(b * c, *images.shape[2:]), self.rows)
+        encoded, states = self.img(images, gates=vision_gates, capture=capture)
         tokens = encoded.shape[1]
         masks = jnp.stack([jnp.asarray(observation.image_masks[camera]) for camera in cameras], axis=1)
         image_valid = jnp.repeat(masks, tokens, axis=1)
@@ -88,12 +91,13 @@ class Pi0(nn.Module):
     """π0 or π0.5 by ``architecture.kind``; parameters are openpi's tree."""
 
     architecture: Architecture
+    rows: Rows = None
 
     def setup(self) -> None:
         a = self.architecture
         assert a.action is not None and a.action_dim is not None
         width = a.action.width
-        self.PaliGemma = PaliGemma(a)
+        self.PaliGemma = PaliGemma(a, self.rows)
         self.action_in_proj = nn.Dense(width)
         if a.kind == "pi05":
             self.time_mlp_in, self.time_mlp_out = nn.Dense(width), nn.Dense(width)

@@ -16,6 +16,7 @@ from clp_jax.models.architecture import Architecture
 from clp_jax.models.gemma import KVCache
 from clp_jax.models.observation import Observation
 from clp_jax.models.pi0 import Gates, PaliGemma, TowerStates, attention_mask, token_positions
+from clp_jax.models.rows import Rows
 
 _END_OF_SEQUENCE = 1
 
@@ -24,9 +25,10 @@ class Pi0Fast(nn.Module):
     """π0-FAST; parameters are openpi's tree."""
 
     architecture: Architecture
+    rows: Rows = None
 
     def setup(self) -> None:
-        self.PaliGemma = PaliGemma(self.architecture)
+        self.PaliGemma = PaliGemma(self.architecture, self.rows)
 
     def __call__(
         self, observation: Observation, *, gates: Gates = Gates(), capture: bool = False

@@ -11,6 +11,7 @@ from jaxtyping import Float
 from clp_jax.aliases import AnyArray, Array
 from clp_jax.models.architecture import SiglipSizes
 from clp_jax.models.remat import rematerialised
+from clp_jax.models.rows import Rows, pinned
 
 
 class MlpBlock(nn.Module):
@@ -32,10 +33,11 @@ class EncoderBlock(nn.Module):
     sizes: SiglipSizes
     dtype: str
     capture: bool
+    rows: Rows = None
 
     @nn.compact
     def __call__(self, x, gate):
-        inputs = x
+        x = inputs = pinned(x, self.rows)
         y = nn.LayerNorm(dtype=self.dtype)(x)
         y = nn.MultiHeadDotProductAttention(
             num_heads=self.sizes.num_heads, kernel_init=nn.initializers.xavier_uniform(), dtype=self.dtype
@@ -54,12 +56,13 @@ class Encoder(nn.Module):
     sizes: SiglipSizes
     dtype: str
     remat: str
+    rows: Rows = None
 
     @nn.compact
     def __call__(self, x, gates, *, capture: bool):
         block = rematerialised(EncoderBlock, self.remat)
         stack = nn.scan(block, variable_axes={"params": 0}, split_rngs={"params": True}, length=self.sizes.depth)
-        y, states = stack(self.sizes, self.dtype, capture, name="encoderblock")(x, gates)
+        y, states = stack(self.sizes, self.dtype, capture, self.rows, name="encoderblock")(x, gates)
         states = jnp.concatenate([x[None], states]) if capture else None
         return nn.LayerNorm(name="encoder_norm", dtype=self.dtype)(y), states
 
@@ -71,6 +74,7 @@ class Siglip(nn.Module):
     output_width: int
     dtype: str
     remat: str = "all"
+    rows: Rows = None
 
     @nn.compact
     def __call__(
@@ -93,8 +97,8 @@ class Siglip(nn.Module):
         x = x.reshape(x.shape[0], -1, self.sizes.width)
         init = nn.initializers.normal(stddev=self.sizes.width**-0.5)
         x = x + self.param("pos_embedding", init, (1, self.sizes.num_tokens, self.sizes.width)).astype(jnp.float32)
-        x, states = Encoder(self.sizes, self.dtype, self.remat, name="Transformer")(
-            x.astype(self.dtype), gates, capture=capture
+        x, states = Encoder(self.sizes, self.dtype, self.remat, self.rows, name="Transformer")(
+            pinned(x.astype(self.dtype), self.rows), gates, capture=capture
         )
         head = nn.Dense(self.output_width, dtype=self.dtype, name="head", kernel_init=nn.initializers.zeros)
-        return head(x), states
+        return pinned(head(x), self.rows), states

@@ -16,7 +16,7 @@ from clp_jax.aliases import AnyArray, Array, Leaf
 from clp_jax.data import observation_of
 from clp_jax.errors import InputError
 from clp_jax.loading import LoadedModel
-from clp_jax.models import Architecture, Pi0, build
+from clp_jax.models import CAMERAS, Architecture, Pi0, build
 from clp_jax.models.pi0 import sample_actions
 from clp_jax.serving.requests import Requests, chunk, flat
 from clp_jax.sharding import batch_sharding, parameter_shardings, replicated
@@ -68,13 +68,12 @@ class Policy:
         seed: int = 0,
     ):
         check_servable(model.architecture, action_horizon=action_horizon, max_batch=max_batch, num_steps=num_steps)
-        module = build(model.architecture)
-        assert isinstance(module, Pi0) and model.architecture.action_dim is not None
+        assert model.architecture.action_dim is not None
         self.requests = requests
         self.buckets = buckets(max_batch)
         self._model, self._chunk = model, (action_horizon, model.architecture.action_dim)
         self._numbers = itertools.count()
-        self._sample = functools.partial(_sample, module, num_steps, seed)
+        self._num_steps, self._seed = num_steps, seed
         self._programs: dict[int, Any] = {}
         self.metadata = self._metadata(num_steps)
 
@@ -82,14 +81,22 @@ class Policy:
         """Compile the program of one batch size; `infer` and `infer_batch` do so when they need one."""
         if bucket in self._programs:
             return
-        mesh = self._model.mesh
-        one, rows = replicated(mesh), batch_sharding(mesh)
-        sharding = one if bucket % mesh.size else rows
-        abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct((bucket, *x.shape), x.dtype), self._abstract())
-        params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), self._model.params)
-        shardings = parameter_shardings(params, mesh), sharding
-        program = jax.jit(self._sample, in_shardings=shardings, out_shardings=one)
-        self._programs[bucket] = program.lower(params, abstract).compile()
+        architecture, (horizon, _) = self._model.architecture, self._chunk
+        traced = trace_sampling(
+            architecture,
+            jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), self._model.params),
+            abstract_rows(
+                architecture,
+                bucket,
+                action_horizon=horizon,
+                prompt_length=self.requests.prompt_length,
+                cameras=self.requests.cameras,
+            ),
+            self._model.mesh,
+            num_steps=self._num_steps,
+            seed=self._seed,
+        )
+        self._programs[bucket] = traced.lower().compile()
 
     def prepare(self, request: Any) -> Prepared:
         """Check a request and bring it into the model's form; runs on the host alone.
@@ -155,20 +162,6 @@ class Policy:
         given = np.asarray(entry.noise is not None)
         return {"inputs": dict(entry.inputs), "noise": noise, "given": given, "number": np.uint32(entry.number)}
 
-    def _abstract(self) -> dict[str, Any]:
-        """Shapes and dtypes of `_row`."""
-        size, length = self._model.architecture.vision.image_size, self.requests.prompt_length
-        inputs = {f"image/{camera}": ((size, size, 3), np.uint8) for camera in self.requests.cameras}
-        inputs |= {f"image_mask/{camera}": ((), np.bool_) for camera in self.requests.cameras}
-        inputs |= {"state": (self._chunk[1:], np.float32)}
-        inputs |= {"tokenized_prompt": ((length,), np.int32), "tokenized_prompt_mask": ((length,), np.bool_)}
-        return {
-            "inputs": {key: jax.ShapeDtypeStruct(*entry) for key, entry in inputs.items()},
-            "noise": jax.ShapeDtypeStruct(self._chunk, np.float32),
-            "given": jax.ShapeDtypeStruct((), np.bool_),
-            "number": jax.ShapeDtypeStruct((), np.uint32),
-        }
-
     def _metadata(self, num_steps: int) -> dict[str, Any]:
         """What a client is told when it connects."""
         architecture, record = self._model.architecture, self._model.spec.plan_record
@@ -211,6 +204,60 @@ def buckets(largest: int) -> tuple[int, ...]:
     """
     powers = itertools.takewhile(lambda size: size < largest, (2**i for i in itertools.count()))
     return (*powers, largest)
+
+
+def abstract_rows(
+    architecture: Architecture,
+    bucket: int,
+    *,
+    action_horizon: int,
+    prompt_length: int,
+    cameras: Sequence[str] = CAMERAS,
+) -> dict[str, Any]:
+    """Shapes and dtypes of a batch of requests."""
+    size, width = architecture.vision.image_size, architecture.action_dim
+    inputs = {f"image/{camera}": ((size, size, 3), np.uint8) for camera in cameras}
+    inputs |= {f"image_mask/{camera}": ((), np.bool_) for camera in cameras}
+    inputs |= {"state": ((width,), np.float32)}
+    inputs |= {"tokenized_prompt": ((prompt_length,), np.int32), "tokenized_prompt_mask": ((prompt_length,), np.bool_)}
+    entries = {
+        "inputs": inputs,
+        "noise": ((action_horizon, width), np.float32),
+        "given": ((), np.bool_),
+        "number": ((), np.uint32),
+    }
+    return jax.tree.map(
+        lambda entry: jax.ShapeDtypeStruct((bucket, *entry[0]), entry[1]),
+        entries,
+        is_leaf=lambda x: isinstance(x, tuple),
+    )
+
+
+def trace_sampling(
+    architecture: Architecture,
+    params: Leaf,
+    batch: Mapping[str, Any],
+    mesh: jax.sharding.Mesh,
+    *,
+    num_steps: int = 10,
+    seed: int = 0,
+) -> jax.stages.Traced:
+    """The program of one batch size, from parameters and a batch to actions on every device.
+
+    Args:
+      architecture: of the model.
+      params: shapes and dtypes of the parameters.
+      batch: from `abstract_rows`; split over the devices if their number divides it, else the same on all.
+      mesh: the devices.
+      num_steps: Euler steps from noise to actions.
+      seed: of the noise.
+    """
+    split = batch["number"].shape[0] % mesh.size == 0
+    module = build(architecture, batch_sharding(mesh) if split else None)
+    assert isinstance(module, Pi0)
+    shardings = parameter_shardings(params, mesh), batch_sharding(mesh) if split else replicated(mesh)
+    function = functools.partial(_sample, module, num_steps, seed)
+    return jax.jit(function, in_shardings=shardings, out_shardings=replicated(mesh)).trace(params, batch)
 
 
 def noise_of(seed: int, numbers: UInt32[AnyArray, " b"], shape: tuple[int, int]) -> Float[Array, "b horizon adim"]:

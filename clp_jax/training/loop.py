@@ -168,7 +168,7 @@ def build_program(
 
     def step(state: TrainState, batch: Mapping[str, Array], stop: Array) -> tuple[TrainState, dict[str, Array]]:
         rng, _ = jax.random.split(jax.random.key(seed))  # as openpi's main function has it
-        state, info = train_step(architecture, tx, settings, rng, state, batch)
+        state, info = train_step(architecture, tx, settings, rng, state, batch, rows=rows)
         return state, info | {"stop": jnp.max(stop)}
 
     return Program(

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from clp_jax.aliases import Array, Leaf, Tree
 from clp_jax.data import observation_of
 from clp_jax.errors import InputError
-from clp_jax.models import Architecture, Model, Pi0Fast, build, pi0, pi0_fast
+from clp_jax.models import Architecture, Model, Pi0Fast, Rows, build, pi0, pi0_fast
 from clp_jax.models.augmentation import augment
 from clp_jax.models.observation import model_image
 from clp_jax.training.freezing import merge_parts, split_frozen
@@ -48,6 +48,8 @@ def train_step(
     rng: Array,
     state: TrainState,
     batch: Mapping[str, Leaf],
+    *,
+    rows: Rows = None,
 ) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
     """Draw noise and times, take the gradient of the loss, update.
 
@@ -61,22 +63,23 @@ def train_step(
       rng: key of the run; that of the step is ``fold_in(rng, state.step)``.
       state: before the step.
       batch: model inputs by flat key, as in a ``.npz`` of observations.
+      rows: how a batch, and each of its parts, is split over devices.
 
     Returns:
       The state after the step, and ``loss``, ``grad_norm`` (before clipping) and ``param_norm`` (of the kernels).
     """
-    model = build(architecture)
+    model = build(architecture, rows)
     trained, frozen = split_frozen(state.params, settings.frozen)
     key = jax.random.fold_in(rng, state.step)
-    rows, augmentation_key = _draw(model, key, batch, settings.action_samples)
+    inputs, augmentation_key = _draw(model, key, batch, settings.action_samples)
 
-    def loss(trained: Tree, rows: Mapping[str, Leaf], number: Leaf) -> Float[Array, ""]:
+    def loss(trained: Tree, inputs: Mapping[str, Leaf], number: Leaf) -> Float[Array, ""]:
         if settings.augment:
             own = augmentation_key if settings.accumulate == 1 else jax.random.fold_in(augmentation_key, number)
-            rows = _augmented(architecture.vision.image_size, own, rows)
-        return jnp.mean(model_loss(model, merge_parts(trained, frozen), rows))
+            inputs = _augmented(architecture.vision.image_size, own, inputs)
+        return jnp.mean(model_loss(model, merge_parts(trained, frozen), inputs))
 
-    value, gradient = _mean_gradient(loss, trained, rows, settings.accumulate)
+    value, gradient = _mean_gradient(loss, trained, inputs, settings.accumulate)
     updates, opt_state = tx.update(gradient, state.opt_state, trained)
     params = merge_parts(optax.apply_updates(trained, updates), frozen)
     average = state.ema_params

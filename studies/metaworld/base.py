@@ -1,4 +1,4 @@
-"""The 18-block base: demonstrations by scripted experts, a tokenizer for their instructions, pre-training from nothing."""
+"""The 18-block base: demonstrations by scripted experts, a tokenizer for instructions, pre-training from nothing."""
 
 import subprocess
 import sys

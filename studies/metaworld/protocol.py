@@ -16,7 +16,8 @@ instruction does."""
 NEW_TASKS = ("faucet-open", "window-close", "coffee-pull", "plate-slide")
 """Fine-tuning and evaluation. The base saw three of these objects, but never what is asked for."""
 
-IMAGE_SIZE = 84
+IMAGE_SIZE, PATCH = 84, 14
+TOKENS = (IMAGE_SIZE // PATCH) ** 2
 HORIZON = 8
 REPLAN = 4
 """Actions of a chunk, and those that are executed before the next one is asked for."""
@@ -54,7 +55,9 @@ def architecture(depth: int = DEPTH) -> Architecture:
     """The study's π0 at a depth of the language stack: 2.4 M parameters with 18 blocks."""
     return Architecture(
         kind="pi0",
-        vision=SiglipSizes(width=96, depth=4, mlp_dim=192, num_heads=4, patch_size=14, num_tokens=(IMAGE_SIZE // 14) ** 2),
+        vision=SiglipSizes(
+            width=96, depth=4, mlp_dim=192, num_heads=4, patch_size=14, num_tokens=(IMAGE_SIZE // 14) ** 2
+        ),
         vlm=GemmaSizes(width=64, depth=depth, mlp_dim=256, num_heads=8, num_kv_heads=1, head_dim=16),
         action=GemmaSizes(width=48, depth=depth, mlp_dim=192, num_heads=8, num_kv_heads=1, head_dim=16),
         vocab_size=VOCABULARY,

@@ -1,0 +1,263 @@
+"""``clp plan-scale``: what a model needs on a slice of TPUs that is not here, from the TPU compiler itself."""
+
+import dataclasses
+import functools
+import json
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from rich.console import Console
+from rich.table import Table
+
+from clp_jax.aliases import Tree
+from clp_jax.checkpoint import read_spec
+from clp_jax.errors import InputError
+from clp_jax.loading import read_architecture
+from clp_jax.models import PI0, PI0_FAST, PI05, Architecture, abstract_params
+from clp_jax.models.architecture import Remat
+from clp_jax.plan import PrunePlan
+from clp_jax.progress import progress
+from clp_jax.prune import apply_plan
+from clp_jax.scale.chips import CPU, GIB
+from clp_jax.scale.forecast import Forecast, forecast, smallest
+from clp_jax.scale.picture import draw
+from clp_jax.scale.programs import Task, Workload, programs
+from clp_jax.scale.topologies import CHIPS, Topology, devices_of, parse, usual_names
+from clp_jax.sharding import make_mesh
+
+_BY_NAME = {"pi0": PI0, "pi05": PI05, "pi0-fast": PI0_FAST}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PlanScale:
+    """Compile what analyse, finetune or serve run for TPU slices, and print what they need. No TPU is touched.
+
+    Times are lower bounds from the makers' numbers, not predictions. One program takes a minute or two to compile.
+    """
+
+    checkpoint: str
+    """A checkpoint, or pi0, pi05 or pi0-fast for openpi's sizes (float32) without any."""
+    topology: tuple[str, ...]
+    """Slices: v5e:4x4 v5p:2x2x2 v6e-256..., or a kind alone (v5e), which finds the smallest that fits from 1 chip to
+    256; cpu:8 tries everything out where there is no TPU compiler."""
+    against: str | None = None
+    """The checkpoint that --checkpoint was pruned from, to see both side by side."""
+    keep_layers: str | None = None
+    """Also the same model with so many blocks of the language stack: 12 or 12,9."""
+    task: Task = "finetune"
+    """analyse, finetune, lora (finetune with new adapters) or infer (what serve runs)."""
+    batch_size: int = 32
+    """Observations of a step over all chips; of a request's batch in infer."""
+    fsdp_devices: int | None = None
+    """Chips over which each large parameter is split; all if absent."""
+    accumulate: int = 1
+    """finetune: parts of a batch that run one after another."""
+    ema_decay: float | None = 0.99
+    """finetune: None plans without the average of the parameters."""
+    augment: bool = True
+    """finetune: crop, rotate and recolour the images."""
+    remat: Remat = "all"
+    """finetune: what the backward pass computes again."""
+    params_dtype: Literal["keep", "float32", "bfloat16"] = "keep"
+    """analyse and infer: parameters as stored, or in another dtype. Training always keeps float32."""
+    dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    """Activations."""
+    num_steps: int = 10
+    """infer: Euler steps from noise to actions."""
+    group_size: int = 4
+    """analyse: observations of a group."""
+    action_horizon: int | None = None
+    """Actions of a chunk; openpi's if absent."""
+    max_token_len: int | None = None
+    """Tokens of a prompt; openpi's if absent."""
+    out: str | None = None
+    """Folder for plan-scale.json and plan-scale.png."""
+
+
+def run(config: PlanScale) -> None:
+    """Run the command."""
+    console, lines = Console(), Console(stderr=True)
+    slices = _slices(config.topology)
+    _only_cpu(max((one.chips for names in slices for one in names if one.chip is CPU), default=0))
+    models = _models(config)
+    fields = ("task", "batch_size", "accumulate", "ema_decay", "augment", "group_size", "num_steps", "action_horizon")
+    workload = Workload(**{name: getattr(config, name) for name in fields}, prompt_length=config.max_token_len)
+    found: list[Forecast] = []
+    with progress("compiling", total=None, unit="programs", console=lines) as advance:
+        for model in models.items():
+            for candidates in slices:
+                plan = functools.partial(_forecasts, config, workload, model, advance)
+                found += _first_that_fits(candidates, plan)
+    if all(one.problem and not one.needed for one in found):
+        raise InputError(found[0].problem)
+    _show(found, console)
+    if config.out is not None:
+        _save(config, found, Path(config.out))
+        console.print(f"Saved: [bold]{config.out}/plan-scale.json[/] and [bold]{config.out}/plan-scale.png[/]")
+
+
+def _slices(words: tuple[str, ...]) -> list[list[Topology]]:
+    """Each a slice of its own, or the candidates of a kind from small to large."""
+    names = [name for word in words for name in word.split(",") if name]
+    return [[parse(one) for one in (usual_names(name) if name in CHIPS else (name,))] for name in names]
+
+
+def _only_cpu(devices: int) -> None:
+    """Keep this process away from the chips of the machine it runs on, before JAX looks for any."""
+    jax.config.update("jax_platforms", "cpu")
+    flag = "xla_force_host_platform_device_count"
+    if devices > 1 and flag not in os.environ.get("XLA_FLAGS", ""):
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --{flag}={devices}".strip()
+
+
+def _models(config: PlanScale) -> dict[str, tuple[Architecture, Tree]]:
+    """Architecture and stored parameters by name, the unpruned one first."""
+    models = {}
+    for name in filter(None, (config.against, config.checkpoint)):
+        architecture, params = _model(name, config)
+        models[_label(name, architecture)] = architecture, params
+        for word in (config.keep_layers or "").split(",") if name == config.checkpoint else ():
+            if not word:
+                continue
+            depth = architecture.vlm.depth
+            if not word.strip().isdigit() or not 0 < int(word) <= depth:
+                raise InputError(f"--keep-layers {config.keep_layers}: give numbers from 1 to {depth}, like 12,9.")
+            keep = {tower: range(int(word)) for tower in architecture.depths if tower != "vision"}
+            plan = PrunePlan.of(architecture.kind, architecture.depths, keep, coupled=architecture.coupled)
+            smaller = architecture.with_depths({tower: len(blocks) for tower, blocks in keep.items()})
+            models[_label(name, smaller)] = smaller, apply_plan(params, plan)
+    return models
+
+
+def _model(name: str, config: PlanScale) -> tuple[Architecture, Tree]:
+    if name in _BY_NAME:
+        architecture = dataclasses.replace(_BY_NAME[name], dtype=config.dtype)
+        params = abstract_params(architecture)
+    else:
+        spec = read_spec(name)
+        architecture, params = read_architecture(spec, dtype=config.dtype), spec.tree
+    if config.params_dtype != "keep":
+        params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.dtype(config.params_dtype)), params)
+    params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), params)
+    return dataclasses.replace(architecture, remat=config.remat), params
+
+
+def _label(name: str, architecture: Architecture) -> str:
+    return f"{Path(name).name}, {architecture.vlm.depth} blocks"
+
+
+def _first_that_fits(candidates: list[Topology], plan: Callable[[Topology], list[Forecast]]) -> list[Forecast]:
+    """Forecasts up to the first slice on which everything fits."""
+    found: list[Forecast] = []
+    for one in candidates:
+        found += (more := plan(one))
+        if all(entry.fits for entry in more):
+            break
+    return found
+
+
+def _forecasts(
+    config: PlanScale,
+    workload: Workload,
+    named: tuple[str, tuple[Architecture, Tree]],
+    advance: Callable[[int], None],
+    topology: Topology,
+) -> list[Forecast]:
+    """All programs of the task on one slice; a batch that does not divide over it is told in place of numbers."""
+    model, (architecture, params) = named
+    devices = devices_of(topology)
+    fsdp = config.fsdp_devices or len(devices)
+    found = []
+    try:
+        mesh = make_mesh(fsdp, devices)
+        todo = programs(workload, architecture, params, mesh)
+    except InputError as error:
+        return [Forecast(topology.name, topology.chips, fsdp, model, hbm=topology.chip.hbm, problem=str(error))]
+    for make in todo:
+        found.append(forecast(make(), topology, model, fsdp))
+        advance(1)
+    return found
+
+
+def _show(forecasts: list[Forecast], console: Console) -> None:
+    _print(
+        console,
+        "Memory of one chip, GiB",
+        ("parameters", "optimiser", "average", "activations", "free"),
+        [(one, _memory_cells(one)) for one in forecasts if one.needed],
+    )
+    counted = [one for one in forecasts if one.memory]
+    _print(
+        console,
+        "One call on one chip: it takes longer than the longest of these times",
+        ("TFLOP", "compute", "HBM", "network", "at least"),
+        [(one, _time_cells(one)) for one in counted],
+    )
+    kinds = sorted({kind for one in counted for kind in one.collectives})
+    if kinds:
+        _print(
+            console,
+            "Collectives of one call, GB of whole arrays on one chip",
+            (*kinds, "leave the chip"),
+            [(one, _collective_cells(one, kinds)) for one in counted],
+        )
+    for one in forecasts:
+        if one.problem:
+            console.print(f"{one.topology}, {one.model}: {one.problem}", soft_wrap=True, highlight=False, markup=False)
+    found = smallest(forecasts)
+    for model in dict.fromkeys(one.model for one in forecasts):
+        console.print(f"Smallest of these slices on which {model} fits: [bold]{found.get(model, 'none')}[/]")
+
+
+def _print(console: Console, title: str, columns: Sequence[str], rows: list[tuple[Forecast, list[str]]]) -> None:
+    """A table with a line per program; what is the same everywhere stands in no column."""
+    programs = len({one.program for one, _ in rows}) > 1
+    table = Table(title=title, title_justify="left")
+    for column in ("slice", "model", *(["program"] if programs else [])):
+        table.add_column(column)
+    for column in columns:
+        table.add_column(column, justify="right", no_wrap=True)
+    for one, cells in rows:
+        table.add_row(one.topology, one.model, *([one.program] if programs else []), *cells)
+    console.print(table)
+
+
+def _memory_cells(one: Forecast) -> list[str]:
+    sizes = [one.held.get(name, 0) for name in ("parameters", "optimiser", "average")]
+    shown = [f"{size / GIB:.2f}" for size in (*sizes, one.activations)]
+    return [*shown, f"{one.free / GIB:.2f}" if one.fits else f"[red]{one.free / GIB:.2f}[/]"]
+
+
+def _time_cells(one: Forecast) -> list[str]:
+    seconds, of = one.bound
+    times = [f"{1e3 * x:.1f} ms" for x in (one.compute_seconds, one.memory_seconds, one.network_seconds)]
+    return [f"{one.flops / 1e12:.2f}", *times, f"{1e3 * seconds:.1f} ms, {of}"]
+
+
+def _collective_cells(one: Forecast, kinds: list[str]) -> list[str]:
+    return [*(f"{one.collectives.get(kind, 0) / 1e9:.3f}" for kind in kinds), f"{one.sent / 1e9:.3f}"]
+
+
+def _save(config: PlanScale, forecasts: list[Forecast], folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    content = {
+        "config": dataclasses.asdict(config),
+        "versions": {"jax": jax.__version__, "libtpu": _libtpu_version()},
+        "forecasts": [one.to_json() for one in forecasts],
+        "smallest": smallest(forecasts),
+    }
+    (folder / "plan-scale.json").write_text(json.dumps(content, indent=2) + "\n")
+    draw(forecasts, f"{config.task}, planned for TPUs by their compiler", folder / "plan-scale.png")
+
+
+def _libtpu_version() -> str | None:
+    import importlib.metadata
+
+    try:
+        return importlib.metadata.version("libtpu")
+    except importlib.metadata.PackageNotFoundError:
+        return None

@@ -1,0 +1,66 @@
+"""The plot: what fills a chip's memory, and what bounds the time."""
+
+import os
+from collections.abc import Sequence
+
+from clp_jax.scale.chips import GIB
+from clp_jax.scale.forecast import Forecast
+
+_MEMORY = {
+    "parameters": "#3b6fb6",
+    "optimiser": "#7ba3d6",
+    "average": "#b9d0ec",
+    "inputs": "#8a8a8a",
+    "activations": "#e58a3c",
+}
+_TIMES = {"compute": "#4d9a5b", "memory": "#9bc79a", "network": "#c45a5a"}
+
+
+def draw(forecasts: Sequence[Forecast], title: str, path: str | os.PathLike[str]) -> None:
+    """Write a PNG with one row per program, slice and model."""
+    from matplotlib.figure import Figure
+
+    rows = [one for one in forecasts if one.needed]
+    figure = Figure(figsize=(12, 1.9 + 0.42 * max(len(rows), 1)), layout="constrained")
+    left, right = figure.subplots(1, 2, sharey=True, width_ratios=(3, 2))
+    labels = [f"{one.topology}  {one.model}\n{one.program}, {one.observations} obs." for one in rows]
+    for y, one in enumerate(rows):
+        _memory_bar(left, y, one)
+        _time_bars(right, y, one)
+    left.set_yticks(range(len(rows)), labels, fontsize=8)
+    left.invert_yaxis()
+    left.set_xlabel("GiB on one chip  ( | usable HBM )")
+    right.set_xlabel("ms of one call at least")
+    left.set_title("Memory", loc="left", fontsize=10)
+    right.set_title("Time: the longest bar is the bound", loc="left", fontsize=10)
+    for axes, colours in ((left, _MEMORY), (right, _TIMES)):
+        for name, colour in colours.items():
+            axes.barh([0], [0], color=colour, label={"memory": "HBM"}.get(name, name))
+        axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=len(colours), frameon=False, fontsize=8)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.margins(x=0.16)
+    figure.suptitle(title, x=0.01, ha="left", fontsize=12)
+    figure.savefig(path, dpi=150)
+
+
+def _memory_bar(axes, y: int, one: Forecast) -> None:
+    start = 0.0
+    parts = {**one.held, "inputs": one.held.get("inputs", 0) + one.held.get("padding", 0)}
+    for name, colour in _MEMORY.items():
+        size = (one.activations if name == "activations" else parts.get(name, 0)) / GIB
+        axes.barh(y, size, left=start, height=0.6, color=colour)
+        start += size
+    limit = one.hbm / GIB
+    axes.plot([limit, limit], [y - 0.4, y + 0.4], color="black", linewidth=1.5)
+    text = f"{start:.1f}" if one.fits else f"{start:.1f}  does not fit"
+    axes.annotate(text, (max(start, limit if abs(start - limit) < limit / 8 else start), y), (4, 0),
+                  textcoords="offset points", va="center", fontsize=8)  # fmt: skip
+
+
+def _time_bars(axes, y: int, one: Forecast) -> None:
+    times = (one.compute_seconds, one.memory_seconds, one.network_seconds)
+    for offset, seconds, colour in zip((-0.2, 0.0, 0.2), times, _TIMES.values(), strict=True):
+        axes.barh(y + offset, 1e3 * seconds, height=0.2, color=colour)
+    if any(times):
+        axes.annotate(f"{1e3 * max(times):.0f}", (1e3 * max(times), y), (4, 0), textcoords="offset points",
+                      va="center", fontsize=8)  # fmt: skip

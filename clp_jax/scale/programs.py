@@ -1,0 +1,228 @@
+"""What ``analyse``, ``finetune`` and ``serve`` run, traced on shapes with shardings instead of arrays."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+
+from clp_jax.aliases import Leaf, Tree
+from clp_jax.data import camera_names
+from clp_jax.data.chain import default_horizon, default_prompt_length
+from clp_jax.models import Architecture
+from clp_jax.sensitivity import gate_step
+from clp_jax.serving.policy import abstract_rows, check_servable, trace_sampling
+from clp_jax.sharding import batch_sharding, parameter_shardings
+from clp_jax.similarity import Batch, Sampling, statistics_step
+from clp_jax.training import OptimizerSettings, Run, StepSettings, check_batch_size
+from clp_jax.training.adapters import with_adapters
+from clp_jax.training.freezing import frozen_paths
+from clp_jax.training.loop import build_program
+from clp_jax.trees import flatten
+
+Task = Literal["analyse", "finetune", "lora", "infer"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Workload:
+    """What is asked of a model.
+
+    Attributes:
+      task: the command; lora is finetune with new adapters.
+      batch_size: observations of a step; analyse rounds it up to whole groups on every device.
+      accumulate: parts of a training batch.
+      ema_decay: of the average that is trained along; None without.
+      augment: images in training.
+      group_size: observations of a group in analyse.
+      num_steps: Euler steps of infer.
+      action_horizon: actions of a chunk; openpi's if None.
+      prompt_length: tokens of a prompt; openpi's if None.
+    """
+
+    task: Task
+    batch_size: int = 32
+    accumulate: int = 1
+    ema_decay: float | None = 0.99
+    augment: bool = True
+    group_size: int = 4
+    num_steps: int = 10
+    action_horizon: int | None = None
+    prompt_length: int | None = None
+
+    def lengths(self, architecture: Architecture) -> tuple[int, int]:
+        """Actions of a chunk and tokens of a prompt."""
+        horizon = self.action_horizon or default_horizon(architecture)
+        return horizon, self.prompt_length or default_prompt_length(architecture)
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """One program of a task.
+
+    Attributes:
+      name: for people.
+      traced: ``jax.jit(f).trace(...)``.
+      held: bytes of the arguments on one device, by what they are.
+      is_weight: which of the flat inputs are parameters.
+      observations: of one call.
+      split: over how many devices the work is split.
+    """
+
+    name: str
+    traced: Any
+    held: Mapping[str, int]
+    is_weight: list[bool]
+    observations: int
+    split: int
+
+
+def programs(
+    workload: Workload, architecture: Architecture, params: Tree, mesh: jax.sharding.Mesh
+) -> list[Callable[[], Program]]:
+    """The programs of a task, each traced when it is called.
+
+    Args:
+      workload: the task and its sizes.
+      architecture: of the model, without new adapters.
+      params: shapes and dtypes of the parameters as they are stored; training keeps float32 whatever these are.
+      mesh: devices to compile for.
+
+    Raises:
+      InputError: the batch does not divide over the devices, or the task is not for this kind of model.
+    """
+    if workload.task == "analyse":
+        return [
+            lambda: _similarity(workload, architecture, params, mesh),
+            lambda: _gates(workload, architecture, params, mesh),
+        ]
+    if workload.task == "infer":
+        check_servable(architecture, batch_size=workload.batch_size, num_steps=workload.num_steps)
+        return [lambda: _sampling(workload, architecture, params, mesh)]
+    if workload.task == "lora":
+        architecture = with_adapters(architecture)
+    settings = StepSettings(
+        ema_decay=workload.ema_decay,
+        accumulate=workload.accumulate,
+        augment=workload.augment,
+        frozen=_frozen(architecture),
+    )
+    check_batch_size(Run(steps=1, batch_size=workload.batch_size, step=settings), mesh)
+    return [lambda: _training_step(workload, architecture, settings, mesh)]
+
+
+def _training_step(
+    workload: Workload, architecture: Architecture, settings: StepSettings, mesh: jax.sharding.Mesh
+) -> Program:
+    run = Run(steps=1)
+    program = build_program(architecture, OptimizerSettings(), settings, run.frozen_dtype, run.seed, mesh)
+    rows, state = batch_sharding(mesh), program.abstract
+    batch = _placed(_observations(workload, architecture, workload.batch_size), rows)
+    stop = jax.ShapeDtypeStruct((mesh.size,), jnp.int32, sharding=rows)
+    weights = dataclasses.replace(
+        jax.tree.map(lambda _: False, state), params=jax.tree.map(lambda _: True, state.params)
+    )
+    return Program(
+        "training step",
+        program.step.trace(state, batch, stop),
+        {
+            "parameters": _on_one(state.params),
+            "optimiser": _on_one(state.opt_state),
+            "average": _on_one(state.ema_params),
+            "inputs": _on_one((state.step, batch, stop)),
+        },
+        jax.tree.leaves((weights, *jax.tree.map(lambda _: False, (batch, stop)))),
+        workload.batch_size,
+        mesh.size,
+    )
+
+
+def _similarity(workload: Workload, architecture: Architecture, params: Tree, mesh: jax.sharding.Mesh) -> Program:
+    step = statistics_step(architecture, Sampling(), workload.group_size, mesh)
+    return _analysis_program("similarity", step, workload, architecture, params, mesh)
+
+
+def _gates(workload: Workload, architecture: Architecture, params: Tree, mesh: jax.sharding.Mesh) -> Program:
+    group = architecture.coupled[0] if architecture.coupled else ("vlm",)
+    step = gate_step(architecture, group, batch_sharding(mesh), curvature=False)
+    return _analysis_program("gate derivatives", step, workload, architecture, params, mesh)
+
+
+def _analysis_program(
+    name: str, step: Any, workload: Workload, architecture: Architecture, params: Tree, mesh: jax.sharding.Mesh
+) -> Program:
+    groups = math.ceil(workload.batch_size / (workload.group_size * mesh.size)) * mesh.size
+    count = groups * workload.group_size
+    inputs = _observations(workload, architecture, count)
+    if architecture.kind != "pi0_fast":
+        inputs["noise"] = inputs["actions"]
+        inputs["time"] = jax.ShapeDtypeStruct((count,), jnp.float32)
+    batch = _placed(Batch(inputs, jax.ShapeDtypeStruct((count,), jnp.bool_)), batch_sharding(mesh))
+    return _inference_program(name, step.trace(_sharded(params, mesh), batch), params, batch, mesh, count, mesh.size)
+
+
+def _sampling(workload: Workload, architecture: Architecture, params: Tree, mesh: jax.sharding.Mesh) -> Program:
+    horizon, prompt = workload.lengths(architecture)
+    batch = abstract_rows(architecture, workload.batch_size, action_horizon=horizon, prompt_length=prompt)
+    traced = trace_sampling(architecture, params, batch, mesh, num_steps=workload.num_steps)
+    # A batch that the devices do not divide is computed on all of them, or split as the parameters are.
+    even = workload.batch_size % mesh.size == 0
+    split = mesh.size if even else mesh.shape["fsdp"]
+    return _inference_program("sampling", traced, params, batch, mesh, workload.batch_size, split)
+
+
+def _inference_program(
+    name: str, traced: Any, params: Tree, batch: Leaf, mesh: jax.sharding.Mesh, observations: int, split: int
+) -> Program:
+    weights = jax.tree.map(lambda _: True, params), jax.tree.map(lambda _: False, batch)
+    rows = batch_sharding(mesh) if observations % mesh.size == 0 else jax.sharding.NamedSharding(mesh, _WHOLE)
+    held = {"parameters": _on_one(_sharded(params, mesh)), "inputs": _on_one(_placed(batch, rows))}
+    return Program(name, traced, held, jax.tree.leaves(weights), observations, split)
+
+
+_WHOLE = jax.sharding.PartitionSpec()
+
+
+def _frozen(architecture: Architecture) -> frozenset[str]:
+    """What ``finetune`` freezes without further flags."""
+    from clp_jax.models import abstract_params
+
+    names = tuple(flatten(abstract_params(architecture)))
+    return frozen_paths(names, lora=any("lora" in name for name in names))
+
+
+def _observations(workload: Workload, architecture: Architecture, count: int) -> dict[str, jax.ShapeDtypeStruct]:
+    """A batch of a data set: what the commands read from a ``.npz`` or make from a LeRobot set."""
+    horizon, prompt = workload.lengths(architecture)
+    size, fast = architecture.vision.image_size, architecture.kind == "pi0_fast"
+    shapes: dict[str, Any] = {}
+    for camera in camera_names(architecture):
+        shapes[f"image/{camera}"] = ((size, size, 3), jnp.uint8)
+        shapes[f"image_mask/{camera}"] = ((), jnp.bool_)
+    width = architecture.action_dim or 32
+    shapes |= {"state": ((width,), jnp.float32)}
+    shapes |= {"tokenized_prompt": ((prompt,), jnp.int32), "tokenized_prompt_mask": ((prompt,), jnp.bool_)}
+    if fast:
+        shapes |= {"token_ar_mask": ((prompt,), jnp.int32), "token_loss_mask": ((prompt,), jnp.bool_)}
+    else:
+        shapes |= {"actions": ((horizon, width), jnp.float32)}
+    return {key: jax.ShapeDtypeStruct((count, *shape), dtype) for key, (shape, dtype) in shapes.items()}
+
+
+def _sharded(params: Tree, mesh: jax.sharding.Mesh) -> Leaf:
+    """Parameters as `loading.load_model` places them."""
+    return jax.tree.map(
+        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+        params,
+        parameter_shardings(params, mesh),
+    )
+
+
+def _placed(tree: Leaf, sharding: jax.sharding.NamedSharding) -> Leaf:
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)
+
+
+def _on_one(tree: Leaf) -> int:
+    """Bytes on one device."""
+    return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree))
