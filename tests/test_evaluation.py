@@ -19,10 +19,12 @@ from clp_jax.cli import main
 from clp_jax.commands import evaluate as command
 from clp_jax.commands.serve import Serve, make_policy
 from clp_jax.errors import InputError
+from clp_jax.evaluation import libero
+from clp_jax.evaluation.parallel import run_episodes
 from clp_jax.evaluation.pictures import contact_sheet
 from clp_jax.evaluation.remote import RemotePolicy
 from clp_jax.evaluation.rendering import join_vertices
-from clp_jax.evaluation.rollouts import Asking, Episode, checked_actions, play, run_episodes
+from clp_jax.evaluation.rollouts import Asking, Episode, checked_actions, play
 from clp_jax.evaluation.statistics import wilson
 from clp_jax.evaluation.summary import summary
 from clp_jax.serving.server import ServerSettings, serving
@@ -276,3 +278,12 @@ def test_joined_vertices_keep_the_shape():
     assert np.linalg.norm(vertices[joined] - vertices[faces[kept]], axis=-1).max() <= 0.25 * math.sqrt(3)
     tiny = functools.partial(join_vertices, vertices, faces)
     assert np.array_equal(tiny(1e-6)[1], faces)
+
+
+@given(st.tuples(*[st.floats(-1, 1)] * 3), st.floats(0.01, 6.2))
+def test_a_turn_is_its_axis_times_its_angle(axis, angle):
+    length = np.linalg.norm(axis)
+    if length > 0.1:
+        unit = np.array(axis) / length
+        quaternion = np.array([*(np.sin(angle / 2) * unit), np.cos(angle / 2)])
+        assert libero.axis_angle(quaternion) == pytest.approx(angle * unit, abs=1e-5)

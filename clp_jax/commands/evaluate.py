@@ -18,7 +18,8 @@ from clp_jax.checkpoint.staging import staged
 from clp_jax.commands.chain_flags import ChainFlags
 from clp_jax.errors import InputError
 from clp_jax.evaluation import libero, metaworld
-from clp_jax.evaluation.rollouts import Answering, Asking, Episode, Make, run_episodes
+from clp_jax.evaluation.parallel import run_episodes
+from clp_jax.evaluation.rollouts import Answering, Asking, Episode, Make
 from clp_jax.evaluation.summary import summary
 from clp_jax.progress import progress
 from clp_jax.version import __version__
