@@ -164,7 +164,7 @@ TPU_TEXT = f"""HloModule step
 
 %start.1 (p: bf16[4,64]) -> (bf16[4,64], bf16[64,64]) {{
   %all-gather.1 = {ARRAY} all-gather(%p), {GROUPS}
-  ROOT %custom-call.1 = (bf16[4,64]{{1,0}}, {ARRAY}) custom-call(%all-gather.1), custom_call_target="AsyncCollectiveStart"
+  ROOT %call.1 = (bf16[4,64]{{1,0}}, {ARRAY}) custom-call(%all-gather.1), custom_call_target="AsyncCollectiveStart"
 }}
 
 %async_collective_fusion.1 (p: bf16[4,64]) -> bf16[64,64] {{

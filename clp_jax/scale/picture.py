@@ -24,21 +24,23 @@ def draw(forecasts: Sequence[Forecast], title: str, path: str | os.PathLike[str]
     figure = Figure(figsize=(12, 1.9 + 0.42 * max(len(rows), 1)), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True, width_ratios=(3, 2))
     labels = [f"{one.topology}  {one.model}\n{one.program}, {one.observations} obs." for one in rows]
+    left.set_yticks(range(len(rows)), labels, fontsize=8)
+    left.set_xlabel("GiB on one chip, of what a program may use")
+    used = max((one.needed for one in rows), default=GIB) / GIB
+    left.set_xlim(0, 1.35 * min(max(one.hbm for one in rows) / GIB, 1.5 * used) if rows else 1)
+    right.set_xlabel("ms of one call: it takes longer than the longest bar")
+    left.set_title("Memory", loc="left", fontsize=10)
+    right.set_title("Time", loc="left", fontsize=10)
+    right.margins(x=0.16)
     for y, one in enumerate(rows):
         _memory_bar(left, y, one)
         _time_bars(right, y, one)
-    left.set_yticks(range(len(rows)), labels, fontsize=8)
     left.invert_yaxis()
-    left.set_xlabel("GiB on one chip  ( | usable HBM )")
-    right.set_xlabel("ms of one call at least")
-    left.set_title("Memory", loc="left", fontsize=10)
-    right.set_title("Time: the longest bar is the bound", loc="left", fontsize=10)
     for axes, colours in ((left, _MEMORY), (right, _TIMES)):
         for name, colour in colours.items():
             axes.barh([0], [0], color=colour, label={"memory": "HBM"}.get(name, name))
         axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=len(colours), frameon=False, fontsize=8)
         axes.spines[["top", "right"]].set_visible(False)
-        axes.margins(x=0.16)
     figure.suptitle(title, x=0.01, ha="left", fontsize=12)
     figure.savefig(path, dpi=150)
 
@@ -51,10 +53,11 @@ def _memory_bar(axes, y: int, one: Forecast) -> None:
         axes.barh(y, size, left=start, height=0.6, color=colour)
         start += size
     limit = one.hbm / GIB
-    axes.plot([limit, limit], [y - 0.4, y + 0.4], color="black", linewidth=1.5)
-    text = f"{start:.1f}" if one.fits else f"{start:.1f}  does not fit"
-    axes.annotate(text, (max(start, limit if abs(start - limit) < limit / 8 else start), y), (4, 0),
-                  textcoords="offset points", va="center", fontsize=8)  # fmt: skip
+    if limit < axes.get_xlim()[1]:
+        axes.plot([limit, limit], [y - 0.4, y + 0.4], color="black", linewidth=1.5)
+    text = f"{start:.1f} of {limit:.1f}" + ("" if one.fits else ": does not fit")
+    beyond = limit if 0 <= limit - start < axes.get_xlim()[1] / 5 else start
+    axes.annotate(text, (beyond, y), (4, 0), textcoords="offset points", va="center", fontsize=8)
 
 
 def _time_bars(axes, y: int, one: Forecast) -> None:
