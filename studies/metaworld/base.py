@@ -1,16 +1,19 @@
 """The 18-block base: demonstrations by scripted experts, a tokenizer for instructions, pre-training from nothing."""
 
+import io
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import jax
 import numpy as np
 
-from clp_jax.checkpoint import staged, write_params
+from clp_jax.checkpoint import write_params
 from clp_jax.commands.finetune import Finetune
 from clp_jax.commands.finetune import run as finetune
 from clp_jax.data.tokenizer import FILE as TOKENIZER_FILE
+from clp_jax.evaluation.metaworld import INSTRUCTIONS
 from clp_jax.models import Architecture, init_params
 from clp_jax.trees import flatten, unflatten
 from studies.metaworld import protocol
@@ -34,9 +37,9 @@ def make_base(work: Path) -> Path:
         asset_id="metaworld",
         action_horizon=protocol.HORIZON,
         max_token_len=protocol.PROMPT_TOKENS,
-        batch_size=32,
-        action_samples=4,
-        peak_lr=1e-3,
+        batch_size=protocol.BATCH,
+        action_samples=protocol.DRAWS,
+        peak_lr=protocol.BASE_LR,
         warmup_steps=200,
         decay_steps=steps,
         decay_lr=1e-5,
@@ -72,28 +75,25 @@ def write_start(folder: Path, architecture: Architecture, *, seed: int) -> None:
     params = flatten(jax.jit(lambda key: init_params(architecture, key))(jax.random.key(seed)))
     # Entries of 1 would drown the images: tokens are multiplied by sqrt(width) when embedded.
     params["PaliGemma/llm/embedder/input_embedding"] *= architecture.vlm.width**-0.5
-    with staged(str(folder)) as output:
-        write_params(output, jax.tree.map(np.asarray, unflatten(params)))
-        assets = output / "assets"
-        assets.mkdir(exist_ok=True)
-        (assets / TOKENIZER_FILE).write_bytes(train_tokenizer())
+    # SigLIP's head is initialised to zero, and the first RMS norm multiplies the gradient of tokens near zero by 1,000.
+    head = params["PaliGemma/img/head/kernel"]
+    params["PaliGemma/img/head/kernel"] = jax.nn.initializers.lecun_normal()(jax.random.key(seed + 1), head.shape)
+    with tempfile.TemporaryDirectory() as assets:
+        (Path(assets) / TOKENIZER_FILE).write_bytes(train_tokenizer())
+        write_params(folder, jax.tree.map(np.asarray, unflatten(params)), assets=assets)
 
 
 def train_tokenizer() -> bytes:
     """A SentencePiece model of the instructions: PaliGemma's own would be a table of 257,152 rows, mostly unused."""
-    import io
-
     import sentencepiece
-
-    from clp_jax.evaluation.metaworld import INSTRUCTIONS
 
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(sorted(INSTRUCTIONS.values())),
         model_writer=model,
         vocab_size=protocol.VOCABULARY,
-        hard_vocab_limit=False,
-        model_type="unigram",
+        model_type="bpe",
+        normalization_rule_name="identity",
         pad_id=0,
         eos_id=1,
         bos_id=2,

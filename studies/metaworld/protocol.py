@@ -21,7 +21,7 @@ TOKENS = (IMAGE_SIZE // PATCH) ** 2
 HORIZON = 8
 REPLAN = 4
 """Actions of a chunk, and those that are executed before the next one is asked for."""
-PROMPT_TOKENS = 16
+PROMPT_TOKENS = 12
 VOCABULARY = 256
 
 BASE_EPISODES = 50
@@ -33,6 +33,10 @@ DEPTHS = (12, 9, 6)
 """Blocks that stay. 9 is where every arm is run."""
 
 SEEDS = (0, 1, 2)
+
+BATCH, DRAWS = 32, 4
+"""Observations of a step, and draws of noise and time for each."""
+BASE_LR, RECOVERY_LR = 1e-3, 5e-4
 
 
 @dataclasses.dataclass(frozen=True)
