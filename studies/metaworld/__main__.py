@@ -1,4 +1,4 @@
-"""``python -m studies.metaworld STAGE --work DIR``: one stage of the study; what is finished is skipped."""
+"""``python -m studies.metaworld base --work DIR``: pre-train the base; what is finished is skipped."""
 
 import argparse
 from pathlib import Path
@@ -12,8 +12,7 @@ def main() -> None:
     parser.add_argument("stage", choices=["base"])
     parser.add_argument("--work", type=Path, required=True, help="folder for data, checkpoints and runs (some GB)")
     arguments = parser.parse_args()
-    work = arguments.work.absolute()
-    base.make_base(work)
+    print(base.make_base(arguments.work.absolute()))
 
 
 if __name__ == "__main__":
