@@ -88,12 +88,15 @@ def test_pruned_scan_equals_kept_blocks_one_after_another():
     starts = np.zeros(prefix + suffix, bool)
     starts[[prefix, prefix + 1]] = True  # the state token, then the actions
     mask = attention_mask(valid, jnp.broadcast_to(starts, valid.shape))
+    positions = token_positions(valid)
+    # A stream sees itself and those before it.
+    streams = [positions[:, :prefix], positions[:, prefix:]], [mask[:, :prefix, :prefix], mask[:, prefix:]]
     block = Block(arch.experts, capture=False)
     for layer in keep:
         variables = {
             "params": jax.tree.map(lambda leaf, i=layer: jnp.asarray(leaf[i]), params["PaliGemma"]["llm"]["layers"])
         }
-        xs, _ = block.apply(variables, xs, None, None, None, token_positions(valid), mask, [None, None])
+        xs, _ = block.apply(variables, xs, None, None, None, None, *streams, [None, None])
     for got, name in zip(xs, ("vlm", "action"), strict=True):
         np.testing.assert_allclose(towers[name].states[-1], got, atol=ROUNDING)
 

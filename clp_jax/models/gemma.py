@@ -281,8 +281,8 @@ class Gemma(nn.Module):
         return outputs, kv_cache, states
 
 
-def repeated(x: Shaped[Array, "b *_rest"], rows: int) -> Shaped[Array, "rows *_rest"]:
-    """Each row as often as it takes to have ``rows`` of them; copies of a row are neighbours."""
+def repeated(x: Shaped[Array, "b *_rest"], rows: Any) -> Shaped[Array, "_rows *_rest"]:
+    """Each row as often as it takes to have ``rows`` of them (symbolic in an export); copies are neighbours."""
     return x if x.shape[0] == rows else jnp.repeat(x, rows // x.shape[0], axis=0)
 
 

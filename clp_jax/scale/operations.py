@@ -1,10 +1,12 @@
 """Matrix products in a traced program, loops multiplied out (a compiler's own count sees the body of a loop once)."""
 
+import collections
 import dataclasses
 import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 from jax.extend import core
 
 
@@ -44,41 +46,95 @@ def count_operations(jaxpr: core.ClosedJaxpr, is_weight: Sequence[bool]) -> Oper
     >>> count_operations(traced.jaxpr, [True, False])
     Operations(flops=480, weight_bytes=192)
     """
-    return _walk(jaxpr.jaxpr, is_weight)[0]
+    return _walk(jaxpr, [_Value(weight=flag) for flag in is_weight])[0]
 
 
-def _walk(jaxpr: Any, is_weight: Sequence[bool]) -> tuple[Operations, list[bool]]:
-    """The operations of a jaxpr, and which of its outputs are still nothing but parameters."""
-    weights = dict(zip(jaxpr.invars, is_weight, strict=True)) | dict.fromkeys(jaxpr.constvars, False)
+@dataclasses.dataclass(frozen=True)
+class _Value:
+    """What is known of an array of the program.
+
+    Attributes:
+      weight: whether nothing but parameters went into it.
+      known: its content, where the program alone decides it: which blocks of a scan skip what.
+    """
+
+    weight: bool = False
+    known: np.ndarray | None = None
+
+
+_LARGEST_KNOWN = 1024
+"""Entries: block numbers and flags are known, masks and positions need not be."""
+
+
+def _walk(jaxpr: Any, values: Sequence[_Value]) -> tuple[Operations, list[_Value]]:
+    """The operations of a jaxpr, closed over constants or not, and what is known of its outputs."""
+    constants = [_Value(known=_small(x)) for x in getattr(jaxpr, "consts", ())]
+    jaxpr = getattr(jaxpr, "jaxpr", jaxpr)
+    held = dict(zip(jaxpr.invars, values, strict=True)) | dict.fromkeys(jaxpr.constvars, _Value())
+    held |= dict(zip(jaxpr.constvars, constants, strict=False))
+
+    def value(x: Any) -> _Value:
+        return _Value(known=np.asarray(x.val)) if isinstance(x, core.Literal) else held[x]
+
     total = Operations()
     for eqn in jaxpr.eqns:
-        variables = [x for x in eqn.invars if not isinstance(x, core.Literal)]
-        flags = [not isinstance(x, core.Literal) and weights[x] for x in eqn.invars]
-        more, outputs = _equation(eqn, flags, only_weights=bool(variables) and all(weights[x] for x in variables))
+        more, outputs = _equation(eqn, [value(x) for x in eqn.invars])
         total += more
-        weights |= dict(zip(eqn.outvars, outputs, strict=True))
-    return total, [not isinstance(x, core.Literal) and weights[x] for x in jaxpr.outvars]
+        held |= dict(zip(eqn.outvars, outputs, strict=True))
+    return total, [value(x) for x in jaxpr.outvars]
 
 
-def _equation(eqn: Any, flags: list[bool], *, only_weights: bool) -> tuple[Operations, list[bool]]:
+def _equation(eqn: Any, values: list[_Value]) -> tuple[Operations, list[_Value]]:
     name, params = eqn.primitive.name, eqn.params
     if name in ("dot_general", "conv_general_dilated"):
-        read = sum(_bytes(x.aval) for x, flag in zip(eqn.invars, flags, strict=True) if flag)
-        return Operations(_product_flops(eqn), read), [False]
+        read = sum(_bytes(x.aval) for x, value in zip(eqn.invars, values, strict=True) if value.weight)
+        return Operations(_product_flops(eqn), read), [_Value()]
     if name == "scan":
-        inner, outputs = _walk(params["jaxpr"].jaxpr, flags)
-        return inner.times(params["length"]), outputs
+        return _scan(params, values)
     if name == "while":  # of unknown length: counted once
-        first, last = params["cond_nconsts"], params["cond_nconsts"] + params["body_nconsts"]
-        return _walk(params["body_jaxpr"].jaxpr, flags[first:last] + flags[last:])
+        first = params["cond_nconsts"]
+        return _walk(params["body_jaxpr"], _changing(values[first:], params["body_nconsts"]))
     if name == "cond":
-        branches = [_walk(branch.jaxpr, flags[1:]) for branch in params["branches"]]
-        return max(branches, key=lambda found: found[0].flops)
+        branches, chosen = params["branches"], values[0].known
+        if chosen is not None:
+            return _walk(branches[int(chosen)], values[1:])
+        return max((_walk(branch, values[1:]) for branch in branches), key=lambda found: found[0].flops)
     for key in ("jaxpr", "call_jaxpr", "fun_jaxpr"):
         if key in params:
-            inner = params[key]
-            return _walk(getattr(inner, "jaxpr", inner), flags)
-    return Operations(), [only_weights] * len(eqn.outvars)
+            return _walk(params[key], values)
+    if all(value.known is not None for value in values) and all(x.aval.size <= _LARGEST_KNOWN for x in eqn.outvars):
+        found = eqn.primitive.bind(*(value.known for value in values), **params)
+        found = found if eqn.primitive.multiple_results else [found]
+        return Operations(), [_Value(known=np.asarray(x)) for x in found]
+    arrays = [value for value in values if value.known is None]
+    return Operations(), [_Value(bool(arrays) and all(value.weight for value in arrays))] * len(eqn.outvars)
+
+
+def _small(array: Any) -> np.ndarray | None:
+    return np.asarray(array) if np.size(array) <= _LARGEST_KNOWN else None
+
+
+def _scan(params: Any, values: list[_Value]) -> tuple[Operations, list[_Value]]:
+    """Iterations whose known slices are alike are walked once."""
+    same, slices = _changing(values, params["num_consts"]), params["num_consts"] + params["num_carry"]
+    known = {i: value.known for i, value in enumerate(values) if i >= slices and value.known is not None}
+    alike = collections.Counter(tuple(x[step].tobytes() for x in known.values()) for step in range(params["length"]))
+    total, outputs = Operations(), []
+    for content, times in alike.items():
+        step = {
+            i: np.frombuffer(part, x.dtype).reshape(x.shape[1:])
+            for (i, x), part in zip(known.items(), content, strict=True)
+        }
+        inputs = [_Value(value.weight, step.get(i)) for i, value in enumerate(same)]
+        inputs[: params["num_consts"]] = same[: params["num_consts"]]
+        inner, outputs = _walk(params["jaxpr"], inputs)
+        total += inner.times(times)
+    return total, [_Value(output.weight) for output in outputs]
+
+
+def _changing(values: Sequence[_Value], constants: int) -> list[_Value]:
+    """The inputs of a loop's body: what is no constant of the loop is not known in every round."""
+    return [value if i < constants else _Value(value.weight) for i, value in enumerate(values)]
 
 
 def _product_flops(eqn: Any) -> int:

@@ -12,7 +12,7 @@ def main() -> None:
     parser.add_argument("stage", choices=["base"])
     parser.add_argument("--work", type=Path, required=True, help="folder for data, checkpoints and runs (some GB)")
     arguments = parser.parse_args()
-    print(base.make_base(arguments.work.absolute()))
+    base.make_base(arguments.work.absolute())
 
 
 if __name__ == "__main__":
