@@ -212,7 +212,7 @@ def _rows(noisy_actions: AnyArray, time: AnyArray) -> tuple[AnyArray, AnyArray]:
 
 
 def _suffix_view(
-    prefix_valid: Bool[Array, "b p"], starts: Bool[Array, " s"], rows: int
+    prefix_valid: Bool[Array, "b p"], starts: Bool[Array, " s"], rows: Any
 ) -> tuple[Int[Array, "r s"], Bool[Array, "r s t"]]:
     """Positions of the suffix, which count on from the prefix, and its mask over prefix and suffix."""
     valid = jnp.ones((rows, len(starts)), dtype=bool)

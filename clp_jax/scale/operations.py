@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 import numpy as np
 from jax.extend import core
 
@@ -68,10 +69,14 @@ _LARGEST_KNOWN = 1024
 
 def _walk(jaxpr: Any, values: Sequence[_Value]) -> tuple[Operations, list[_Value]]:
     """The operations of a jaxpr, closed over constants or not, and what is known of its outputs."""
-    constants = [_Value(known=_small(x)) for x in getattr(jaxpr, "consts", ())]
+    constants = getattr(jaxpr, "consts", ())
     jaxpr = getattr(jaxpr, "jaxpr", jaxpr)
     held = dict(zip(jaxpr.invars, values, strict=True)) | dict.fromkeys(jaxpr.constvars, _Value())
-    held |= dict(zip(jaxpr.constvars, constants, strict=False))
+    held |= {
+        variable: _Value(known=np.asarray(x))
+        for variable, x in zip(jaxpr.constvars, constants, strict=False)
+        if _may_be_known(variable.aval)
+    }
 
     def value(x: Any) -> _Value:
         return _Value(known=np.asarray(x.val)) if isinstance(x, core.Literal) else held[x]
@@ -102,7 +107,7 @@ def _equation(eqn: Any, values: list[_Value]) -> tuple[Operations, list[_Value]]
     for key in ("jaxpr", "call_jaxpr", "fun_jaxpr"):
         if key in params:
             return _walk(params[key], values)
-    if all(value.known is not None for value in values) and all(x.aval.size <= _LARGEST_KNOWN for x in eqn.outvars):
+    if all(value.known is not None for value in values) and all(_may_be_known(x.aval) for x in eqn.outvars):
         found = eqn.primitive.bind(*(value.known for value in values), **params)
         found = found if eqn.primitive.multiple_results else [found]
         return Operations(), [_Value(known=np.asarray(x)) for x in found]
@@ -110,8 +115,9 @@ def _equation(eqn: Any, values: list[_Value]) -> tuple[Operations, list[_Value]]
     return Operations(), [_Value(bool(arrays) and all(value.weight for value in arrays))] * len(eqn.outvars)
 
 
-def _small(array: Any) -> np.ndarray | None:
-    return np.asarray(array) if np.size(array) <= _LARGEST_KNOWN else None
+def _may_be_known(aval: Any) -> bool:
+    """Small, and of numbers: random keys are no NumPy arrays."""
+    return aval.size <= _LARGEST_KNOWN and not jax.dtypes.issubdtype(aval.dtype, jax.dtypes.extended)
 
 
 def _scan(params: Any, values: list[_Value]) -> tuple[Operations, list[_Value]]:
