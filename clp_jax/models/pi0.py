@@ -202,7 +202,7 @@ class Pi0(nn.Module):
         starts = jnp.concatenate([jnp.ones(1, dtype=bool), first_action])
         return jnp.concatenate([state, tokens], axis=1), starts, None
 
-    def _velocity(self, out: Float[Array, "r s d"], shape: tuple[int, ...]) -> Array:
+    def _velocity(self, out: Float[Array, "r s d"], shape: tuple[Any, ...]) -> Array:
         return self.action_out_proj(out[:, -shape[-2] :]).reshape(shape)
 
 
