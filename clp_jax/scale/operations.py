@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.extend import core
 
@@ -117,7 +118,7 @@ def _equation(eqn: Any, values: list[_Value]) -> tuple[Operations, list[_Value]]
 
 def _may_be_known(aval: Any) -> bool:
     """Small, and of numbers: random keys are no NumPy arrays."""
-    return aval.size <= _LARGEST_KNOWN and not jax.dtypes.issubdtype(aval.dtype, jax.dtypes.extended)
+    return aval.size <= _LARGEST_KNOWN and not jnp.issubdtype(aval.dtype, jax.dtypes.extended)
 
 
 def _scan(params: Any, values: list[_Value]) -> tuple[Operations, list[_Value]]:
