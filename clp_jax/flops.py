@@ -60,7 +60,7 @@ def forward_flops(
     images = cameras * siglip_flops(a.vision, a.vlm.width)
     if a.action is None:
         return images + gemma_flops(a.vlm, prefix, prefix) + 2 * (prompt - 1) * a.vlm.width * a.vocab_size
-    once = images + gemma_flops(a.vlm, prefix, prefix, skip_dead=a.skip_dead)
+    once = images + gemma_flops(a.vlm, prefix, prefix, skip_dead=a.skip_dead is not False)
     return once + action_samples * (gemma_flops(a.action, suffix, prefix + suffix) + suffix_head_flops(a, horizon))
 
 
@@ -70,7 +70,7 @@ def sample_flops(architecture: Architecture, *, cameras: int, prompt: int, horiz
     assert a.action is not None
     prefix, suffix = cameras * a.vision.num_tokens + prompt, horizon + (a.kind == "pi0")
     once = cameras * siglip_flops(a.vision, a.vlm.width)
-    once += gemma_flops(a.vlm, prefix, prefix, skip_dead=a.skip_dead)
+    once += gemma_flops(a.vlm, prefix, prefix, skip_dead=a.skip_dead is not False)
     return once + num_steps * (gemma_flops(a.action, suffix, prefix + suffix) + suffix_head_flops(a, horizon))
 
 

@@ -68,7 +68,8 @@ def test_neither_outputs_nor_gradients_change(case):
         np.testing.assert_allclose(ours, wanted, rtol=ROUNDING, atol=ROUNDING)
     assert on[1].keys() == off[1].keys()
     for path, wanted in off[1].items():
-        scale = max(float(jnp.abs(wanted).max()), 1e-3)
+        # A bias of the keys moves no softmax: its gradient is the rounding of sums as large as those of the queries.
+        scale = max(float(jnp.abs(off[1][path.replace("key/bias", "query/bias")]).max()), 1e-3)
         np.testing.assert_allclose(on[1][path], wanted, rtol=0, atol=ROUNDING * scale, err_msg=path)
     dead = [path for path in on[1] if DEAD.fullmatch(path)]
     assert len(dead) >= 6
@@ -90,7 +91,9 @@ def poisoned(arch):
 
 def test_what_is_dead_is_not_computed():
     """NaN in it would spoil the gradients of all below it, as it does when the whole block runs."""
-    _, gradient, _ = computed(dataclasses.replace(toys.architecture(), remat="all"), poisoned, sample=False)
+    _, gradient, _ = computed(
+        dataclasses.replace(toys.architecture(), remat="all", skip_dead=True), poisoned, sample=False
+    )
     assert all(np.isfinite(leaf).all() for leaf in gradient.values())
     whole = dataclasses.replace(toys.architecture(), remat="all", skip_dead=False)
     _, gradient, _ = computed(whole, poisoned, sample=False)
@@ -110,7 +113,7 @@ def test_heads_that_share_one_einsum():
 
 
 def test_captured_states_are_those_of_the_whole_block():
-    arch, data = toys.architecture(), toys.data(toys.architecture(), 2)
+    arch, data = dataclasses.replace(toys.architecture(), skip_dead=True), toys.data(toys.architecture(), 2)
     params = toys.params(arch)
 
     def states(arch):

@@ -1,5 +1,6 @@
 """``clp finetune`` through its real main: resumption, refusals, kills, and several processes."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -17,7 +18,9 @@ from recordings import GOLDEN
 
 from clp_jax.checkpoint import read_params, read_spec, write_params
 from clp_jax.cli import main
+from clp_jax.data import tokenizer
 from clp_jax.trees import flatten
+from scripts.make_lerobot_toy import write as write_toy_set
 
 ARCH = toys.architecture()
 FAST = ("--peak-lr", "1e-2", "--warmup-steps", "1", "--log-every", "1", "--no-augment", "--keep-period", "None")
@@ -170,6 +173,34 @@ def test_a_run_of_openpi_is_not_gone_on_with(inputs, tmp_path, capsys):
 def test_resumption_with_other_settings_is_refused(inputs, finished, capsys):
     flags = ("--steps", "9", "--resume", "--holdout-ratio", "0.3", "--seed", "1")
     assert "seed was 42, is 1" in refusal(capsys, words(inputs, finished, *flags))
+
+
+def test_the_checkpoints_tokenizer_goes_with_every_step(tmp_path):
+    """Without it a step trained with another tokenizer than PaliGemma's could not be served."""
+    arch = dataclasses.replace(ARCH, vocab_size=512)
+    assets = tmp_path / "assets"
+    assets.mkdir()
+    (assets / tokenizer.FILE).write_bytes((GOLDEN / "tokenizer/tiny_spm.model").read_bytes())
+    write_params(tmp_path / "start", toys.params(arch), assets=assets)
+    write_toy_set(tmp_path / "d", "v3.0", {"observation.state": 4, "action": 4}, {"observation.image": "image"})
+    paths = ("--checkpoint", tmp_path / "start", "--data", tmp_path / "d", "--out", tmp_path / "run")
+    flags = ("--robot", "metaworld", "--asset-id", "lab/arm", "--action-horizon", "3", "--max-token-len", "8")
+    argv = [str(word) for word in ("finetune", *paths, *flags, "--steps", "1", "--batch-size", "8", *FAST)]
+    assert main(argv) == 0
+    saved = tmp_path / "run" / "0" / "assets"
+    assert (saved / tokenizer.FILE).read_bytes() == (assets / tokenizer.FILE).read_bytes()
+    assert (saved / "lab" / "arm" / "norm_stats.json").exists()
+
+
+def test_a_run_from_before_a_flag_existed_goes_on(inputs, finished, tmp_path):
+    shutil.copytree(finished, tmp_path / "run")
+    file = tmp_path / "run" / "7" / "clp.json"
+    record = json.loads(file.read_text())
+    del record["steps"][-1]["config"]["action_samples"]
+    file.write_text(json.dumps(record))
+    flags = ("--steps", "9", "--resume", "--holdout-ratio", "0.3", "--evaluate-every", "0")
+    assert main(words(inputs, tmp_path / "run", *flags)) == 0
+    assert 8 in losses(tmp_path / "run")
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,7 @@ from clp_jax.trees import flatten
 
 _MAY_CHANGE = (
     *("steps", "log_every", "evaluate_every", "save_every", "keep_period", "evaluate_observations", "workers"),
-    *("out", "resume", "overwrite", "wandb", "fsdp_devices", "shard"),
+    *("out", "resume", "overwrite", "wandb", "fsdp_devices", "shard", "skip_dead"),
     *(field.name for field in dataclasses.fields(DistributedFlags)),
 )
 """Flags that do not change what a run computes, so that a resumed run may have others."""
@@ -90,8 +90,8 @@ class Finetune(DataFlags, OptimizerSettings, DistributedFlags):
     """Activation dtype, bfloat16 or float32; float32 on CPUs, else bfloat16."""
     remat: Remat = "all"
     """What the backward pass computes again: all of a block, all but its matrix products, or nothing."""
-    skip_dead: bool = True
-    """Leave out what the VLM's last block computes for nobody."""
+    skip_dead: bool | None = None
+    """Leave out what the VLM's last block computes for nobody. Default: where that saves time."""
     holdout_ratio: float = 0.05
     """Share of the episodes kept for the held-out loss."""
     evaluate_observations: int = 64
@@ -287,7 +287,7 @@ def _assets_writer(spec: CheckpointSpec, data: TrainingData) -> Callable[[epath.
 def _check_same_run(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     """Raise if a resumed run would not go on with the same computation."""
     old, new = (
-        {key: value for key, value in entry["config"].items() if key not in _MAY_CHANGE}
+        {key: value for key, value in (_defaults() | entry["config"]).items() if key not in _MAY_CHANGE}
         | {key: entry[key] for key in ("source_fingerprint", "data_fingerprint")}
         for entry in (json.loads(json.dumps(before)), json.loads(json.dumps(now)))
     )
@@ -296,6 +296,12 @@ def _check_same_run(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     changed = [f"{key} was {old.get(key)}, is {value}" for key, value in new.items() if old.get(key) != value]
     if changed:
         raise InputError(f"--resume goes on with the same settings: {'; '.join(changed)}. Or begin in another --out.")
+
+
+def _defaults() -> dict[str, Any]:
+    """Flags that a run from before they existed did not record."""
+    known = {field.name: field.default for field in dataclasses.fields(Finetune)}
+    return {name: value for name, value in known.items() if value is not dataclasses.MISSING}
 
 
 def _lengths(data: TrainingData) -> dict[str, int]:

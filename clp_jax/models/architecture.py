@@ -81,7 +81,7 @@ class Architecture:
       dtype: activation dtype, openpi's ``config.dtype``. Parameters keep their own dtype.
       remat: memory of training against time; openpi's is "all".
       skip_dead: in the last block of π0 and π0.5, run the VLM only as far as its keys and values, all that reaches the
-        actions. Neither actions nor gradients depend on it.
+        actions. Neither actions nor gradients depend on it. None: where it saves time.
     """
 
     kind: Kind
@@ -92,7 +92,7 @@ class Architecture:
     action_dim: int | None
     dtype: str = "bfloat16"
     remat: Remat = "all"
-    skip_dead: bool = True
+    skip_dead: bool | None = None
 
     @property
     def experts(self) -> tuple[GemmaSizes, ...]:

@@ -58,8 +58,8 @@ class PaliGemma(nn.Module):
         a = self.architecture
         fast = a.kind == "pi0_fast"
         self.img = Siglip(a.vision, a.vlm.width, a.dtype, a.remat, self.rows)
-        dead = a.skip_dead and not fast
-        self.llm = Gemma(a.experts, a.vocab_size, a.dtype, a.remat, fast, dead, self.rows)
+        skip_dead = not fast and (_skipping_pays() if a.skip_dead is None else a.skip_dead)
+        self.llm = Gemma(a.experts, a.vocab_size, a.dtype, a.remat, fast, skip_dead, self.rows)
 
     def embed_prefix(
         self, observation: Observation, gates: Gates, *, capture: bool
@@ -321,3 +321,12 @@ def attention_mask(valid: Bool[AnyArray, "b s"], starts: Bool[AnyArray, "b s"]) 
 def token_positions(valid: Bool[AnyArray, "b s"]) -> Array:
     """RoPE positions: valid tokens count from 0, padding repeats the position before it."""
     return jnp.cumsum(valid, axis=1) - 1
+
+
+def _skipping_pays() -> bool:
+    """Whether a block that is left out by a conditional saves time.
+
+    XLA's CPU compiler of jax 0.5.3 runs what is inside a conditional partly on one thread: a training step took 12 %
+    less CPU time than openpi's, and 23 % longer. That of jax 0.10.2 does not.
+    """
+    return jax.default_backend() != "cpu" or jax.__version_info__ > (0, 5, 3)
