@@ -146,6 +146,7 @@ def test_the_card_says_what_was_removed_how_to_load_and_under_which_terms(checkp
     assert "| vlm | 4 | 2 | 1, 2 |" in card
     assert "Gemma terms" in card and "## Load" in card and "Not compared" in card
     assert "GFLOP" in card
+    assert ("there is no check.npz" in card) == (to != "openpi")
 
 
 @pytest.mark.parametrize("kind", ["pi0", "pi05"])

@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from clp_jax.export.reference import CHECK_FILE
 from clp_jax.export.result import Check, Options
 from clp_jax.export.weights import Weights
 from clp_jax.flops import parameter_count, sample_flops
@@ -11,6 +12,10 @@ from clp_jax.models import Architecture
 
 _NAMES = {"pi0": "π0", "pi05": "π0.5", "pi0_fast": "π0-FAST"}
 _CAMERAS = 3
+
+_UNCHECKED = """
+
+Made with `--check bits`: there is no check.npz to compare with. Export again without that flag for one."""
 
 
 def model_card(weights: Weights, target: str, options: Options, check: Check, *, load: str) -> str:
@@ -29,7 +34,7 @@ def model_card(weights: Weights, target: str, options: Options, check: Check, *,
     parts = [
         f"# A pruned {name} for {target}" if record else f"# {name} for {target}",
         f"Made by `clp export --to {target}` of clp_jax (CLP, arXiv 2606.20246) from `{source}`.",
-        "## Load\n\n" + load,
+        "## Load\n\n" + load + ("" if options.run or CHECK_FILE not in load else _UNCHECKED),
         "## What was removed\n\n" + _removed(record),
         "## Size\n\n" + _sizes(weights, options, record),
         "## Checked\n\n" + _checked(check),
