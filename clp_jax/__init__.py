@@ -3,8 +3,9 @@
 The steps are plain functions; see the README for the ten lines that join them.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from clp_jax.lazy import importer
 from clp_jax.version import __version__
 
 if TYPE_CHECKING:
@@ -46,11 +47,4 @@ _HOME = {
 
 __all__ = ["__version__", *_HOME]  # noqa: PLE0604 - names of the table above
 
-
-def __getattr__(name: str) -> Any:
-    """Import a public name when it is first used: ``clp --help`` must not wait for JAX."""
-    if name not in _HOME:
-        raise AttributeError(f"module 'clp_jax' has no attribute {name!r}")
-    import importlib
-
-    return getattr(importlib.import_module(f"clp_jax.{_HOME[name]}"), name)
+__getattr__ = importer(__name__, _HOME)

@@ -5,9 +5,10 @@ names joined by dots below "params" and, if openpi's own training wrote it, a tr
 leave out both: ``PaliGemma/llm/layers/attn/q_einsum/w``.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from clp_jax.checkpoint.staging import staged
+from clp_jax.lazy import importer
 
 if TYPE_CHECKING:
     from clp_jax.checkpoint.rewriting import RewriteReport, rewrite
@@ -30,11 +31,5 @@ _HOME = {
 
 __all__ = ["staged", *_HOME]  # noqa: PLE0604 - names of the table above
 
-
-def __getattr__(name: str) -> Any:
-    """Import a name when it is first used: who only stages an output (`clp evaluate --server`) needs no JAX."""
-    if name not in _HOME:
-        raise AttributeError(f"module 'clp_jax.checkpoint' has no attribute {name!r}")
-    import importlib
-
-    return getattr(importlib.import_module(f"clp_jax.checkpoint.{_HOME[name]}"), name)
+# Who only stages an output (`clp evaluate --server`) needs no JAX.
+__getattr__ = importer(__name__, _HOME)
