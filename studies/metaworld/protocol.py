@@ -21,13 +21,13 @@ PROMPT_TOKENS, VOCABULARY = 12, 256
 
 
 def architecture(depth: int = 18) -> Architecture:
-    """The study's π0 at a depth of the language stack: 2.4 M parameters with 18 blocks."""
+    """The study's π0 at a depth of the language stack: 2.1 M parameters with 18 blocks."""
     tokens = (IMAGE_SIZE // PATCH) ** 2
     return Architecture(
         kind="pi0",
         vision=SiglipSizes(width=96, depth=4, mlp_dim=192, num_heads=4, patch_size=PATCH, num_tokens=tokens),
-        vlm=GemmaSizes(width=64, depth=depth, mlp_dim=256, num_heads=8, num_kv_heads=1, head_dim=16),
-        action=GemmaSizes(width=48, depth=depth, mlp_dim=192, num_heads=8, num_kv_heads=1, head_dim=16),
+        vlm=GemmaSizes(width=64, depth=depth, mlp_dim=256, num_heads=4, num_kv_heads=1, head_dim=16),
+        action=GemmaSizes(width=48, depth=depth, mlp_dim=192, num_heads=4, num_kv_heads=1, head_dim=16),
         vocab_size=VOCABULARY,
         action_dim=4,
         dtype="float32",
