@@ -184,7 +184,7 @@ def test_the_checkpoints_tokenizer_goes_with_every_step(tmp_path):
     write_params(tmp_path / "start", toys.params(arch), assets=assets)
     write_toy_set(tmp_path / "d", "v3.0", {"observation.state": 4, "action": 4}, {"observation.image": "image"})
     paths = ("--checkpoint", tmp_path / "start", "--data", tmp_path / "d", "--out", tmp_path / "run")
-    flags = ("--robot", "metaworld", "--asset-id", "lab/arm", "--action-horizon", "3", "--max-token-len", "8")
+    flags = ("--robot", "metaworld", "--asset-id", "lab/arm", "--action-horizon", "3", "--max-token-len", "12")
     argv = [str(word) for word in ("finetune", *paths, *flags, "--steps", "1", "--batch-size", "8", *FAST)]
     assert main(argv) == 0
     saved = tmp_path / "run" / "0" / "assets"
