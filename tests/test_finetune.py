@@ -16,9 +16,12 @@ import pytest
 import toys
 from recordings import GOLDEN
 
+from clp_jax.analysis import loss_of
 from clp_jax.checkpoint import read_params, read_spec, write_params
 from clp_jax.cli import main
 from clp_jax.data import tokenizer
+from clp_jax.loading import load_model
+from clp_jax.models import Gates
 from clp_jax.trees import flatten
 from scripts.make_lerobot_toy import write as write_toy_set
 
@@ -68,6 +71,16 @@ def spawn(argv: list[str], devices: int) -> subprocess.Popen:
     }
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     return subprocess.Popen([sys.executable, "-m", "clp_jax", *argv], env=environment, **pipes)
+
+
+def test_held_out_loss_of_another_data_set(inputs, tmp_path):
+    other = toys.data(ARCH, 12, seed=5)
+    np.savez(tmp_path / "other.npz", **other.arrays)
+    flags = ("--steps", "2", "--ema-decay", "None", "--holdout-data", tmp_path / "other.npz")
+    assert main(words(inputs, tmp_path / "run", *flags)) == 0
+    (reported,) = [entry["held_out_loss"] for entry in metrics(tmp_path / "run") if "held_out_loss" in entry]
+    expected = loss_of(load_model(read_spec(tmp_path / "run" / "1")), other)(Gates())
+    np.testing.assert_allclose(reported, expected, rtol=1e-5)
 
 
 def test_run_logs_saves_and_records(finished):

@@ -1,6 +1,7 @@
 """Flags that say how data become a model's inputs, shared by the commands that take ``--data``."""
 
 import dataclasses
+from collections.abc import Mapping
 
 from etils import epath
 
@@ -60,6 +61,7 @@ def open_data(
     assets: epath.Path | None,
     hold_out_ratio: float,
     seed: int,
+    stats: Mapping[str, NormStats] | None = None,
 ) -> TrainingData:
     """Open ``--data`` for a checkpoint.
 
@@ -70,16 +72,17 @@ def open_data(
       assets: the checkpoint's ``assets`` folder, if it has one.
       hold_out_ratio: share of the episodes kept apart.
       seed: of their choice.
+      stats: to normalise with, whatever the flags say.
 
     Raises:
       InputError: as `open_dataset`; or several statistics in the checkpoint, of which none was chosen.
     """
     ready = source.endswith(".npz")
     robot = flags.find_robot()
-    stats, asset_id = None, flags.asset_id
-    if flags.norm_stats not in (None, "data"):
+    asset_id = flags.asset_id
+    if stats is None and flags.norm_stats not in (None, "data"):
         stats = norm_stats.load(flags.norm_stats)
-    elif flags.norm_stats is None and not ready and assets is not None:
+    elif stats is None and flags.norm_stats is None and not ready and assets is not None:
         stats, asset_id = stats_of_checkpoint(assets, flags.asset_id)
     wants_tokenizer = flags.tokenizer is not None or (robot is not None and not ready)
     return open_dataset(

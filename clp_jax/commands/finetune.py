@@ -13,7 +13,7 @@ from rich.console import Console
 
 from clp_jax.checkpoint import CheckpointSpec, copy_files, fingerprint, read_spec
 from clp_jax.commands.data_flags import DataFlags, open_data
-from clp_jax.data import TrainingData, arrange, norm_stats, tokenizer
+from clp_jax.data import CalibrationData, TrainingData, arrange, norm_stats, tokenizer
 from clp_jax.distributed import DistributedFlags, barrier, is_first, join
 from clp_jax.errors import InputError
 from clp_jax.loading import default_dtype, read_architecture
@@ -33,8 +33,8 @@ from clp_jax.training.throughput import step_flops, utilisation
 from clp_jax.trees import flatten
 
 _MAY_CHANGE = (
-    *("steps", "log_every", "evaluate_every", "save_every", "keep_period", "evaluate_observations", "workers"),
-    *("out", "resume", "overwrite", "wandb", "fsdp_devices", "shard", "skip_dead"),
+    *("steps", "log_every", "evaluate_every", "save_every", "keep_period", "evaluate_observations", "holdout_data"),
+    *("out", "resume", "overwrite", "wandb", "fsdp_devices", "shard", "skip_dead", "workers"),
     *(field.name for field in dataclasses.fields(DistributedFlags)),
 )
 """Flags that do not change what a run computes, so that a resumed run may have others."""
@@ -94,6 +94,8 @@ class Finetune(DataFlags, OptimizerSettings, DistributedFlags):
     """Leave out what the VLM's last block computes for nobody. Default: where that saves time."""
     holdout_ratio: float = 0.05
     """Share of the episodes kept for the held-out loss."""
+    holdout_data: str | None = None
+    """Data set of the held-out loss, normalised as --data is; no episode of --data is kept for it then."""
     evaluate_observations: int = 64
     """At most so many observations in it."""
     evaluate_every: int = 1000
@@ -122,9 +124,9 @@ def run(config: Finetune) -> None:
     console = Console(quiet=not is_first())
     spec = read_spec(config.checkpoint)
     architecture = _architecture(config, spec)
-    data = open_data(
-        config, config.data, architecture, assets=spec.assets, hold_out_ratio=config.holdout_ratio, seed=config.seed
-    )
+    ratio = config.holdout_ratio if config.holdout_data is None else 0.0
+    data = open_data(config, config.data, architecture, assets=spec.assets, hold_out_ratio=ratio, seed=config.seed)
+    held = _held_out(config, architecture, spec, data)
     mesh = make_mesh(config.fsdp_devices)
     names = {path: leaf.size for path, leaf in flatten(abstract_params(architecture)).items()}
     has_adapters = any("lora" in path for path in names)
@@ -159,7 +161,7 @@ def run(config: Finetune) -> None:
             mesh=mesh,
             record=lambda training: training_record(spec.plan_record, plan, entry, training).to_json(),
             log=_Log(lines, logs, advance, flops, start),
-            evaluate=_evaluation(config, architecture, data, mesh),
+            evaluate=_evaluation(config, architecture, held, mesh),
         )
     saved.close()
     if logs is not None:
@@ -310,12 +312,31 @@ def _lengths(data: TrainingData) -> dict[str, int]:
     return {"cameras": len(data.cameras), "prompt": one["tokenized_prompt"].shape[1], "horizon": horizon}
 
 
+def _held_out(
+    config: Finetune, architecture: Architecture, spec: CheckpointSpec, data: TrainingData
+) -> CalibrationData | None:
+    """The observations of the held-out loss; None if there is none."""
+    if not config.evaluate_every:
+        return None
+    if config.holdout_data is None:
+        return data.held_out(config.evaluate_observations)
+    other = open_data(
+        config,
+        config.holdout_data,
+        architecture,
+        assets=spec.assets,
+        hold_out_ratio=0.0,
+        seed=config.seed,
+        stats=data.norm_stats,
+    )
+    return other.calibration(config.evaluate_observations)
+
+
 def _evaluation(
-    config: Finetune, architecture: Architecture, data: TrainingData, mesh: jax.sharding.Mesh
+    config: Finetune, architecture: Architecture, held: CalibrationData | None, mesh: jax.sharding.Mesh
 ) -> Callable[[dict], float] | None:
     """The loss on held-out observations with fixed noise and times, which compares between runs."""
-    held = data.held_out(config.evaluate_observations)
-    if held is None or not config.evaluate_every:
+    if held is None:
         return None
     devices = math.prod(mesh.shape.values())
     arrangement = arrange(held.episodes, 1)
@@ -334,7 +355,8 @@ def _introduce(
 ) -> None:
     shape = " x ".join(f"{size} {name}" for name, size in mesh.shape.items())
     console.print(f"{jax.device_count()} {jax.devices()[0].device_kind} as {shape}, {jax.process_count()} processes")
-    console.print(f"{len(data):,} observations for training, {len(data.held):,} held out")
+    other = "" if config.holdout_data is None else f"; held-out loss on {config.holdout_data}"
+    console.print(f"{len(data):,} observations for training, {len(data.held):,} held out{other}")
     console.print(f"{trained:,} of {total:,} parameters are trained")
     if trained < total and config.frozen_dtype != "keep":
         console.print(

@@ -54,15 +54,20 @@ def make_base(work: Path) -> Path:
         resume=True,
     )
     finetune(settings)
-    return work / "base" / str(steps - 1)
+    return finished(work)
 
 
-def record_demonstrations(folder: Path, tasks: tuple[str, ...], episodes: int) -> None:
+def finished(work: Path) -> Path:
+    """The pre-trained checkpoint's step folder."""
+    return work / "base" / str(protocol.BASE_STEPS - 1)
+
+
+def record_demonstrations(folder: Path, tasks: tuple[str, ...], episodes: int, *, seed: int = 0) -> None:
     """A LeRobot data set of scripted experts; an interrupted recording goes on."""
     if folder.exists():
         return
     command = [sys.executable, str(_MAKE_DATASET), "--out", str(folder), "--tasks", *tasks]
-    command += ["--episodes", str(episodes), "--image-size", str(protocol.IMAGE_SIZE)]
+    command += ["--episodes", str(episodes), "--image-size", str(protocol.IMAGE_SIZE), "--seed", str(seed)]
     subprocess.run(command, check=True)
 
 

@@ -1,0 +1,124 @@
+"""From the folders of the runs to one ``results.json``: plain numbers, from which `page` makes every table and plot."""
+
+import json
+import os
+import platform
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from clp_jax.analysis import Analysis, Reading, loss_of
+from clp_jax.commands.analyse import Analyse, load
+from clp_jax.flops import parameter_count
+from clp_jax.sensitivity import make_group_loss
+from studies.metaworld import damage, jobs, protocol
+from studies.metaworld.arms import analysis_folder, complement, name_of
+
+
+def collect(work: Path, base: Path, out: Path) -> None:
+    """Write what is finished of the study.
+
+    Args:
+      work: the study's folder.
+      base: the pre-trained checkpoint.
+      out: JSON file to write.
+    """
+    depths = [d for d in protocol.DEPTHS if all(analysis_folder(work, d, data).exists() for data in ("scarce", "base"))]
+    result = {
+        "conditions": {
+            "machine": f"{os.cpu_count()} CPU cores ({platform.machine()}), no accelerator",
+            "packages": {name: version(name) for name in ("jax", "flax", "optax", "metaworld", "mujoco", "numpy")},
+            "python": platform.python_version(),
+        },
+        "parameters": {depth: parameter_count(protocol.architecture(depth)) for depth in (protocol.DEPTH, *depths)},
+        "pre_training": _log_of(work / "base" / "metrics.jsonl"),
+        "screen": _screen(work),
+        "arms": {depth: _arms(work, base, depth) for depth in depths},
+        "ratings": {data: _ratings(work, data) for data in ("scarce", "base")},
+        "runs": _runs(work),
+        "masks": _masks(work, base),
+    }
+    out.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n")
+
+
+def _log_of(file: Path) -> dict[str, dict[int, float]]:
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    return {key: {x["step"]: x[key] for x in lines if key in x} for key in ("loss", "held_out_loss")}
+
+
+def _arms(work: Path, base: Path, depth: int) -> dict[str, str]:
+    """Arm to the name of its runs: arms that keep the same blocks share them."""
+    names = {arm: name_of(mask) for arm, mask in jobs.masks_by_arm(work, base, depth).items()}
+    return {jobs.FULL: jobs.FULL} | names | {jobs.SCRATCH: f"{jobs.SCRATCH}-{depth}"}
+
+
+def _ratings(work: Path, data: str) -> dict[str, Any]:
+    analysis = Analysis.load(analysis_folder(work, protocol.DEPTHS[0], data) / "similarity.npz")
+    return {
+        name: damage.measured(analysis.evidence(group, Reading()))
+        for name, group in {"vlm": ("vlm",), "action": ("action",), "both": damage.GROUP}.items()
+    }
+
+
+def _runs(work: Path) -> list[dict[str, Any]]:
+    found = []
+    for curve in sorted((work / "runs").glob("*/*/*/curve.json")):
+        regime, name, seed = curve.parent.relative_to(work / "runs").parts
+        run = {"regime": regime, "name": name, "seed": int(seed)} | json.loads(curve.read_text())
+        results = curve.parent / "rollouts" / "results.json"
+        if results.exists():
+            run |= _counts(json.loads(results.read_text()))
+        found.append(run)
+    return found
+
+
+def _counts(results: dict[str, Any]) -> dict[str, Any]:
+    """Per task the numbers of the solved episodes, so that arms can be compared episode by episode."""
+    return {
+        "solved": {
+            task: [episode["number"] for episode in row["per_episode"] if episode["success"]]
+            for task, row in results["tasks"].items()
+        },
+        "episodes": next(iter(results["tasks"].values()))["episodes"],
+        "steps_to_success": {task: row["steps_to_success"] for task, row in results["tasks"].items()},
+        "latency_p50_ms": results["latency"]["p50_ms"],
+    }
+
+
+def _screen(work: Path) -> dict[str, Any]:
+    folder = work / "screen"
+    files = {name: folder / name / "results.json" for name in ("as-is", "blank", "new-tasks")}
+    screen = {name: _counts(json.loads(file.read_text())) for name, file in files.items() if file.exists()}
+    wrong = {task: folder / "wrong" / task / "results.json" for task in protocol.WRONG_TASK}
+    rows = [_counts(json.loads(file.read_text())) for file in wrong.values() if file.exists()]
+    if rows:
+        solved = {task: numbers for row in rows for task, numbers in row["solved"].items()}
+        screen["wrong"] = {"solved": solved, "episodes": rows[0]["episodes"]}
+    return screen
+
+
+def _masks(work: Path, base: Path) -> list[dict[str, Any]]:
+    """The random masks at the main depth: what each criterion predicts, what the base loses without those blocks."""
+    depth = protocol.DEPTHS[0]
+    masks = protocol.random_masks(depth, protocol.RANDOM_MASKS)
+    rows: list[dict[str, Any]] = [{"name": name_of(mask), "predicted": {}, "zero_shot": {}} for mask in masks]
+    for data in ("scarce", "base"):
+        analysis = Analysis.load(analysis_folder(work, depth, data) / "similarity.npz")
+        flags = json.loads((analysis_folder(work, depth, data) / "config.json").read_text())
+        model, calibration, held = load(str(base), flags["data"], Analyse(**flags | {"compare": ()}))
+        assert held is not None
+        on_calibration, on_held = (
+            make_group_loss(model.architecture, damage.GROUP, loss_of(model, x)) for x in (calibration, held)
+        )
+        predict = damage.predictions(analysis, lambda gone, loss=on_calibration: loss(_gates(gone)))
+        for row, mask in zip(rows, masks, strict=True):
+            removed = list(complement(mask))
+            row["predicted"][data] = {name: cost(removed) for name, cost in predict.items()}
+            row["zero_shot"][data] = on_held(_gates(removed))
+    return rows
+
+
+def _gates(removed: list[int]) -> np.ndarray:
+    return 1.0 - np.isin(np.arange(protocol.DEPTH), removed)
