@@ -65,10 +65,10 @@ def masks(found: dict[str, Any], file: Path) -> None:
     for arm, name in found["arms"][str(protocol.DEPTHS[0])].items():
         if not arm.startswith("random") and name in first:
             shared.setdefault(name, []).append(arm)
-    colours = plt.get_cmap("tab20").colors
+    colours = plt.get_cmap("tab20")
     for i, (name, labels) in enumerate(shared.items()):
         label = ", ".join(labels[:3]) + (f" and {len(labels) - 3} more" if len(labels) > 3 else "")
-        axis.axvline(final_loss(first[name]), color=colours[i % 20], label=label)
+        axis.axvline(final_loss(first[name]), color=colours(i % 20), label=label)
     axis.set(xlabel="held-out loss after fine-tuning", ylabel="share of random masks at most this", xscale="log")
     axis.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
     _save(figure, file)
