@@ -30,6 +30,8 @@ from clp_jax.progress import progress
 
 _MOST_ATTEMPTS = 4
 """Attempts per wanted episode after which a task is given up."""
+_OF_THE_RUN = ("out", "processes", "overwrite")
+"""Flags that do not change what is recorded."""
 _SHARE_BELOW = "the expert of {task} succeeded in {done} of {tried} attempts; record it with less --noise."
 
 
@@ -86,14 +88,15 @@ def run(config: MakeMetaworldDataset) -> None:
         recorded = _record(parts, config)
         episodes = (_read(file, task) for task in tasks for file in recorded[task])
         write_lerobot(Path(folder), episodes, fps=FPS, robot_type="metaworld")
-        (Path(folder) / "recorded_with.json").write_text(json.dumps(dataclasses.asdict(config), indent=2))
+        flags = {key: value for key, value in dataclasses.asdict(config).items() if key not in _OF_THE_RUN}
+        (Path(folder) / "recorded_with.json").write_text(json.dumps(flags, indent=2))
     shutil.rmtree(parts)
     print(f"{len(tasks)} tasks, {len(tasks) * config.episodes} episodes: {out}")
 
 
 def _open_parts(parts: Path, config: MakeMetaworldDataset) -> None:
     """Episodes of an earlier run are only continued with the flags that decide what they hold."""
-    free = {"tasks", "out", "episodes", "processes", "overwrite"}
+    free = {"tasks", "episodes", *_OF_THE_RUN}
     decisive = {key: value for key, value in dataclasses.asdict(config).items() if key not in free}
     settings = parts / "flags.json"
     parts.mkdir(parents=True, exist_ok=True)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import pytest
 import toys
 
-from clp_jax import cli, sharding
+from clp_jax import cli, example, sharding
 from clp_jax.errors import InputError
 from clp_jax.flops import forward_flops
 from clp_jax.models import PI0, abstract_params
@@ -253,8 +253,7 @@ def test_lora_and_analysis_are_traced_at_full_size():
 
 
 def test_the_command_writes_table_json_and_plot(tmp_path, capsys):
-    example = cli.__file__.replace("cli.py", "example/checkpoint")
-    words = f"plan-scale --checkpoint {example} --topology cpu:8 --task infer --batch-size 1 --num-steps 1"
+    words = f"plan-scale --checkpoint {example.CHECKPOINT} --topology cpu:8 --task infer --batch-size 1 --num-steps 1"
     assert cli.main([*words.split(), "--keep-layers", "2", "--out", str(tmp_path / "plan")]) == 0
     shown = capsys.readouterr().out
     assert "activations" in shown

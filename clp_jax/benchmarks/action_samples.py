@@ -11,7 +11,6 @@ second.
 
 import dataclasses
 from collections.abc import Callable
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -19,10 +18,11 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from clp_jax import example
 from clp_jax.aliases import Tree
 from clp_jax.benchmarks.small import HORIZON, PROMPT, SMALL, random_observations
 from clp_jax.benchmarks.steps import alternating, training_step
-from clp_jax.data import CalibrationData, load_npz
+from clp_jax.data import CalibrationData
 from clp_jax.flops import forward_flops
 from clp_jax.loading import load_model
 from clp_jax.models import PI0, Architecture, build
@@ -30,8 +30,9 @@ from clp_jax.models.pi0 import draw_noise_and_time
 from clp_jax.training import StepSettings
 from clp_jax.training.step import model_loss
 
-EXAMPLE = Path(__file__).resolve().parent.parent / "example"
 SAMPLES = (1, 2, 4, 8)
+_OBSERVATIONS = 256
+"""Of the example, from which batches are drawn."""
 _SHAPE = {"cameras": 3, "prompt": PROMPT, "horizon": HORIZON}
 
 
@@ -74,8 +75,8 @@ def run(*, batch_size: int = 4, repeats: int = 7, pairs: int = 64) -> list[Row]:
     steps = {k: training_step(SMALL, data, StepSettings(augment=False, action_samples=k)) for k in SAMPLES}
     seconds = alternating({k: call for k, (call, _) in steps.items()}, repeats)
     flops = {k: forward_flops(PI0, **_SHAPE, action_samples=k) for k in SAMPLES}
-    model = load_model(EXAMPLE / "checkpoint", dtype="float32")
-    observations = load_npz(EXAMPLE / "calibration.npz", model.architecture)
+    model = load_model(example.CHECKPOINT, dtype="float32")
+    observations = example.observations(_OBSERVATIONS)
     noise = {
         k: gradient_noise(model.architecture, model.params, observations, k, batch_size=batch_size, pairs=pairs)
         for k in SAMPLES

@@ -1,7 +1,7 @@
-"""``clp demo``: the whole road on the small example model, in about a minute."""
+"""``clp demo``: the whole road on the embedded example, a small π0 that was really trained, in a minute or two."""
 
 import dataclasses
-import json
+import shutil
 import statistics
 import time
 from pathlib import Path
@@ -10,9 +10,12 @@ import jax
 import numpy as np
 from rich.console import Console
 
+from clp_jax import example
 from clp_jax.commands import analyse as analyse_command
+from clp_jax.commands import evaluate as evaluate_command
+from clp_jax.commands import finetune as finetune_command
 from clp_jax.commands import prune as prune_command
-from clp_jax.data import load_npz
+from clp_jax.errors import InputError
 from clp_jax.loading import LoadedModel, load_model
 from clp_jax.models import Gates, Pi0, build
 from clp_jax.models.pi0 import sample_actions
@@ -20,59 +23,115 @@ from clp_jax.plan import PrunePlan
 from clp_jax.selection import CRITERIA
 from clp_jax.sensitivity import plan_gates
 
-EXAMPLE = Path(__file__).resolve().parent.parent / "example"
+_DATA_FLAGS = {
+    "robot": example.ROBOT,
+    "norm_stats": None,
+    "action_horizon": example.HORIZON,
+    "max_token_len": example.PROMPT_TOKENS,
+}
 _REPEATS = 5
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Demo:
-    """Analyse, prune and compare the embedded example."""
+    """Analyse, prune, fine-tune and roll out the embedded example."""
 
     out: str = "clp-demo"
-    """Folder for the analysis and the pruned checkpoint; replaced if it exists."""
+    """Folder for everything that is made; replaced if it exists."""
     keep_layers: int = 9
     """Blocks of 18 that stay."""
+    steps: int = 80
+    """Steps of fine-tuning."""
+    episodes: int = 8
+    """Rollouts in MetaWorld, if it is installed; 0 for none."""
 
 
 def run(config: Demo) -> None:
     """Run the command."""
-    console = Console()
-    truth = json.loads((EXAMPLE / "truth.json").read_text())
-    console.rule("clp demo: a small π0 with planted twins, briefly trained on a made-up task")
-    out = Path(config.out)
-    checkpoint, data = str(EXAMPLE / "checkpoint"), str(EXAMPLE / "calibration.npz")
-    analysis, pruned = str(out / "analysis"), str(out / f"pruned-{config.keep_layers}")
+    console, out = Console(), Path(config.out)
+    if out.exists() and not (out / "analysis").exists() and any(out.iterdir()):
+        raise InputError(f"{out} does not look like the output of a demo; choose another --out.")
+    shutil.rmtree(out, ignore_errors=True)
+    analysis, pruned, run_folder = str(out / "analysis"), str(out / f"pruned-{config.keep_layers}"), out / "run"
+    data = "--data DEMONSTRATIONS --robot metaworld"
+    console.rule("clp demo: a π0 of 2 M parameters, trained on ten MetaWorld tasks, learns an eleventh at half depth")
 
-    console.print(
-        f"\n[bold]$ clp analyse --checkpoint EXAMPLE --data EXAMPLE.npz --keep-layers {config.keep_layers} "
-        f"--out {analysis}[/]"
-    )
+    _say(console, f"clp analyse --checkpoint BASE {data} --keep-layers {config.keep_layers} --out {analysis}")
     analyse_command.run(
         analyse_command.Analyse(
-            checkpoint=checkpoint,
-            data=data,
+            checkpoint=example.CHECKPOINT,
+            data=example.DEMONSTRATIONS,
             out=analysis,
             keep_layers=config.keep_layers,
-            compare=tuple(name for name in CRITERIA if name != "greedy"),
-            overwrite=True,
+            max_observations=64,
+            compare=tuple(name for name in CRITERIA if name not in ("greedy", "gauss-newton")),
+            **_DATA_FLAGS,
         )
     )
-    console.print(f"\n[bold]$ clp prune --checkpoint EXAMPLE --analysis {analysis} --out {pruned}[/]")
-    prune_command.run(prune_command.Prune(checkpoint=checkpoint, analysis=analysis, out=pruned, overwrite=True))
+    _say(console, f"clp prune --checkpoint BASE --analysis {analysis} --out {pruned}")
+    prune_command.run(prune_command.Prune(checkpoint=example.CHECKPOINT, analysis=analysis, out=pruned))
+    compare(console, load_model(example.CHECKPOINT), load_model(pruned), PrunePlan.load(Path(analysis) / "plan.json"))
 
-    plan = PrunePlan.load(Path(analysis) / "plan.json")
-    planted, removed = set(truth["planted_twins"]), set(plan.removed("vlm"))
-    console.print(
-        f"\nThe example hides {len(planted)} twins at {sorted(planted)}; CLP removed {len(removed)} blocks, "
-        f"{len(planted & removed)} of them planted twins."
+    _say(console, f"clp finetune --checkpoint {pruned} {data} --steps {config.steps} --out {run_folder}")
+    finetune_command.run(_finetuning(pruned, str(run_folder), config.steps))
+    if config.episodes:
+        _say(
+            console,
+            f"clp evaluate --suite metaworld --tasks {example.TASK} --checkpoint {run_folder}/{config.steps - 1}",
+        )
+        _roll_out(console, run_folder / str(config.steps - 1), out / "rollouts", config.episodes)
+
+
+def _say(console: Console, command: str) -> None:
+    console.print(f"\n[bold]$ {command}[/]", soft_wrap=True)
+
+
+def _finetuning(checkpoint: str, out: str, steps: int) -> finetune_command.Finetune:
+    return finetune_command.Finetune(
+        checkpoint=checkpoint,
+        data=example.DEMONSTRATIONS,
+        out=out,
+        steps=steps,
+        action_samples=4,
+        peak_lr=1e-3,
+        warmup_steps=max(1, steps // 10),
+        decay_steps=steps,
+        decay_lr=1e-4,
+        ema_decay=None,
+        augment=False,
+        holdout_ratio=0.17,
+        log_every=20,
+        evaluate_every=20,
+        save_every=steps,
+        workers=2,
+        **_DATA_FLAGS,
     )
-    compare(console, load_model(checkpoint), load_model(pruned), plan, data)
 
 
-def compare(console: Console, full: LoadedModel, pruned: LoadedModel, plan: PrunePlan, data: str) -> None:
+def _roll_out(console: Console, checkpoint: Path, out: Path, episodes: int) -> None:
+    """Rollouts where there is a simulator; else one line about what is missing."""
+    try:
+        evaluate_command.run(
+            evaluate_command.Evaluate(
+                suite="metaworld",
+                checkpoint=str(checkpoint),
+                out=str(out),
+                tasks=(example.TASK,),
+                episodes=episodes,
+                image_size=example.IMAGE_SIZE,
+                max_steps=200,
+            )
+        )
+    except InputError as error:
+        console.print(f"[yellow]no rollouts:[/] {error}")
+    else:
+        console.print(f"Pictures of them: [bold]{out}/{example.TASK}.png[/]")
+
+
+def compare(console: Console, full: LoadedModel, pruned: LoadedModel, plan: PrunePlan) -> None:
     """Check the pruned checkpoint against the full model with gates, and time both."""
-    observations = load_npz(data, full.architecture).take(np.arange(4))
-    observation, noise = observations.observation(), observations.arrays["noise"]
+    some = example.observations(4)
+    observation, noise = some.observation(), some.arrays["noise"]
 
     def sampler(model: LoadedModel, gates: Gates):
         module = build(model.architecture)

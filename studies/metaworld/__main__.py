@@ -6,9 +6,9 @@ from pathlib import Path
 
 from rich.console import Console
 
-from studies.metaworld import base, collect, jobs, page, protocol, rollouts
+from studies.metaworld import base, collect, example, jobs, page, protocol, rollouts
 
-STAGES = ("base", "data", "arms", "screen", "collect", "page")
+STAGES = ("base", "data", "arms", "screen", "collect", "page", "example")
 RESULTS = Path(__file__).parent / "results.json"
 
 
@@ -30,6 +30,8 @@ def main() -> None:
         rollouts.screen(work, base.finished(work))
     elif arguments.stage == "collect":
         collect.collect(work, base.finished(work), RESULTS)
+    elif arguments.stage == "example":
+        example.make_example(work)
     elif arguments.stage == "page":
         page.write(RESULTS, RESULTS.parent)
     else:

@@ -1,0 +1,37 @@
+"""The embedded example: a small π0 that knows ten MetaWorld tasks, and six demonstrations of an eleventh.
+
+2 M parameters in bfloat16; ``studies/metaworld`` trained it and shows how.
+"""
+
+from pathlib import Path
+
+from clp_jax.checkpoint import read_spec
+from clp_jax.data import CalibrationData, norm_stats, open_dataset
+from clp_jax.data.robots import find_robot
+from clp_jax.data.tokenizer import load_tokenizer
+from clp_jax.loading import read_architecture
+
+FOLDER = Path(__file__).resolve().parent
+CHECKPOINT, DEMONSTRATIONS = str(FOLDER / "checkpoint"), str(FOLDER / "demonstrations")
+ROBOT, TASK, IMAGE_SIZE = "metaworld", "faucet-open", 84
+HORIZON, PROMPT_TOKENS = 8, 12
+
+
+def observations(most: int) -> CalibrationData:
+    """Observations of the demonstrations with fixed noise and times, normalised as in pre-training.
+
+    Args:
+      most: at most so many.
+    """
+    spec = read_spec(CHECKPOINT)
+    assert spec.assets is not None
+    data = open_dataset(
+        DEMONSTRATIONS,
+        read_architecture(spec),
+        robot=find_robot(ROBOT),
+        tokenizer=load_tokenizer(None, assets=spec.assets),
+        norm_stats=norm_stats.load(spec.assets / ROBOT / norm_stats.FILE),
+        action_horizon=HORIZON,
+        max_token_len=PROMPT_TOKENS,
+    )
+    return data.calibration(most)
