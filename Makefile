@@ -28,7 +28,7 @@ help: ## this list
 install: .venv/.installed ## clp_jax in .venv, with the newest releases
 	@echo "installed: .venv/bin/clp"
 
-demo: .venv/.installed ## the whole road on the small example model
+demo: .venv/.installed-demo ## the whole road on the small example model
 	@.venv/bin/python -m clp_jax demo $(ARGS)
 
 test: .venv/.installed-test ## all tests and doctests, with the newest releases
@@ -58,6 +58,11 @@ clean: ## remove environments and caches
 # never runs pip twice in the same place.
 .venv/.installed: pyproject.toml constraints/newest.txt
 	$(call install,$(PYTHON),.,newest)
+# MetaWorld is not for every machine; the demo says what is missing and ends without rollouts.
+.venv/.installed-demo: .venv/.installed
+	@.venv/bin/python -m pip install -qq --disable-pip-version-check -e '.[metaworld]' -c constraints/newest.txt || \
+		echo "MetaWorld cannot be installed here: the demo will have no rollouts" >&2
+	@touch $@
 .venv/.installed-test: .venv/.installed
 	$(call install,$(PYTHON),.[test],newest)
 .venv/.installed-lint: .venv/.installed-test

@@ -11,6 +11,7 @@ from clp_jax.evaluation.statistics import wilson
 from studies.metaworld import protocol
 
 Rows = list[dict[str, Any]]
+_WITH_FIRST = "the last, among masks with block 0"
 
 
 def write(results: Path, out: Path) -> None:
@@ -66,11 +67,14 @@ def ranks(found: dict[str, Any]) -> dict[tuple[str, str], dict[str, tuple[float,
     real = {"zero-shot": [row["zero_shot"]["scarce"] for row, _ in rows]}
     for step in sorted((int(s) for s in rows[0][1]["held_out_loss"]), key=int):
         real[str(step + 1)] = [run["held_out_loss"][str(step)] for _, run in rows]
+    final = np.array([final_loss(run) for _, run in rows])
+    with_first = np.array([row["name"].startswith("00-") for row, _ in rows])
     table = {}
     for data in ("scarce", "base"):
         for criterion in rows[0][0]["predicted"][data]:
             predicted = np.array([row["predicted"][data][criterion] for row, _ in rows])
-            table[data, criterion] = {what: _spearman(predicted, np.array(loss)) for what, loss in real.items()}
+            cells = {what: _spearman(predicted, np.array(loss)) for what, loss in real.items()}
+            table[data, criterion] = cells | {_WITH_FIRST: _spearman(predicted[with_first], final[with_first])}
     return table
 
 
@@ -208,7 +212,7 @@ def _ranks(found: dict[str, Any]) -> str:
             "the new tasks, 'base' at those of pre-training. Above 0 is right."
         ),
         "",
-        *_header(["criterion", "data", *(c if c == "zero-shot" else f"{c} steps" for c in columns)]),
+        *_header(["criterion", "data", *(f"{c} steps" if c.isdigit() else c for c in columns)]),
     ]
     for (data, criterion), cells in table.items():
         if data == "base" and criterion == "first":
