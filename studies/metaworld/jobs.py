@@ -47,8 +47,8 @@ def all_jobs(work: Path, base: Path) -> Iterator[Job]:
                 yield Job(name_of(mask), mask, main_depth, "scarce", seed, simulate=False)
     for seed in protocol.SEEDS:
         yield from _arms(work, base, main_depth, "rich", seed)
-    for depth in protocol.DEPTHS[1:]:
-        for seed in protocol.SEEDS:
+    for seed in protocol.SEEDS:
+        for depth in protocol.DEPTHS[1:]:
             yield from _arms(work, base, depth, "scarce", seed)
 
 
@@ -67,7 +67,8 @@ def masks_by_arm(work: Path, base: Path, depth: int) -> dict[str, Mask]:
     """The blocks that stay by arm: criteria on new tasks, on the base's tasks, and random draws."""
     masks = masks_of_criteria(work, base, depth, "scarce")
     others = masks_of_criteria(work, base, depth, "base")
-    masks |= {f"{name} (base tasks)": mask for name, mask in others.items() if name != "first"}
+    names = set(others) - {"first"} if depth == protocol.DEPTHS[0] else {"greedy"}
+    masks |= {f"{name} (base tasks)": mask for name, mask in others.items() if name in names}
     draws = protocol.random_masks(depth, protocol.RANDOM_ARMS)
     return masks | {f"random {i + 1}": mask for i, mask in enumerate(draws)}
 
