@@ -1,7 +1,8 @@
 """Recordings of the real openpi: what went in, what came out, and how closely we must agree.
 
 Tolerances are absolute, on values of magnitude 1 to 20. In float32 openpi's own jitted and eager runs differ by up
-to 3e-6 in outputs; between JAX versions and fusion choices we see up to 1.5e-5 in the deepest hidden states.
+to 3e-6 in outputs; between JAX versions, fusion choices and processors (AVX2, AVX-512) we see up to 2.1e-5 in the
+deepest hidden states.
 """
 
 import functools
@@ -19,7 +20,7 @@ GOLDEN = Path(__file__).parent / "golden"
 KEEP9 = (0, 1, 2, 3, 5, 8, 11, 14, 17)
 """The blocks that the *_pruned9 recordings keep."""
 
-HIDDEN_TOLERANCE = 2e-5
+HIDDEN_TOLERANCE = 4e-5
 OUTPUT_TOLERANCE = 1e-5
 SAMPLE_TOLERANCE = 1e-5
 KV_TOLERANCE = 5e-5

@@ -146,7 +146,8 @@ def test_two_processes_compute_what_one_does_and_stop_together(inputs, finished,
     deadline = time.monotonic() + 600
     try:
         while not (run / "metrics.jsonl").exists() or len(losses(run)) < 8:
-            assert all(process.poll() is None for process in processes), [p.communicate()[0] for p in processes]
+            if any(process.poll() is not None for process in processes):
+                pytest.fail("\n".join(["one ended too early"] + [p.communicate(timeout=280)[0] for p in processes]))
             assert time.monotonic() < deadline
             time.sleep(0.05)
         processes[1].send_signal(signal.SIGTERM)
@@ -154,7 +155,7 @@ def test_two_processes_compute_what_one_does_and_stop_together(inputs, finished,
     finally:
         for process in processes:
             process.kill()
-            process.communicate()
+            process.wait()
     assert [process.returncode for process in processes] == [0, 0], "\n".join(outputs)
     assert "8 cpu as 2 batch x 4 fsdp, 2 processes" in outputs[0]
     assert "step 7" in outputs[0]

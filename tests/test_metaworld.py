@@ -12,11 +12,15 @@ from clp_jax.data.recording import open_recording
 from clp_jax.data.robots import METAWORLD
 from clp_jax.errors import InputError
 from clp_jax.evaluation.metaworld import Expert, MetaWorld
-from clp_jax.evaluation.rendering import Renderer
+from clp_jax.evaluation.rendering import Renderer, import_mujoco
 from scripts import make_metaworld_dataset as recorder
 
 if importlib.util.find_spec("metaworld") is None:  # not imported: MuJoCo chooses how to draw when it is
     pytest.skip("needs metaworld", allow_module_level=True)
+try:
+    import_mujoco()
+except InputError as error:
+    pytest.skip(f"needs metaworld and a library to draw: {error}", allow_module_level=True)
 
 pytestmark = pytest.mark.filterwarnings("ignore:Constant.s. may be too high:UserWarning")
 # The mean difference of a pixel of coarse and fine meshes, in levels of 255: some edges of the arm move by a pixel.

@@ -129,13 +129,14 @@ def _at_jax_times(euler_integrate):
 
 
 def _time_embedding(time, dimension, min_period, max_period, device="cpu"):
-    """Sines, then cosines, with the roundings of JAX: linspace multiplies by 1 / (n - 1)."""
+    """Sines, then cosines, with the roundings of JAX: linspace multiplies by 1 / (n - 1), a power is rounded once."""
     import torch
 
     count = dimension // 2
     fraction = np.arange(count, dtype=np.float32) * (np.float32(1) / np.float32(count - 1))
     fraction[-1] = 1
-    period = np.float32(min_period) * np.float32(max_period / min_period) ** fraction
+    power = np.float64(np.float32(max_period / min_period)) ** fraction.astype(np.float64)
+    period = np.float32(min_period) * power.astype(np.float32)
     angle = time[:, None] * torch.from_numpy(1 / period * 2 * np.float32(np.pi)).to(device)
     return torch.cat([torch.sin(angle), torch.cos(angle)], dim=1)
 
