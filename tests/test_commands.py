@@ -84,6 +84,15 @@ def test_analysis_gives_other_depths_and_criteria_without_a_forward_pass(inputs,
     assert record["steps"][0]["calibration"]["observations"] == 12
 
 
+def test_the_paper_chooses_unless_the_depth_is_found_too():
+    def rule(**flags):
+        return analyse_command.DepthFlags(**flags).rule()
+
+    assert rule(keep_layers=2) == rule(keep_ratio=0.5) == rule(threshold=0.9) == "clp"
+    assert rule(auto=True) == rule() == "jumps"
+    assert rule(auto=True, criterion="clp") == "clp"
+
+
 def test_prune_from_data_equals_prune_from_its_analysis(inputs, tmp_path, capsys):
     assert prune(inputs, tmp_path / "p", "--data", inputs / "data.npz", "--keep-layers", 2) == 0
     assert "zero-shot loss on 4 held-out observations" in capsys.readouterr().out

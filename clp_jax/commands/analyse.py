@@ -40,13 +40,21 @@ class DepthFlags:
     """Remove up to the knee of the jump-cost curve, at most half."""
     keep_vision_layers: int | None = None
     """Blocks of the image encoder that stay (needs --vision); all if absent."""
-    criterion: str = "clp"
-    """Which blocks go: clp (the paper's rule), jumps, greedy, gauss-newton, gateprobe, cosine, angular, mse, residual,
-    first, random."""
+    criterion: str | None = None
+    """Which blocks go: clp (the paper's rule; the default where a depth or threshold is given), jumps (the default with
+    --auto), greedy, gauss-newton, gateprobe, cosine, angular, mse, residual, first, random."""
 
     def asks_for_depth(self) -> bool:
         """Whether any of the four ways was used."""
         return self.auto or any(x is not None for x in (self.keep_layers, self.keep_ratio, self.threshold))
+
+    def finds_depth(self) -> bool:
+        """Whether the depth is that of the knee."""
+        return self.auto or not self.asks_for_depth()
+
+    def rule(self) -> str:
+        """The criterion that is asked for, or the default."""
+        return self.criterion or ("jumps" if self.finds_depth() else "clp")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -109,7 +117,7 @@ def run(config: Analyse) -> None:
             raise InputError(f"--compare {name} is no criterion; choose from {', '.join(CRITERIA)}.")
     with staged(config.out, overwrite=config.overwrite, sources=[config.checkpoint, config.data]) as folder:
         model, calibration, evaluation = load(config.checkpoint, config.data, config)
-        analysis = measure(model, calibration, config, {*config.compare, config.criterion})
+        analysis = measure(model, calibration, config, {*config.compare, config.rule()})
         findings = find(model, analysis, calibration, evaluation, config, config.compare)
         analysis.save(folder / "similarity.npz")
         findings.plan.save(folder / "plan.json")
@@ -157,7 +165,7 @@ def check_depth(config: DepthFlags, architecture: Architecture) -> None:
     Raises:
       InputError: two ways of asking for a depth, or a number out of range.
     """
-    if config.criterion not in CRITERIA:
+    if config.rule() not in CRITERIA:
         raise InputError(f"there is no criterion {config.criterion!r}; choose one of {', '.join(CRITERIA)}.")
     ways = {"keep_layers": config.keep_layers, "keep_ratio": config.keep_ratio}
     given = {name: value for name, value in ways.items() if value is not None}
@@ -203,7 +211,7 @@ def removals(analysis: Analysis, config: DepthFlags, reading: Reading) -> dict[t
                 keep_layers=config.keep_layers,
                 keep_ratio=config.keep_ratio,
                 threshold=config.threshold,
-                auto=config.auto or not config.asks_for_depth(),
+                auto=config.finds_depth(),
             )
     if config.keep_vision_layers is not None and ("vision",) not in remove:
         raise InputError("--keep-vision-layers needs a measured image encoder: analyse with --vision.")
@@ -223,11 +231,11 @@ def find(
     remove = removals(analysis, config, reading)
     data, name = (calibration, "calibration") if evaluation is None else (evaluation, "held-out")
     evaluation_loss = loss_of(model, data)
-    calibration_loss = loss_of(model, calibration) if "greedy" in (config.criterion, *criteria) else None
+    calibration_loss = loss_of(model, calibration) if "greedy" in (config.rule(), *criteria) else None
     choices = compare_criteria(
         analysis,
         remove,
-        chosen=config.criterion,
+        chosen=config.rule(),
         criteria=criteria,
         reading=reading,
         architecture=architecture,

@@ -106,8 +106,8 @@ def _plan(
         return _plan_of_analysis(config, spec)
     assert config.data is not None
     model, calibration, evaluation = load(config.checkpoint, config.data, config)
-    analysis = measure(model, calibration, config, [config.criterion])
-    loss = loss_of(model, calibration) if config.criterion == "greedy" else None
+    analysis = measure(model, calibration, config, [config.rule()])
+    loss = loss_of(model, calibration) if config.rule() == "greedy" else None
     plan = choose(analysis, config, model=model, loss=loss)
     held, name = (calibration, "calibration") if evaluation is None else (evaluation, "held-out")
     evaluate = loss_of(model, held)
@@ -132,8 +132,8 @@ def choose(analysis: Analysis, config: Prune, *, model: LoadedModel | None = Non
     for group, count in removals(analysis, config, reading).items():
         group_loss = None if loss is None or model is None else make_group_loss(model.architecture, group, loss)
         evidence = analysis.evidence(group, reading, loss=group_loss)
-        picks[group] = select(config.criterion, evidence, remove=count, seed=config.seed)
-    return analysis.plan(picks, config.criterion)
+        picks[group] = select(config.rule(), evidence, remove=count, seed=config.seed)
+    return analysis.plan(picks, config.rule())
 
 
 def _plan_of_analysis(config: Prune, spec: CheckpointSpec) -> tuple[PrunePlan, dict]:

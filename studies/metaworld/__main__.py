@@ -6,6 +6,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from clp_jax.example import CHECKPOINT
 from studies.metaworld import base, collect, example, jobs, page, protocol, rollouts
 
 STAGES = ("base", "data", "arms", "screen", "collect", "page", "example")
@@ -27,7 +28,8 @@ def main() -> None:
             base.record_demonstrations(work / "data" / name, new, regime.episodes)
         base.record_demonstrations(work / "data" / "test", new, protocol.TEST_EPISODES, seed=test)
     elif arguments.stage == "screen":
-        rollouts.screen(work, base.finished(work))
+        rollouts.screen(work, base.finished(work) if base.finished(work).exists() else Path(CHECKPOINT))
+        collect.collect_screen(work, RESULTS)
     elif arguments.stage == "collect":
         collect.collect(work, base.finished(work), RESULTS)
     elif arguments.stage == "example":

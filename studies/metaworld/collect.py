@@ -34,13 +34,24 @@ def collect(work: Path, base: Path, out: Path) -> None:
         },
         "parameters": {depth: parameter_count(protocol.architecture(depth)) for depth in (protocol.DEPTH, *depths)},
         "pre_training": _log_of(work / "base" / "metrics.jsonl"),
-        "screen": _screen(work),
+        "screen": json.loads(out.read_text())["screen"] if out.exists() else {},
         "arms": {depth: _arms(work, base, depth) for depth in depths},
         "ratings": {data: _ratings(work, data) for data in ("scarce", "base")},
         "runs": _runs(work),
         "masks": _masks(work, base),
     }
     out.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n")
+
+
+def collect_screen(work: Path, out: Path) -> None:
+    """Put the screening's counts into the results, which need not have been made in the same folder.
+
+    Counts that the folder lacks stay: "float32", the base as it was trained, was counted before the others, which are
+    of the base in bfloat16 that is committed.
+    """
+    result = json.loads(out.read_text()) if out.exists() else {}
+    screen = result.get("screen", {}) | _screen(work)
+    out.write_text(json.dumps(result | {"screen": screen}, indent=1, allow_nan=False) + "\n")
 
 
 def _log_of(file: Path) -> dict[str, dict[int, float]]:
