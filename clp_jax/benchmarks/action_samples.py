@@ -63,7 +63,7 @@ class Row:
     total_gain: float
 
 
-def run(*, batch_size: int = 4, repeats: int = 7, pairs: int = 64) -> list[Row]:
+def run(*, batch_size: int = 4, repeats: int = 7, pairs: int = 24) -> list[Row]:
     """Measure all of `SAMPLES`.
 
     Args:
