@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from clp_jax.models import CAMERAS
-from clp_jax.models.augmentation import augment
+from clp_jax.models.pi0.augmentation import augment
 
 
 @pytest.fixture(scope="module")

@@ -17,11 +17,11 @@ from checkpoints import assert_bit_equal, save_by_orbax
 from clp_jax.checkpoint import LeafReader, read_params, read_spec, write_params
 from clp_jax.cli import main
 from clp_jax.errors import InputError
-from clp_jax.export.tensorfile import TensorWriter, read_tensors
+from clp_jax.checkpoint.tensorfile import TensorWriter, read_tensors
 from clp_jax.export.torch_layout import EXPERT_HEAD, VLM_HEAD, from_torch, tensors_of, to_torch
 from clp_jax.export.weights import Weights
 from clp_jax.models import abstract_params, architecture_of
-from clp_jax.models.lora import merge_lora
+from clp_jax.models.pi0.lora import merge_lora
 from clp_jax.trees import flatten
 
 STATS = {name: {"mean": [0.5] * d, "std": [2.0] * d} for name, d in (("state", 4), ("actions", 3))}

@@ -13,7 +13,7 @@ import real_lerobot
 from test_export import STATS, eight_heads, export, save
 
 from clp_jax.cli import main
-from clp_jax.export.tensorfile import read_tensors
+from clp_jax.checkpoint.tensorfile import read_tensors
 from clp_jax.models.pi0 import time_embedding
 
 ACTION_TOLERANCE = 1e-5
@@ -137,7 +137,7 @@ def test_lerobot_alone_refuses_the_folder(exported):
 @real
 @pytest.mark.parametrize("damage", ["depth", "weight", "missing"])
 def test_a_policy_whose_weights_are_not_the_files_is_not_returned(small_lerobot, damage):
-    from clp_jax.export.tensorfile import TensorWriter
+    from clp_jax.checkpoint.tensorfile import TensorWriter
 
     config, file = small_lerobot / "config.json", small_lerobot / "model.safetensors"
     module = loader(small_lerobot)

@@ -10,7 +10,7 @@ import toys
 
 from clp_jax.errors import InputError
 from clp_jax.models import abstract_params, architecture_of, build
-from clp_jax.models.lora import Einsum, adapter_equations, is_adapter, merge_lora, merge_weight
+from clp_jax.models.pi0.lora import Einsum, adapter_equations, is_adapter, merge_lora, merge_weight
 from clp_jax.trees import check_same_structure, flatten
 
 EQUATIONS = {

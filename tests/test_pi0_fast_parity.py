@@ -16,7 +16,7 @@ from recordings import (
 )
 
 from clp_jax.models import architecture_of, build
-from clp_jax.models.pi0_fast import compute_loss, sample_tokens
+from clp_jax.models.pi0.fast import compute_loss, sample_tokens
 
 
 @pytest.fixture(scope="module", params=["pi0_fast", "pi0_fast_pruned9"])

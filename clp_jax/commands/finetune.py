@@ -18,7 +18,7 @@ from clp_jax.distributed import DistributedFlags, barrier, is_first, join
 from clp_jax.errors import InputError
 from clp_jax.loading import default_dtype, read_architecture
 from clp_jax.models import Architecture, Gates, abstract_params
-from clp_jax.models.architecture import Remat
+from clp_jax.models.pi0.architecture import Remat
 from clp_jax.plan import PrunePlan
 from clp_jax.progress import progress
 from clp_jax.record import training_record

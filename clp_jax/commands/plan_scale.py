@@ -18,7 +18,7 @@ from clp_jax.checkpoint import read_spec
 from clp_jax.errors import InputError
 from clp_jax.loading import read_architecture
 from clp_jax.models import PI0, PI0_FAST, PI05, Architecture, abstract_params
-from clp_jax.models.architecture import Remat
+from clp_jax.models.pi0.architecture import Remat
 from clp_jax.plan import PrunePlan
 from clp_jax.progress import progress
 from clp_jax.prune import apply_plan

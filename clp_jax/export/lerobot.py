@@ -19,7 +19,7 @@ from clp_jax.checkpoint import write_beside
 from clp_jax.errors import InputError
 from clp_jax.export.pytorch import TEMPLATES, WEIGHTS_FILE, check_tensors, write_reference, write_tensors
 from clp_jax.export.result import Check, Options, check_tolerance, run_check, write_json
-from clp_jax.export.tensorfile import TensorWriter, read_tensors
+from clp_jax.checkpoint.tensorfile import TensorWriter, read_tensors
 from clp_jax.export.weights import Weights
 from clp_jax.models import CAMERAS, Architecture
 

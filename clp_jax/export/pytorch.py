@@ -12,7 +12,7 @@ from clp_jax.checkpoint import write_beside
 from clp_jax.errors import InputError
 from clp_jax.export import reference
 from clp_jax.export.result import Check, Options, check_tolerance, export_record, run_check, same_bits, write_json
-from clp_jax.export.tensorfile import TensorWriter, read_tensors
+from clp_jax.checkpoint.tensorfile import TensorWriter, read_tensors
 from clp_jax.export.torch_layout import from_torch, tensors_of, to_torch
 from clp_jax.export.weights import Weights
 from clp_jax.models import Architecture

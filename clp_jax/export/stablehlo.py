@@ -15,7 +15,7 @@ from clp_jax.errors import InputError
 from clp_jax.export import reference
 from clp_jax.export.pytorch import TEMPLATES, WEIGHTS_FILE
 from clp_jax.export.result import TOLERANCE, Check, Options, check_tolerance, run_check, same_bits, write_json
-from clp_jax.export.tensorfile import TensorWriter, read_tensors
+from clp_jax.checkpoint.tensorfile import TensorWriter, read_tensors
 from clp_jax.export.weights import Weights
 from clp_jax.models import Architecture, Pi0, build
 from clp_jax.models.pi0 import sample_actions

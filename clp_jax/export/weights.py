@@ -12,7 +12,7 @@ from jaxtyping import Num
 
 from clp_jax.checkpoint import CheckpointSpec, LeafReader, read_params
 from clp_jax.models import Architecture
-from clp_jax.models.lora import adapter_paths, is_adapter, merge_lora, merge_weight
+from clp_jax.models.pi0.lora import adapter_paths, is_adapter, merge_lora, merge_weight
 from clp_jax.prune import tower_of
 from clp_jax.trees import flatten, unflatten
 

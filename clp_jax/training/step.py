@@ -13,8 +13,8 @@ from clp_jax.aliases import Array, Leaf, Tree
 from clp_jax.data import observation_of
 from clp_jax.errors import InputError
 from clp_jax.models import Architecture, Model, Pi0Fast, Rows, build, pi0, pi0_fast
-from clp_jax.models.augmentation import augment
-from clp_jax.models.observation import model_image
+from clp_jax.models.pi0.augmentation import augment
+from clp_jax.models.pi0.observation import model_image
 from clp_jax.training.freezing import merge_parts, split_frozen
 from clp_jax.training.state import TrainState
 from clp_jax.trees import flatten

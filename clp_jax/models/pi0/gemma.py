@@ -17,10 +17,11 @@ import jax.numpy as jnp
 from jaxtyping import Bool, Float, Int, Shaped
 
 from clp_jax.aliases import AnyArray, Array, Leaf
-from clp_jax.models.architecture import GemmaSizes
-from clp_jax.models.lora import Einsum, FeedForward
-from clp_jax.models.remat import rematerialised
-from clp_jax.models.rows import Rows, pinned
+from clp_jax.models.layers.attention import rotate
+from clp_jax.models.layers.gating import gated, repeated
+from clp_jax.models.layers.scan import Rows, pinned, rematerialised
+from clp_jax.models.pi0.architecture import GemmaSizes
+from clp_jax.models.pi0.lora import Einsum, FeedForward
 
 KVCache = tuple[Float[Array, "depth b _s k h"], Float[Array, "depth b _s k h"]]
 """Keys (after RoPE) and values of every block."""
@@ -29,7 +30,6 @@ Streams = Sequence[Float[Array, "_b _s _d"] | None]
 """One array of tokens per expert; None for an expert that does not run."""
 
 _MASKED_LOGIT = -2.3819763e38
-_ROPE_BASE = 10_000.0
 
 
 def expert_name(name: str, expert: int) -> str:
@@ -172,7 +172,7 @@ class Block(nn.Module):
         y = _add(x, self.attn(i, normed, keys, values, positions, mask), residual_gate)
         normed, residual_gate = self.ffw_norms[i](y, condition)
         y = _add(y, self.mlps[i](normed), residual_gate)
-        return y if gate is None else _gated(x, y, gate)
+        return y if gate is None else gated(x, y, gate)
 
 
 def _finish_first(block: Block, *inputs) -> Array:
@@ -281,21 +281,6 @@ class Gemma(nn.Module):
         return outputs, kv_cache, states
 
 
-def repeated(x: Shaped[Array, "b *_rest"], rows: Any) -> Shaped[Array, "_rows *_rest"]:
-    """Each row as often as it takes to have ``rows`` of them (symbolic in an export); copies are neighbours."""
-    return x if x.shape[0] == rows else jnp.repeat(x, rows // x.shape[0], axis=0)
-
-
-def rotate(x: Float[Array, "b t n h"], positions: Int[Array, "b t"]) -> Float[Array, "b t n h"]:
-    """Rotary position embedding over split halves, in float32."""
-    half = x.shape[-1] // 2
-    wavelength = _ROPE_BASE ** ((2.0 / x.shape[-1]) * jnp.arange(half, dtype=jnp.float32))
-    angle = positions[..., None].astype(jnp.float32) / wavelength[None, None, :]
-    sin, cos = jnp.sin(angle)[:, :, None, :], jnp.cos(angle)[:, :, None, :]
-    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
-
-
 def _fused(sizes: GemmaSizes) -> bool:
     return sizes.num_kv_heads == sizes.num_heads
 
@@ -314,9 +299,3 @@ def _extended(seen: tuple[Array, Array] | None, new: tuple[Array, Array], index:
 def _add(x: Array, update: Array, gate: Array | None) -> Array:
     """Residual sum; adaRMS multiplies the update by its gate."""
     return x + (update if gate is None else update * gate)
-
-
-def _gated(x: Array, y: Array, gate: Array) -> Array:
-    """(1 - g) x + g y, exact at 0 and 1 in any dtype."""
-    gate = repeated(gate, x.shape[0])[:, None, None].astype(x.dtype)
-    return (1 - gate) * x + gate * y

@@ -5,7 +5,7 @@ noise - actions. π0 has a state token and mixes time into the action tokens; π
 time in adaRMS. Formulas and order of operations follow openpi models/pi0.py, commit 15a9616.
 """
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -13,40 +13,15 @@ import jax.numpy as jnp
 from jaxtyping import Bool, Float, Int
 
 from clp_jax.aliases import AnyArray, Array, Tree
-from clp_jax.models.architecture import Architecture
-from clp_jax.models.gemma import Gemma, KVCache, repeated
-from clp_jax.models.observation import Observation, model_image
-from clp_jax.models.rows import Rows, pinned
-from clp_jax.models.siglip import Siglip
-
-_MIN_PERIOD, _MAX_PERIOD = 4e-3, 4.0
-
-
-class Gates(NamedTuple):
-    """Per block and observation 1 (keep) or 0 (remove), or None for a tower that runs as it is.
-
-    A last axis of 1 means the same gates for the whole batch.
-
-    Attributes:
-      llm: the blocks of the language stack, one column per expert.
-      vision: the SigLIP blocks.
-    """
-
-    llm: Float[AnyArray, "depth e _b"] | None = None
-    vision: Float[AnyArray, "depth _b"] | None = None
-
-
-class TowerStates(NamedTuple):
-    """Residual streams of one tower for a batch.
-
-    Attributes:
-      states: [depth + 1, b, s, d]; index 0 is the tower's input, i the stream after block i.
-      valid: True where a token is real, False for padding and absent cameras [b, s].
-    """
-
-    states: Float[Array, "l b s d"]
-    valid: Bool[Array, "b s"]
-
+from clp_jax.models.family import Gates, TowerStates
+from clp_jax.models.layers.attention import attention_mask, token_positions
+from clp_jax.models.layers.flow import noisy_actions, per_draw, time_embedding
+from clp_jax.models.layers.gating import repeated
+from clp_jax.models.layers.scan import Rows, pinned
+from clp_jax.models.layers.siglip import Siglip
+from clp_jax.models.pi0.architecture import Architecture
+from clp_jax.models.pi0.gemma import Gemma, KVCache
+from clp_jax.models.pi0.observation import Observation, model_image
 
 class PaliGemma(nn.Module):
     """The image encoder and the language stack, under openpi's names."""
@@ -70,11 +45,8 @@ class PaliGemma(nn.Module):
         # One pass over all cameras: the encoder is compiled once and sees a larger batch.
         images = jnp.stack([model_image(observation.images[camera], size) for camera in cameras], axis=1)
         b, c = images.shape[:2]
-        vision_gates = gates.vision
-        if vision_gates is not None and vision_gates.shape[1] > 1:
-            vision_gates = jnp.repeat(vision_gates, c, axis=1)
         images = pinned(images.reshape(b * c, *images.shape[2:]), self.rows)
-        encoded, states = self.img(images, gates=vision_gates, capture=capture)
+        encoded, states = self.img(images, gates=gates.get("vision"), capture=capture)
         tokens = encoded.shape[1]
         masks = jnp.stack([jnp.asarray(observation.image_masks[camera]) for camera in cameras], axis=1)
         image_valid = jnp.repeat(masks, tokens, axis=1)
@@ -140,7 +112,7 @@ class Pi0(nn.Module):
             positions=[token_positions(prefix_valid), positions],
             masks=[attention_mask(prefix_valid, no_starts), mask],
             conditions=[None, condition],
-            gates=gates.llm,
+            gates=language_gates(self.architecture, gates),
             capture=capture,
         )
         if states is not None:
@@ -157,7 +129,7 @@ class Pi0(nn.Module):
             [prefix, None],
             positions=[token_positions(valid), None],
             masks=[attention_mask(valid, jnp.zeros(valid.shape, dtype=bool)), None],
-            gates=gates.llm,
+            gates=language_gates(self.architecture, gates),
         )
         return kv_cache, valid
 
@@ -180,7 +152,7 @@ class Pi0(nn.Module):
             masks=[None, mask],
             conditions=[None, condition],
             kv_cache=kv_cache,
-            gates=gates.llm,
+            gates=language_gates(self.architecture, gates),
         )
         return self._velocity(out, noisy_actions.shape)
 
@@ -204,6 +176,17 @@ class Pi0(nn.Module):
 
     def _velocity(self, out: Float[Array, "r s d"], shape: tuple[Any, ...]) -> Array:
         return self.action_out_proj(out[:, -shape[-2] :]).reshape(shape)
+
+
+def language_gates(architecture: Architecture, gates: Gates) -> Float[Array, "depth e _b"] | None:
+    """The gates of the language stack, one column per expert; None where no tower of it is gated."""
+    names = architecture.groups[0]
+    if not any(name in gates for name in names):
+        return None
+    depth = architecture.vlm.depth
+    columns = [jnp.asarray(gates.get(name, jnp.ones((depth, 1)))) for name in names]
+    width = max(column.shape[1] for column in columns)
+    return jnp.stack([jnp.broadcast_to(column, (depth, width)) for column in columns], axis=1)
 
 
 def _rows(noisy_actions: AnyArray, time: AnyArray) -> tuple[AnyArray, AnyArray]:
@@ -237,10 +220,9 @@ def compute_loss(
 
     Noise and times have an axis more than the actions' batch where k draws of them share one pass over the prefix.
     """
-    t = time[..., None, None]
-    actions = actions.reshape(len(actions), *(1 for _ in time.shape[1:]), *actions.shape[1:])
-    velocity, _ = model.apply({"params": params}, observation, t * noise + (1 - t) * actions, time, gates=gates)
-    return jnp.mean(jnp.square(velocity.astype(jnp.float32) - (noise - actions)), axis=-1)
+    x_t = noisy_actions(actions, noise, time)
+    velocity, _ = model.apply({"params": params}, observation, x_t, time, gates=gates)
+    return jnp.mean(jnp.square(velocity.astype(jnp.float32) - (noise - per_draw(actions, time))), axis=-1)
 
 
 def sample_actions(
@@ -294,33 +276,6 @@ def _draw(rng: Array, shape: tuple[int, int, int]) -> tuple[Array, Array]:
     _, noise_rng, time_rng = jax.random.split(rng, 3)
     time = jax.random.beta(time_rng, 1.5, 1, shape[:1]) * 0.999 + 0.001
     return jax.random.normal(noise_rng, shape), time
-
-
-def time_embedding(time: Float[AnyArray, " b"], width: int) -> Float[Array, "b d"]:
-    """Sine, then cosine of the time at ``width / 2`` periods from 4e-3 to 4, in float32."""
-    fraction = jnp.linspace(0.0, 1.0, width // 2)
-    period = _MIN_PERIOD * (_MAX_PERIOD / _MIN_PERIOD) ** fraction
-    angle = time[:, None] * (1.0 / period * 2 * jnp.pi)[None, :]
-    return jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], axis=-1)
-
-
-def attention_mask(valid: Bool[AnyArray, "b s"], starts: Bool[AnyArray, "b s"]) -> Bool[Array, "b s s"]:
-    """Who sees whom: valid tokens see valid tokens of their own block and of earlier ones.
-
-    Args:
-      valid: True where a token is real.
-      starts: True where a token opens a new block; tokens of a block see each other in both directions.
-
-    >>> attention_mask(jnp.ones((1, 3), bool), jnp.array([[False, False, True]]))[0].astype(int).tolist()
-    [[1, 1, 0], [1, 1, 0], [1, 1, 1]]
-    """
-    block = jnp.cumsum(starts, axis=1)
-    return (block[:, None, :] <= block[:, :, None]) & valid[:, None, :] & valid[:, :, None]
-
-
-def token_positions(valid: Bool[AnyArray, "b s"]) -> Array:
-    """RoPE positions: valid tokens count from 0, padding repeats the position before it."""
-    return jnp.cumsum(valid, axis=1) - 1
 
 
 def _skipping_pays() -> bool:

@@ -6,18 +6,16 @@ given.
 """
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
 from clp_jax.aliases import Tree
 from clp_jax.errors import InputError
+from clp_jax.models.family import Remat, Stack, Tower
+from clp_jax.models.layers.siglip import SiglipSizes
 from clp_jax.trees import flatten
 
 Kind = Literal["pi0", "pi05", "pi0_fast"]
-
-Remat = Literal["all", "dots", "none"]
-"""What the backward pass of a block computes again: all of it, all but its matrix products, or nothing."""
 
 _LAYERS = "PaliGemma/llm/layers"
 _ENCODER = "PaliGemma/img/Transformer/encoderblock"
@@ -48,23 +46,6 @@ class GemmaSizes:
     attn_lora_rank: int = 0
     ffn_lora_rank: int = 0
     lora_scale: float = 1.0
-
-
-@dataclasses.dataclass(frozen=True)
-class SiglipSizes:
-    """The SigLIP image encoder: channels, blocks, feed-forward, heads, patch edge in pixels, tokens of an image."""
-
-    width: int
-    depth: int
-    mlp_dim: int
-    num_heads: int
-    patch_size: int
-    num_tokens: int
-
-    @property
-    def image_size(self) -> int:
-        """Edge of the square input image in pixels."""
-        return math.isqrt(self.num_tokens) * self.patch_size
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,15 +81,20 @@ class Architecture:
         return (self.vlm,) if self.action is None else (self.vlm, self.action)
 
     @property
-    def depths(self) -> dict[str, int]:
-        """Blocks per tower, in data-flow order."""
-        depths = {"vision": self.vision.depth, "vlm": self.vlm.depth}
-        return depths if self.action is None else depths | {"action": self.action.depth}
+    def towers(self) -> tuple[Tower, ...]:
+        """All towers. The VLM stream after its last block reaches the actions only as keys and values: nothing reads it
+        there, where there is an action expert."""
+        last = () if self.action is None else (self.vlm.depth,)
+        towers = (
+            Tower("vision", self.vision.depth, optional=True),
+            Tower("vlm", self.vlm.depth, incomparable=last),
+        )
+        return towers if self.action is None else (*towers, Tower("action", self.action.depth))
 
     @property
-    def coupled(self) -> tuple[tuple[str, ...], ...]:
-        """Towers that share one scanned stack and therefore keep the same blocks."""
-        return () if self.action is None else (("vlm", "action"),)
+    def groups(self) -> tuple[tuple[str, ...], ...]:
+        """The VLM and the action expert share one scanned stack and therefore keep the same blocks."""
+        return (("vlm",) if self.action is None else ("vlm", "action"), ("vision",))
 
     def with_depths(self, depths: Mapping[str, int]) -> "Architecture":
         """The same model at other depths, e.g. after pruning; towers not named keep theirs."""
@@ -118,32 +104,28 @@ class Architecture:
         return dataclasses.replace(self, **resized)
 
 
-def architecture_of(tree: Tree, *, dtype: str = "bfloat16", lora_scale: float = 1.0) -> Architecture:
-    """Read the architecture from the shapes of a parameter tree.
-
-    Args:
-      tree: nested parameters below ``params`` (arrays or ``jax.ShapeDtypeStruct``), without a trailing ``value``.
-      dtype: activation dtype of the model.
-      lora_scale: alpha / rank of attention adapters, which no shape tells (1.0 for the variants openpi ships).
-
-    Returns:
-      The sizes. They are not proven consistent here: compare ``models.abstract_params`` of the result with the tree.
-
-    Raises:
-      InputError: the tree is not a π0-family model.
-    """
+def architecture_of_tree(tree: Tree, *, dtype: str = "bfloat16", lora_scale: float = 1.0) -> Architecture:
+    """The sizes that the shapes of a tree tell; see the family's ``architecture_of``."""
     shapes = {name: tuple(leaf.shape) for name, leaf in flatten(tree).items()}
     kind = _kind(shapes)
     vlm = _gemma(shapes, "", lora_scale)
+    action = None if kind == "pi0_fast" else _gemma(shapes, "_1", lora_scale)
+    if action is not None and action.depth != vlm.depth:
+        raise InputError(f"the experts of one stack have different depths {sorted((vlm.depth, action.depth))}.")
     return Architecture(
         kind=kind,
         vision=_siglip(shapes),
         vlm=vlm,
-        action=None if kind == "pi0_fast" else _gemma(shapes, "_1", lora_scale),
+        action=action,
         vocab_size=_shape(shapes, "PaliGemma/llm/embedder/input_embedding", 2)[0],
         action_dim=None if kind == "pi0_fast" else _shape(shapes, "action_in_proj/kernel", 2)[0],
         dtype=dtype,
     )
+
+
+def is_pi0(tree: Tree) -> bool:
+    """Whether a tree has openpi's names."""
+    return "PaliGemma" in tree
 
 
 def _kind(shapes: Mapping[str, tuple[int, ...]]) -> Kind:

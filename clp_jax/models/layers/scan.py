@@ -1,8 +1,25 @@
-"""Where the observations of a batch are while the blocks run."""
+"""Around a scanned block: what its backward pass computes again, and where its activations are."""
 
+from typing import Any
+
+import flax.linen as nn
 import jax
 
 from clp_jax.aliases import Leaf
+
+_POLICIES = {
+    "all": jax.checkpoint_policies.nothing_saveable,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+
+
+def rematerialised(block: Any, remat: str) -> Any:
+    """A block class for a scan, or a function of a block.
+
+    "all" keeps its input alone, "dots" also its products with weights, "none" all.
+    """
+    return block if remat == "none" else nn.remat(block, prevent_cse=False, policy=_POLICIES[remat])
+
 
 Rows = jax.sharding.NamedSharding | None
 """Sharding of the first axis of every activation; None leaves it to the compiler."""

@@ -47,6 +47,20 @@ class Observation:
             token_loss_mask=data.get("token_loss_mask"),
         )
 
+    @classmethod
+    def of(cls, inputs: Mapping[str, Leaf]) -> "Observation":
+        """From arrays by flat key; cameras in sorted order, which is openpi's, whatever the order of the keys."""
+        cameras = sorted(key.removeprefix("image/") for key in inputs if key.startswith("image/"))
+        return cls(
+            images={camera: inputs[f"image/{camera}"] for camera in cameras},
+            image_masks={camera: inputs[f"image_mask/{camera}"] for camera in cameras},
+            state=inputs["state"],
+            tokenized_prompt=inputs["tokenized_prompt"],
+            tokenized_prompt_mask=inputs["tokenized_prompt_mask"],
+            token_ar_mask=inputs.get("token_ar_mask"),
+            token_loss_mask=inputs.get("token_loss_mask"),
+        )
+
     @property
     def batch_size(self) -> int:
         """Observations in the batch."""

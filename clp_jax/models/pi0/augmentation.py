@@ -12,7 +12,7 @@ _CROP = 0.95
 _DEGREES = 5
 
 
-def augment(key: jax.Array, images: Mapping[str, Float[Array, "b h w 3"]]) -> dict[str, Float[Array, "b h w 3"]]:
+def augment_images(key: jax.Array, images: Mapping[str, Float[Array, "b h w 3"]]) -> dict[str, Float[Array, "b h w 3"]]:
     """Other views of the same scenes: a random crop, a small rotation, other colours.
 
     Wrist cameras move with the hand, so only their colours change. Every observation has its own random numbers, which

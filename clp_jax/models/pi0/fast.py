@@ -12,11 +12,13 @@ import jax.numpy as jnp
 from jaxtyping import Bool, Float, Int
 
 from clp_jax.aliases import Array, Tree
-from clp_jax.models.architecture import Architecture
-from clp_jax.models.gemma import KVCache
-from clp_jax.models.observation import Observation
-from clp_jax.models.pi0 import Gates, PaliGemma, TowerStates, attention_mask, token_positions
-from clp_jax.models.rows import Rows
+from clp_jax.models.family import Gates, TowerStates
+from clp_jax.models.layers.attention import attention_mask, token_positions
+from clp_jax.models.layers.scan import Rows
+from clp_jax.models.pi0.architecture import Architecture
+from clp_jax.models.pi0.flow import PaliGemma, language_gates
+from clp_jax.models.pi0.gemma import KVCache
+from clp_jax.models.pi0.observation import Observation
 
 _END_OF_SEQUENCE = 1
 
@@ -43,7 +45,7 @@ class Pi0Fast(nn.Module):
         tokens, valid = tokens[:, :-1], valid[:, :-1]
         positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape[:2])
         (out,), _, states = self.PaliGemma.llm(
-            [tokens], positions=[positions], masks=[mask], gates=gates.llm, capture=capture
+            [tokens], positions=[positions], masks=[mask], gates=language_gates(self.architecture, gates), capture=capture
         )
         if states is not None:
             towers |= {"vlm": TowerStates(states[0], valid)}
@@ -56,7 +58,7 @@ class Pi0Fast(nn.Module):
         tokens, valid, _ = self.PaliGemma.embed_prefix(observation, gates, capture=False)
         tokens, valid, mask = jax.vmap(_right_align)(tokens, valid, self._mask(observation, valid))
         (out,), kv_cache, _ = self.PaliGemma.llm(
-            [tokens], positions=[token_positions(valid)], masks=[mask], gates=gates.llm
+            [tokens], positions=[token_positions(valid)], masks=[mask], gates=language_gates(self.architecture, gates)
         )
         return self.PaliGemma.llm.decode(out[:, -1:])[:, 0], kv_cache, valid
 
@@ -77,7 +79,7 @@ class Pi0Fast(nn.Module):
             masks=[visible[:, None, :]],
             kv_cache=kv_cache,
             cache_index=index,
-            gates=gates.llm,
+            gates=language_gates(self.architecture, gates),
         )
         return self.PaliGemma.llm.decode(out)[:, 0], kv_cache
 

@@ -1,17 +1,47 @@
-"""SigLIP, π0's image encoder: a ViT without pooling whose blocks are one scan.
+"""SigLIP, the image encoder of every family: a ViT without pooling whose blocks are one scan.
 
 Patches, position embedding and their sum run in float32, the blocks in the activation dtype. Leaf names follow openpi
 models/siglip.py, commit 15a9616.
 """
+
+import dataclasses
+import math
 
 import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Float
 
 from clp_jax.aliases import AnyArray, Array
-from clp_jax.models.architecture import SiglipSizes
-from clp_jax.models.remat import rematerialised
-from clp_jax.models.rows import Rows, pinned
+from clp_jax.models.layers.gating import gated
+from clp_jax.models.layers.scan import Rows, pinned, rematerialised
+from clp_jax.models.layers.torch_rules import (
+    Rule,
+    convolution,
+    copy,
+    drop_first,
+    flat,
+    from_heads,
+    linear,
+    to_heads,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class SiglipSizes:
+    """The SigLIP image encoder: channels, blocks, feed-forward, heads, patch edge in pixels, tokens of an image."""
+
+    width: int
+    depth: int
+    mlp_dim: int
+    num_heads: int
+    patch_size: int
+    num_tokens: int
+
+    @property
+    def image_size(self) -> int:
+        """Edge of the square input image in pixels."""
+        return math.isqrt(self.num_tokens) * self.patch_size
+
 
 
 class MlpBlock(nn.Module):
@@ -28,7 +58,7 @@ class MlpBlock(nn.Module):
 
 
 class EncoderBlock(nn.Module):
-    """Pre-norm ViT block; a gate g gives ``(1 - g) x + g y`` as in ``gemma.Block``."""
+    """Pre-norm ViT block; a gate acts on the whole block."""
 
     sizes: SiglipSizes
     dtype: str
@@ -45,8 +75,7 @@ class EncoderBlock(nn.Module):
         x = x + y
         x = x + MlpBlock(self.sizes.mlp_dim, self.dtype)(nn.LayerNorm(dtype=self.dtype)(x))
         if gate is not None:
-            gate = gate[:, None, None].astype(x.dtype)
-            x = (1 - gate) * inputs + gate * x
+            x = gated(inputs, x, gate)
         return x, x if self.capture else None
 
 
@@ -71,24 +100,24 @@ class Siglip(nn.Module):
     """Images to tokens of the language model's width."""
 
     sizes: SiglipSizes
-    output_width: int
+    output_width: int | None
     dtype: str
     remat: str = "all"
     rows: Rows = None
 
     @nn.compact
     def __call__(
-        self, image: Float[Array, "n h w c"], *, gates: Float[AnyArray, "depth #n"] | None = None, capture: bool = False
+        self, image: Float[Array, "n h w c"], *, gates: Float[AnyArray, "depth _g"] | None = None, capture: bool = False
     ) -> tuple[Float[Array, "n s d"], Float[Array, "l n s v"] | None]:
         """Encode square RGB images.
 
         Args:
           image: float32 in [-1, 1], ``sizes.image_size`` pixels on each side.
-          gates: per block and image, 1 keeps and 0 removes.
+          gates: per block, for the batch or for each observation; an observation's images are neighbours.
           capture: also return the residual stream.
 
         Returns:
-          Tokens [n, num_tokens, output_width], and the states [depth + 1, n, num_tokens, width] (None if not captured).
+          Tokens [n, num_tokens, output_width] (without an output width, the normalised stream), and the states [depth + 1, n, num_tokens, width] (None if not captured).
         """
         patch = (self.sizes.patch_size, self.sizes.patch_size)
         x = nn.Conv(self.sizes.width, patch, strides=patch, padding="VALID", name="embedding", dtype=jnp.float32)(
@@ -100,5 +129,40 @@ class Siglip(nn.Module):
         x, states = Encoder(self.sizes, self.dtype, self.remat, self.rows, name="Transformer")(
             pinned(x.astype(self.dtype), self.rows), gates, capture=capture
         )
+        if self.output_width is None:
+            return pinned(x, self.rows), states
         head = nn.Dense(self.output_width, dtype=self.dtype, name="head", kernel_init=nn.initializers.zeros)
         return pinned(head(x), self.rows), states
+
+
+def siglip_rules(ours: str, theirs: str) -> list[tuple[str, Rule]]:
+    """The PyTorch tensors of every leaf but the head's.
+
+    Args:
+      ours: path of the module.
+      theirs: prefix of transformers' SigLIP, with its dot.
+    """
+    block, layer = f"{ours}/Transformer/encoderblock", f"{theirs}encoder.layers.{{i}}."
+    attention = f"{block}/MultiHeadDotProductAttention_0"
+    rules = [
+        (f"{ours}/embedding/kernel", convolution(f"{theirs}embeddings.patch_embedding.weight")),
+        (f"{ours}/embedding/bias", copy(f"{theirs}embeddings.patch_embedding.bias")),
+        (f"{ours}/pos_embedding", drop_first(f"{theirs}embeddings.position_embedding.weight")),
+        (f"{ours}/Transformer/encoder_norm/scale", copy(f"{theirs}post_layernorm.weight")),
+        (f"{ours}/Transformer/encoder_norm/bias", copy(f"{theirs}post_layernorm.bias")),
+        (f"{attention}/out/kernel", from_heads(f"{layer}self_attn.out_proj.weight")),
+        (f"{attention}/out/bias", copy(f"{layer}self_attn.out_proj.bias")),
+    ]
+    for name, letter in (("query", "q"), ("key", "k"), ("value", "v")):
+        rules += [
+            (f"{attention}/{name}/kernel", to_heads(f"{layer}self_attn.{letter}_proj.weight")),
+            (f"{attention}/{name}/bias", flat(f"{layer}self_attn.{letter}_proj.bias")),
+        ]
+    for i in (0, 1):
+        rules += [
+            (f"{block}/LayerNorm_{i}/scale", copy(f"{layer}layer_norm{i + 1}.weight")),
+            (f"{block}/LayerNorm_{i}/bias", copy(f"{layer}layer_norm{i + 1}.bias")),
+            (f"{block}/MlpBlock_0/Dense_{i}/kernel", linear(f"{layer}mlp.fc{i + 1}.weight")),
+            (f"{block}/MlpBlock_0/Dense_{i}/bias", copy(f"{layer}mlp.fc{i + 1}.bias")),
+        ]
+    return rules

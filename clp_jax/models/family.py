@@ -1,0 +1,256 @@
+"""What a model family is: the names that the rest of the package asks for, and the types that go in and out.
+
+A family is one package below ``clp_jax.models``, listed in ``clp_jax.models.FAMILIES``: a module with the names of
+`Family`. Nothing is inherited, and no other part of clp_jax knows a kind or a tower by name.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
+
+import flax.linen as nn
+import jax
+import numpy as np
+from etils import epath
+from jaxtyping import Bool, Float
+
+from clp_jax.aliases import AnyArray, Array, Leaf, Tree
+from clp_jax.models.layers.scan import Rows
+
+Remat = Literal["all", "dots", "none"]
+"""What the backward pass of a block computes again: all of it, all but its matrix products, or nothing."""
+
+Gates = dict[str, Float[AnyArray, "depth _b"]]
+"""Per tower and block 1 (keep) or 0 (remove), for each observation or, with a last axis of 1, for the whole batch.
+
+A tower that is not named runs as it is; ``Gates()`` is the full model. A gate g replaces a block's output y by
+``(1 - g) x + g y``: 0 removes the block exactly, and the derivative is the block's whole update.
+"""
+
+
+class TowerStates(NamedTuple):
+    """Residual streams of one tower for a batch.
+
+    Attributes:
+      states: [depth + 1, b, s, d]; index 0 is the tower's input, i the stream after block i - 1.
+      valid: True where a token is real, False for padding and absent cameras [b, s].
+    """
+
+    states: Float[Array, "l b s d"]
+    valid: Bool[Array, "b s"]
+
+
+class Tower(NamedTuple):
+    """A stack of blocks that can be made shorter.
+
+    Attributes:
+      name: in plans, records and reports.
+      depth: number of blocks.
+      period: blocks alternate between so many kinds, which follow from their place: kept block j must be of the kind
+        of place j, ``kept[j] % period == j % period``.
+      protected: blocks that must stay.
+      incomparable: states (0 is the input, i follows block i - 1) that say nothing about redundancy: nothing reads
+        them, or they are of another scale than the others.
+      optional: measured and cut only on request.
+    """
+
+    name: str
+    depth: int
+    period: int = 1
+    protected: frozenset[int] = frozenset()
+    incomparable: tuple[int, ...] = ()
+    optional: bool = False
+
+
+class Stack(NamedTuple):
+    """Leaves of a parameter tree whose axis 0 counts blocks of a tower.
+
+    Attributes:
+      pattern: regular expression over the whole path of a leaf.
+      tower: whose blocks.
+      first: the block in row 0.
+      step: from one row's block to the next: 2 where two kinds of blocks alternate, each in leaves of its own.
+    """
+
+    pattern: str
+    tower: str
+    first: int = 0
+    step: int = 1
+
+    def blocks(self, rows: int) -> range:
+        """The block in each row.
+
+        >>> list(Stack("layers/odd/.*", "vlm", first=1, step=2).blocks(3))
+        [1, 3, 5]
+        """
+        return range(self.first, self.first + self.step * rows, self.step)
+
+
+class Lengths(NamedTuple):
+    """Sizes of an observation that no parameter tells: actions of a chunk, tokens of a prompt with its padding."""
+
+    horizon: int
+    prompt: int
+
+
+class Loss(NamedTuple):
+    """What a model gets wrong.
+
+    Attributes:
+      each: loss of every observation, and of each of its draws of noise and time where it has several.
+      weight: of every observation in the loss of a batch, ``sum(weight * each) / sum(weight)``.
+    """
+
+    each: Float[Array, "b *k"]
+    weight: Float[Array, " b"]
+
+
+@runtime_checkable
+class Architecture(Protocol):
+    """Sizes of a model, read from its checkpoint: a frozen, hashable dataclass of the family.
+
+    Attributes:
+      kind: of the model, for people and files.
+      dtype: of activations; parameters keep theirs.
+      remat: memory of training against time.
+      vocab_size: token ids that a prompt may hold.
+      action_dim: dimensions of the model's actions; None where they are tokens.
+    """
+
+    kind: str
+    dtype: str
+    remat: str
+    vocab_size: int
+    action_dim: int | None
+
+    @property
+    def towers(self) -> tuple[Tower, ...]:
+        """All towers, in data-flow order."""
+        ...
+
+    @property
+    def groups(self) -> tuple[tuple[str, ...], ...]:
+        """Names of the towers that keep the same blocks, the most important group first."""
+        ...
+
+    def with_depths(self, depths: Mapping[str, int]) -> "Architecture":
+        """The same model at other depths; towers not named keep theirs."""
+        ...
+
+
+@runtime_checkable
+class Family(Protocol):
+    """The module of a family.
+
+    Arrays that a model reads are a flat mapping, the keys of a ``.npz`` of observations: ``image/<camera>``,
+    ``image_mask/<camera>``, ``state``, ``tokenized_prompt``, ``tokenized_prompt_mask``, ``actions``, ``noise``,
+    ``time`` and what a family adds.
+
+    Attributes:
+      KINDS: values of ``Architecture.kind``.
+      RELEASED: sizes as published, by the name that people give.
+      STACKS: the stacked leaves; the first match wins.
+    """
+
+    KINDS: tuple[str, ...]
+    RELEASED: Mapping[str, Any]
+    STACKS: tuple[Stack, ...]
+
+    def recognises(self, tree: Tree) -> bool:
+        """Whether a parameter tree is of this family, by names alone."""
+        ...
+
+    def architecture_of(self, tree: Tree, folder: epath.Path | None, *, dtype: str, **settings: Any) -> Any:
+        """The architecture, from the shapes in a tree and from the files beside the weights.
+
+        Args:
+          tree: parameters or their shapes.
+          folder: where the checkpoint's own files are (``config.json``...), if it has any.
+          dtype: of activations.
+          settings: what neither tells.
+
+        Raises:
+          InputError: the tree is no such model, or a file says what this family does not know.
+        """
+        ...
+
+    def build(self, architecture: Any, rows: Rows = None) -> nn.Module:
+        """The model without parameters; ``rows`` is how a batch is split over devices."""
+        ...
+
+    def init_params(self, architecture: Any, rng: jax.Array) -> dict:
+        """Fresh parameters, float32; under ``jax.eval_shape`` it is the parameter tree."""
+        ...
+
+    def lengths(self, architecture: Any) -> Lengths:
+        """Chunk and prompt where nobody says otherwise: the checkpoint's, else upstream's."""
+        ...
+
+    def inputs(
+        self, architecture: Any, lengths: Lengths, cameras: Sequence[str] | None = None
+    ) -> dict[str, jax.ShapeDtypeStruct]:
+        """What the model reads of one observation, without a batch axis; the one description of it.
+
+        Args:
+          architecture: of the model.
+          lengths: chunk and prompt.
+          cameras: those that are there; all of the model's if None.
+        """
+        ...
+
+    def camera_names(self, architecture: Any) -> tuple[str, ...]:
+        """The model's cameras, in the order in which it reads them."""
+        ...
+
+    def any_size(self, architecture: Any) -> frozenset[str]:
+        """Keys whose arrays may have any size, because the model does not read them."""
+        ...
+
+    def complete(self, architecture: Any, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """The arrays of a ``.npz``, with what upstream would add to them where it is missing."""
+        ...
+
+    def without_unseen(self, architecture: Any, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """The arrays without the cameras that no observation has, where that changes nothing but time."""
+        ...
+
+    def draw(
+        self, architecture: Any, rng: jax.Array, batch: Mapping[str, Leaf], samples: int = 1
+    ) -> tuple[dict[str, Leaf], jax.Array]:
+        """A training batch with noise and times as upstream draws them, and the key of its augmentation."""
+        ...
+
+    def fixed_draw(self, architecture: Any, batch: Mapping[str, AnyArray]) -> dict[str, AnyArray]:
+        """Noise and times that are the same in every run and cover all noise levels; empty where none are drawn."""
+        ...
+
+    def augment(self, architecture: Any, key: jax.Array, inputs: Mapping[str, Leaf]) -> dict[str, Leaf]:
+        """The inputs with images changed as upstream changes them in training."""
+        ...
+
+    def forward(
+        self, model: Any, params: Tree, inputs: Mapping[str, Leaf], *, gates: Gates, capture: bool = False
+    ) -> tuple[Array, dict[str, TowerStates]]:
+        """The output that the loss compares (velocity or logits), and the towers' states if captured."""
+        ...
+
+    def losses(self, model: Any, params: Tree, inputs: Mapping[str, Leaf], *, gates: Gates) -> Loss:
+        """The family's own training loss, observation by observation."""
+        ...
+
+    def error_weights(self, architecture: Any, inputs: Mapping[str, Leaf]) -> Float[Array, "b horizon adim"] | None:
+        """w of a loss that is ``sum(w * (output - target)**2)`` for each observation; None for another loss."""
+        ...
+
+    def sample(
+        self, model: Any, params: Tree, inputs: Mapping[str, Leaf], *, noise: Leaf, num_steps: int, gates: Gates
+    ) -> Float[Array, "b horizon adim"]:
+        """Actions, normalised and padded."""
+        ...
+
+    def num_steps(self, architecture: Any) -> int:
+        """Integration steps of sampling where nobody says otherwise."""
+        ...
+
+    def why_no_actions(self, architecture: Any) -> str | None:
+        """Why `sample` cannot be; None where it can."""
+        ...

@@ -1,0 +1,1 @@
+"""Parts that families share: the image encoder, masks and positions, gates, scanned blocks, PyTorch's names."""

@@ -1,0 +1,252 @@
+"""π0, π0.5 and π0-FAST with openpi's parameter trees, at any size. Functions are those of `models.family.Family`."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+from jaxtyping import Float
+
+from clp_jax.aliases import AnyArray, Array, Leaf, Tree
+from clp_jax.errors import InputError
+from clp_jax.models.family import Gates, Lengths, Loss, Stack, TowerStates
+from clp_jax.models.layers.flow import fixed_noise, noisy_actions, spread
+from clp_jax.models.layers.scan import Rows
+from clp_jax.models.pi0.architecture import (
+    PI0,
+    PI0_FAST,
+    PI05,
+    Architecture,
+    GemmaSizes,
+    architecture_of_tree,
+    is_pi0,
+)
+from clp_jax.models.pi0.augmentation import augment_images
+from clp_jax.models.pi0.fast import Pi0Fast, sample_tokens
+from clp_jax.models.pi0.fast import compute_loss as fast_loss
+from clp_jax.models.pi0.flow import Pi0, compute_loss, draw_noise_and_time, sample_actions
+from clp_jax.models.pi0.observation import Observation, model_image
+
+KINDS = ("pi0", "pi05", "pi0_fast")
+
+RELEASED = {"pi0": PI0, "pi05": PI05, "pi0-fast": PI0_FAST}
+
+STACKS = (
+    Stack(r"PaliGemma/img/Transformer/encoderblock/.*", "vision"),
+    # The second expert's modules end in _1: attn/q_einsum_1/w, mlp_1/linear, pre_ffw_norm_1/Dense_0/kernel.
+    Stack(r"PaliGemma/llm/layers/(?:[^/]+/)*[^/]+_1(?:/.*)?", "action"),
+    Stack(r"PaliGemma/llm/layers/.*", "vlm"),
+)
+
+CAMERAS = ("base_0_rgb", "left_wrist_0_rgb", "right_wrist_0_rgb")
+"""openpi's camera names for π0 and π0.5."""
+
+FAST_CAMERAS = ("base_0_rgb", "base_1_rgb", "wrist_0_rgb")
+"""openpi's camera names for π0-FAST."""
+
+_LENGTHS = {"pi0": Lengths(50, 48), "pi05": Lengths(50, 200), "pi0_fast": Lengths(32, 250)}
+_UNREAD_STATE = 32
+
+
+def recognises(tree: Tree) -> bool:
+    """Whether the names of a parameter tree are openpi's."""
+    return is_pi0(tree)
+
+
+def architecture_of(
+    tree: Tree, folder: epath.Path | None = None, *, dtype: str = "bfloat16", lora_scale: float = 1.0
+) -> Architecture:
+    """Read the architecture from the shapes of a parameter tree; openpi has no file that says more.
+
+    Args:
+      tree: nested parameters below ``params`` (arrays or ``jax.ShapeDtypeStruct``), without a trailing ``value``.
+      folder: not read.
+      dtype: activation dtype of the model.
+      lora_scale: alpha / rank of attention adapters, which no shape tells (1.0 for the variants openpi ships).
+
+    Returns:
+      The sizes. They are not proven consistent here: compare ``models.abstract_params`` of the result with the tree.
+
+    Raises:
+      InputError: the tree is not a π0-family model, or its experts have different depths.
+    """
+    del folder
+    return architecture_of_tree(tree, dtype=dtype, lora_scale=lora_scale)
+
+
+def build(architecture: Architecture, rows: Rows = None) -> Pi0 | Pi0Fast:
+    """The model of an architecture, without parameters; ``rows`` is how a batch is split over devices."""
+    return Pi0Fast(architecture, rows) if architecture.kind == "pi0_fast" else Pi0(architecture, rows)
+
+
+def init_params(architecture: Architecture, rng: jax.Array) -> dict:
+    """Freshly initialised parameters, float32."""
+    model = build(architecture)
+    one = {
+        key: jnp.zeros((1, *leaf.shape), leaf.dtype) for key, leaf in inputs(architecture, Lengths(1, 2)).items()
+    }
+    if isinstance(model, Pi0Fast):
+        return model.init(rng, Observation.of(one))["params"]
+    return model.init(rng, Observation.of(one), one["actions"], jnp.ones(1, jnp.float32))["params"]
+
+
+def lengths(architecture: Architecture) -> Lengths:
+    """openpi's chunk and prompt for a kind of model."""
+    return _LENGTHS[architecture.kind]
+
+
+def camera_names(architecture: Architecture) -> tuple[str, ...]:
+    """The model's cameras in the order in which it reads them, which is also the sorted one."""
+    return FAST_CAMERAS if architecture.kind == "pi0_fast" else CAMERAS
+
+
+def inputs(
+    architecture: Architecture, lengths: Lengths, cameras: Sequence[str] | None = None
+) -> dict[str, jax.ShapeDtypeStruct]:
+    """What the model reads of one observation, without a batch axis.
+
+    Args:
+      architecture: of the model.
+      lengths: chunk and prompt.
+      cameras: those that are there; all of the model's if None.
+    """
+    size, fast = architecture.vision.image_size, architecture.kind == "pi0_fast"
+    names = camera_names(architecture) if cameras is None else cameras
+    dim = architecture.action_dim or _UNREAD_STATE
+    shapes: dict[str, Any] = {f"image/{camera}": ((size, size, 3), jnp.uint8) for camera in names}
+    shapes |= {f"image_mask/{camera}": ((), jnp.bool_) for camera in names}
+    shapes |= {
+        "state": ((dim,), jnp.float32),
+        "tokenized_prompt": ((lengths.prompt,), jnp.int32),
+        "tokenized_prompt_mask": ((lengths.prompt,), jnp.bool_),
+    }
+    if fast:
+        shapes |= {"token_ar_mask": ((lengths.prompt,), jnp.int32), "token_loss_mask": ((lengths.prompt,), jnp.bool_)}
+    else:
+        shapes |= {"actions": ((lengths.horizon, dim), jnp.float32)}
+    return {key: jax.ShapeDtypeStruct(*entry) for key, entry in shapes.items()}
+
+
+def any_size(architecture: Architecture) -> frozenset[str]:
+    """π0 projects the state; π0.5 and π0-FAST have it in the prompt and never read this array."""
+    return frozenset() if architecture.kind == "pi0" else frozenset(["state"])
+
+
+def complete(architecture: Architecture, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """openpi's model inputs are complete as they are."""
+    del architecture
+    return dict(arrays)
+
+
+def without_unseen(architecture: Architecture, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Drop cameras that are masked in every observation: nothing attends to their tokens, so nothing changes but time.
+
+    One camera stays in any case. (π0-FAST keeps all: its masked tokens hold places in the cache.)
+    """
+    if architecture.kind == "pi0_fast":
+        return dict(arrays)
+    absent = [c for c in CAMERAS if f"image_mask/{c}" in arrays and not arrays[f"image_mask/{c}"].any()]
+    dropped = {f"{prefix}/{c}" for c in absent[-(len(CAMERAS) - 1) :] for prefix in ("image", "image_mask")}
+    return {key: array for key, array in arrays.items() if key not in dropped}
+
+
+def draw(
+    architecture: Architecture, rng: jax.Array, batch: Mapping[str, Leaf], samples: int = 1
+) -> tuple[dict[str, Leaf], jax.Array]:
+    """The batch with fresh noise and times, and the key of the augmentation, as openpi's ``compute_loss`` draws them."""
+    if architecture.kind == "pi0_fast":
+        if samples != 1:
+            raise InputError(f"a π0-FAST draws no noise: {samples} action samples make no sense, leave 1.")
+        return dict(batch), rng
+    noise, time = draw_noise_and_time(rng, batch["actions"].shape, samples)
+    return {**batch, "noise": noise, "time": time}, jax.random.split(rng, 3)[0]
+
+
+def fixed_draw(architecture: Architecture, batch: Mapping[str, AnyArray]) -> dict[str, np.ndarray]:
+    """The same noise and times for the same shape, so that runs compare.
+
+    Times are quantiles of openpi's t ~ 0.999 Beta(1.5, 1) + 0.001, whose distribution function is t^1.5.
+    """
+    if architecture.kind == "pi0_fast":
+        return {}
+    shape = batch["actions"].shape
+    time = (spread(shape[0]) ** (2.0 / 3.0) * 0.999 + 0.001).astype(np.float32)
+    return {"noise": fixed_noise(shape), "time": time}
+
+
+def augment(architecture: Architecture, key: jax.Array, inputs: Mapping[str, Leaf]) -> dict[str, Leaf]:
+    """The inputs with openpi's other views of the same images."""
+    size = architecture.vision.image_size
+    images = {key.removeprefix("image/"): model_image(x, size) for key, x in inputs.items() if key.startswith("image/")}
+    return {**inputs, **{f"image/{camera}": image for camera, image in augment_images(key, images).items()}}
+
+
+def forward(
+    model: Pi0 | Pi0Fast, params: Tree, inputs: Mapping[str, Leaf], *, gates: Gates = Gates(), capture: bool = False
+) -> tuple[Array, dict[str, TowerStates]]:
+    """The velocity (of π0-FAST, the logits), and the towers' states if captured."""
+    variables, observation = {"params": params}, Observation.of(inputs)
+    if isinstance(model, Pi0Fast):
+        return model.apply(variables, observation, gates=gates, capture=capture)
+    time = inputs["time"]
+    x_t = noisy_actions(inputs["actions"], inputs["noise"], time)
+    return model.apply(variables, observation, x_t, time, gates=gates, capture=capture)
+
+
+def losses(model: Pi0 | Pi0Fast, params: Tree, inputs: Mapping[str, Leaf], *, gates: Gates = Gates()) -> Loss:
+    """openpi's loss of each observation; every observation counts alike."""
+    observation = Observation.of(inputs)
+    if isinstance(model, Pi0Fast):
+        each = fast_loss(model, params, observation, gates=gates)
+    else:
+        drawn = {name: inputs[name] for name in ("noise", "time")}
+        each = compute_loss(model, params, observation, inputs["actions"], **drawn, gates=gates).mean(axis=-1)
+    return Loss(each, jnp.ones(each.shape[:1]))
+
+
+def error_weights(architecture: Architecture, inputs: Mapping[str, Leaf]) -> Float[Array, "b horizon adim"] | None:
+    """The loss of π0 and π0.5 is the mean over the actions of a chunk and their dimensions, padding included."""
+    if architecture.kind == "pi0_fast":
+        return None
+    _, horizon, dim = shape = inputs["actions"].shape
+    return jnp.full(shape, 1.0 / (horizon * dim))
+
+
+def sample(
+    model: Pi0, params: Tree, inputs: Mapping[str, Leaf], *, noise: Leaf, num_steps: int, gates: Gates = Gates()
+) -> Float[Array, "b horizon adim"]:
+    """Actions by Euler steps from noise."""
+    return sample_actions(model, params, Observation.of(inputs), noise=noise, num_steps=num_steps, gates=gates)
+
+
+def num_steps(architecture: Architecture) -> int:
+    """openpi's Euler steps."""
+    del architecture
+    return 10
+
+
+def why_no_actions(architecture: Architecture) -> str | None:
+    """π0-FAST has no sampling of actions here."""
+    if architecture.kind != "pi0_fast":
+        return None
+    return "π0-FAST answers with tokens, which clp_jax cannot turn into actions; serve a π0 or π0.5."
+
+
+__all__ = [
+    "CAMERAS",
+    "FAST_CAMERAS",
+    "PI0",
+    "PI05",
+    "PI0_FAST",
+    "Architecture",
+    "GemmaSizes",
+    "Observation",
+    "Pi0",
+    "Pi0Fast",
+    "compute_loss",
+    "draw_noise_and_time",
+    "sample_actions",
+    "sample_tokens",
+]

@@ -1,0 +1,32 @@
+"""Which leaves of a parameter tree are stacked over the blocks of which tower."""
+
+import re
+from collections.abc import Sequence
+
+from clp_jax.models.family import Architecture, Stack
+
+
+def stack_of(stacks: Sequence[Stack], path: str) -> Stack | None:
+    """The stack that a leaf belongs to, or None for a leaf without a layer axis; the first match wins."""
+    return next((stack for stack in stacks if re.fullmatch(stack.pattern, path)), None)
+
+
+def blocks_of(stacks: Sequence[Stack], path: str, rows: int) -> range | None:
+    """The block in each row of a leaf; None for a leaf without a layer axis."""
+    stack = stack_of(stacks, path)
+    return None if stack is None else stack.blocks(rows)
+
+
+def rows_kept(blocks: range, keep: Sequence[int]) -> tuple[int, ...]:
+    """The rows of a leaf that hold kept blocks.
+
+    >>> rows_kept(range(1, 8, 2), (0, 3, 4, 7))
+    (1, 3)
+    """
+    kept = set(keep)
+    return tuple(row for row, block in enumerate(blocks) if block in kept)
+
+
+def depths(architecture: Architecture) -> dict[str, int]:
+    """Blocks per tower, in data-flow order."""
+    return {tower.name: tower.depth for tower in architecture.towers}
