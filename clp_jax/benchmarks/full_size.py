@@ -22,7 +22,7 @@ from rich.table import Table
 
 from clp_jax.benchmarks.checkpoint_io import in_own_process, make_checkpoint, peak_memory
 from clp_jax.benchmarks.small import random_observations
-from clp_jax.data import norm_stats, observation_of
+from clp_jax.processing import norm_stats
 from clp_jax.flops import parameter_count
 from clp_jax.loading import load_model
 from clp_jax.models import PI0, Architecture, Pi0, abstract_params, build

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from clp_jax.benchmarks.websocket_load import closed_loop
-from clp_jax.data.chain import default_horizon, default_prompt_length
+from clp_jax.models.pi0.processing import default_horizon, default_prompt_length
 from clp_jax.loading import LoadedModel, load_model
 from clp_jax.models import CAMERAS
 from clp_jax.serving import wire

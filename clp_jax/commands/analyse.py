@@ -9,7 +9,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from clp_jax.analysis import Analysis, Reading, analyse, loss_of
+from clp_jax.analysis import Analysis, EvidenceOptions, analyse, loss_of
 from clp_jax.checkpoint import fingerprint, read_spec, staged
 from clp_jax.commands.data_flags import DataFlags, open_data
 from clp_jax.data import CalibrationData
@@ -123,14 +123,14 @@ def run(config: Analyse) -> None:
         findings.plan.save(folder / "plan.json")
         (folder / "findings.json").write_text(json.dumps(findings.to_json(), indent=2, allow_nan=False) + "\n")
         (folder / "config.json").write_text(json.dumps(dataclasses.asdict(config), indent=2) + "\n")
-        write_report(folder, analysis, findings, reading_of(config))
+        write_report(folder, analysis, findings, evidence_options(config))
     print_findings(console, findings)
     console.print(f"\nReport: [bold]{config.out}/report.html[/]   plan to edit: [bold]{config.out}/plan.json[/]")
 
 
-def reading_of(config: MeasureFlags) -> Reading:
+def evidence_options(config: MeasureFlags) -> EvidenceOptions:
     """The flags that say how matrices become evidence."""
-    return Reading(config.states, config.estimator, config.couple)
+    return EvidenceOptions(config.states, config.estimator, config.couple)
 
 
 def load(
@@ -197,11 +197,11 @@ def measure(
     return dataclasses.replace(analysis, meta=meta | {"clp_jax": __version__})
 
 
-def removals(analysis: Analysis, config: DepthFlags, reading: Reading) -> dict[tuple[str, ...], int]:
+def removals(analysis: Analysis, config: DepthFlags, options: EvidenceOptions) -> dict[tuple[str, ...], int]:
     """How many blocks go from each group of towers."""
     remove = {}
     for group in analysis.groups:
-        evidence = analysis.evidence(group, reading)
+        evidence = analysis.evidence(group, options)
         if group == ("vision",):
             keep = config.keep_vision_layers
             remove[group] = 0 if keep is None else how_many(evidence, keep_layers=keep)
@@ -227,8 +227,8 @@ def find(
     criteria: tuple[str, ...],
 ) -> Findings:
     """Choose with every criterion and measure what each choice costs before fine-tuning."""
-    reading, architecture = reading_of(config), model.architecture
-    remove = removals(analysis, config, reading)
+    options, architecture = evidence_options(config), model.architecture
+    remove = removals(analysis, config, options)
     data, name = (calibration, "calibration") if evaluation is None else (evaluation, "held-out")
     evaluation_loss = loss_of(model, data)
     calibration_loss = loss_of(model, calibration) if "greedy" in (config.rule(), *criteria) else None
@@ -237,7 +237,7 @@ def find(
         remove,
         chosen=config.rule(),
         criteria=criteria,
-        reading=reading,
+        options=options,
         architecture=architecture,
         calibration_loss=calibration_loss,
         evaluation_loss=evaluation_loss,
@@ -254,9 +254,9 @@ def find(
         loss_data=f"{len(data)} {name} observations",
         before=size_of(architecture, **shape),
         after=size_of(smaller, **shape),
-        intervals=intervals(analysis, reading),
-        stability=clp_stability(analysis, remove, reading),
-        warnings=warnings_of(analysis, reading),
+        intervals=intervals(analysis, options),
+        stability=clp_stability(analysis, remove, options),
+        warnings=warnings_of(analysis, options),
     )
 
 

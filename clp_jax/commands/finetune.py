@@ -13,7 +13,8 @@ from rich.console import Console
 
 from clp_jax.checkpoint import CheckpointSpec, copy_files, fingerprint, read_spec
 from clp_jax.commands.data_flags import DataFlags, open_data
-from clp_jax.data import CalibrationData, TrainingData, arrange, norm_stats, tokenizer
+from clp_jax.data import CalibrationData, TrainingData, arrange
+from clp_jax.processing import norm_stats, tokenizer
 from clp_jax.distributed import DistributedFlags, barrier, is_first, join
 from clp_jax.errors import InputError
 from clp_jax.loading import default_dtype, read_architecture

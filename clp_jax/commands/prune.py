@@ -9,7 +9,7 @@ from rich.filesize import decimal
 
 from clp_jax.analysis import Analysis, loss_of
 from clp_jax.checkpoint import CheckpointSpec, RewriteReport, fingerprint, read_spec
-from clp_jax.commands.analyse import DepthFlags, MeasureFlags, check_depth, load, measure, reading_of, removals
+from clp_jax.commands.analyse import DepthFlags, MeasureFlags, check_depth, load, measure, evidence_options, removals
 from clp_jax.errors import InputError
 from clp_jax.flops import parameter_count
 from clp_jax.loading import LoadedModel, read_architecture
@@ -127,11 +127,11 @@ def choose(analysis: Analysis, config: Prune, *, model: LoadedModel | None = Non
       model: for the criterion greedy, which runs it.
       loss: of the model on calibration data, as a function of its gates.
     """
-    reading = reading_of(config)
+    options = evidence_options(config)
     picks = {}
-    for group, count in removals(analysis, config, reading).items():
+    for group, count in removals(analysis, config, options).items():
         group_loss = None if loss is None or model is None else make_group_loss(model.architecture, group, loss)
-        evidence = analysis.evidence(group, reading, loss=group_loss)
+        evidence = analysis.evidence(group, options, loss=group_loss)
         picks[group] = select(config.rule(), evidence, remove=count, seed=config.seed)
     return analysis.plan(picks, config.rule())
 

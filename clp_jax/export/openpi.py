@@ -11,7 +11,6 @@ from clp_jax.errors import InputError
 from clp_jax.export import reference
 from clp_jax.export.result import Check, Options, same_bits
 from clp_jax.export.weights import Weights
-from clp_jax.prune import tower_of
 
 LOAD = """In openpi's environment, with clp_jax installed (its `openpi_patches` reads the depth from the weights):
 
@@ -44,7 +43,7 @@ def check(weights: Weights, folder: Path, options: Options) -> Check:
     written = read_spec(folder)
     reader = LeafReader(written)
     for path in weights.leaves:
-        read = reader.layers(path) if tower_of(path) else iter([reader.whole(path)])
+        read = reader.layers(path) if weights.stacked(path) else iter([reader.whole(path)])
         if not all(same_bits(a, b) for a, b in zip(weights.parts(path), read, strict=True)):
             raise InputError(f"{path} does not read back as it was written; check the disk and export again.")
     record = json.loads((folder / RECORD_FILE).read_text()) if (folder / RECORD_FILE).exists() else None

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from clp_jax.aliases import Leaf, Tree
 from clp_jax.data import camera_names
-from clp_jax.data.chain import default_horizon, default_prompt_length
+from clp_jax.models.pi0.processing import default_horizon, default_prompt_length
 from clp_jax.models import Architecture
 from clp_jax.sensitivity import gate_step
 from clp_jax.serving.policy import abstract_rows, check_servable, trace_sampling
