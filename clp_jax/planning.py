@@ -204,7 +204,7 @@ def check_plan(plan: PrunePlan, architecture: Architecture) -> None:
         if gone:
             raise InputError(f"block {gone[0]} of tower {tower.name!r} must stay; put it back into the plan.")
         if tower.name in plan.towers:
-            check_period(plan.towers[tower.name].keep, tower.period, tower.name)
+            check_period(plan.towers[tower.name].keep, tower.period, tower.name, depth=tower.depth)
 
 
 def _listed(groups: Collection[Group]) -> str:

@@ -15,6 +15,7 @@ from rich.console import Console
 
 from clp_jax.checkpoint import CheckpointSpec, read_spec
 from clp_jax.commands.chain_flags import ChainFlags
+from clp_jax.commands.model_flags import ModelFlags
 from clp_jax.commands.data_flags import ObservationFlags, stats_of_checkpoint
 from clp_jax.processing import norm_stats
 from clp_jax.data.dataset import chosen_lengths
@@ -23,15 +24,14 @@ from clp_jax.errors import InputError
 from clp_jax.loading import check_finite, load_model, read_architecture
 from clp_jax.models import Architecture, Lengths, family_of
 from clp_jax.progress import progress
+from clp_jax.record import trained_with
 from clp_jax.serving.policy import Policy, check_servable
 from clp_jax.serving.requests import ModelRequests, Requests, RobotRequests
 from clp_jax.serving.server import ServerSettings, run_server
 
-_OF_TRAINING = ("action_horizon", "max_token_len", "state_in_prompt")
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Serve(ObservationFlags, ChainFlags):
+class Serve(ObservationFlags, ChainFlags, ModelFlags):
     """Serve a checkpoint with openpi's protocol, so that openpi-client works unchanged.
 
     Without a robot, requests are model-ready and so are the answers. SIGTERM and Ctrl-C end it.
@@ -58,8 +58,6 @@ class Serve(ObservationFlags, ChainFlags):
     """Activations: float32 or bfloat16; if absent bfloat16, on CPUs float32."""
     params_dtype: Literal["keep", "bfloat16"] = "keep"
     """Parameters: as stored, or bfloat16, as openpi serves them."""
-    lora_scale: float = 1.0
-    """alpha / rank of LoRA adapters in attention; openpi's variants have 1."""
     fsdp_devices: int = 1
     """Split large parameters over this many devices."""
 
@@ -90,25 +88,18 @@ def make_policy(config: Serve, spec: CheckpointSpec) -> Policy:
     Raises:
       InputError: a checkpoint, statistics, tokenizer or flags that cannot be used.
     """
-    architecture, trained = read_architecture(spec, lora_scale=config.lora_scale), trained_with(spec.plan_record)
+    architecture, trained = read_architecture(spec, **config.model_settings()), trained_with(spec.plan_record)
     lengths = _lengths(config, architecture, trained)
     steps = family_of(architecture).num_steps(architecture) if config.num_steps is None else config.num_steps
     sizes = {"action_horizon": lengths.horizon, "max_batch": config.max_batch, "num_steps": steps}
     check_servable(architecture, **sizes)
     requests = _requests(config, spec, architecture, trained, lengths)
-    model = load_model(spec, dtype=config.dtype, lora_scale=config.lora_scale, fsdp_devices=config.fsdp_devices)
+    model = load_model(spec, dtype=config.dtype, fsdp_devices=config.fsdp_devices, **config.model_settings())
     check_finite(model.params)
     if config.params_dtype != "keep":
         cast = jax.jit(lambda tree: jax.tree.map(lambda x: x.astype(jnp.dtype(config.params_dtype)), tree))
         model = dataclasses.replace(model, params=cast(model.params))
     return Policy(model, requests, **sizes, seed=config.seed)
-
-
-def trained_with(record: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Horizon, prompt length and state in the prompt that the last fine-tuning was told, where it was."""
-    steps = [] if record is None else [step for step in record.get("steps", ()) if step.get("command") == "finetune"]
-    config = steps[-1].get("config", {}) if steps else {}
-    return {key: config[key] for key in _OF_TRAINING if config.get(key) is not None}
 
 
 def _requests(

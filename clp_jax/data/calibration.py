@@ -45,6 +45,12 @@ class CalibrationData:
         """Camera names, sorted: the order in which the model reads them."""
         return tuple(sorted(key.removeprefix("image/") for key in self.arrays if key.startswith("image/")))
 
+    @property
+    def lengths(self) -> Lengths:
+        """Actions of a chunk, 0 without actions, and tokens of a prompt."""
+        horizon = self.arrays["actions"].shape[1] if "actions" in self.arrays else 0
+        return Lengths(horizon, self.arrays["tokenized_prompt"].shape[1])
+
     def take(self, rows: Sequence[int] | np.ndarray) -> "CalibrationData":
         """The observations at these rows, in this order."""
         return dataclasses.replace(self, arrays={key: value[rows] for key, value in self.arrays.items()})

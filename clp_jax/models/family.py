@@ -139,6 +139,7 @@ class Architecture(Protocol):
         ...
 
 
+@runtime_checkable
 class Processing(Protocol):
     """Everything between one robot and one model, in upstream's order.
 
@@ -205,6 +206,8 @@ class Family(Protocol):
       ROBOTS: robots that upstream knows, by name.
       LORA: the module of its adapters, None without: ``with_adapters``, ``without_adapters``, ``has_adapters``,
         ``is_adapter``, ``adapter_paths``, ``merge_lora``, ``merge_weight``, ``lora_scale``.
+      TITLES: names of the kinds for people.
+      LICENCES: under which terms the weights are, for whoever passes them on.
     """
 
     KINDS: tuple[str, ...]
@@ -212,6 +215,8 @@ class Family(Protocol):
     STACKS: tuple[Stack, ...]
     ROBOTS: Mapping[str, Robot]
     LORA: Any
+    TITLES: Mapping[str, str]
+    LICENCES: str
 
     def recognises(self, tree: Tree) -> bool:
         """Whether a parameter tree is of this family, by names alone."""

@@ -85,8 +85,8 @@ def _warnings(findings: Findings) -> str:
 
 def _headline(analysis: Analysis, findings: Findings) -> str:
     cards = []
-    coupled = {name for group in analysis.coupled for name in group}
-    for group in (*analysis.coupled, *((name,) for name in analysis.depths if name not in coupled)):
+    grouped = {name for group in analysis.groups for name in group}
+    for group in (*analysis.groups, *((name,) for name in analysis.depths if name not in grouped)):
         depth, gone = analysis.depths[group[0]], len(findings.plan.removed(group[0]))
         note = f"{gone} removed" if gone else "untouched"
         cards.append(_card(f"blocks, {'+'.join(group)}", str(depth), str(depth - gone), note))

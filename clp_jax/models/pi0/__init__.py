@@ -14,7 +14,7 @@ from clp_jax.errors import InputError
 from clp_jax.models.family import Gates, Lengths, Loss, Stack, TowerStates
 from clp_jax.models.layers.flow import fixed_noise, noisy_actions, spread
 from clp_jax.models.layers.scan import Rows
-from clp_jax.models.pi0 import lora
+from clp_jax.models.pi0 import lerobot, lora
 from clp_jax.models.pi0.architecture import (
     PI0,
     PI0_FAST,
@@ -28,6 +28,7 @@ from clp_jax.models.pi0.augmentation import augment_images
 from clp_jax.models.pi0.fast import Pi0Fast, sample_tokens
 from clp_jax.models.pi0.fast import compute_loss as fast_loss
 from clp_jax.models.pi0.flow import Pi0, compute_loss, draw_noise_and_time, sample_actions
+from clp_jax.models.pi0.layout import layout, torch_config, why_no_torch, zero_tensors
 from clp_jax.models.pi0.observation import Observation, model_image
 from clp_jax.models.pi0.processing import CAMERAS, Processing
 from clp_jax.models.pi0.robots import ALOHA, ALOHA_SIM, DROID, LIBERO, METAWORLD
@@ -51,6 +52,14 @@ FAST_CAMERAS = ("base_0_rgb", "base_1_rgb", "wrist_0_rgb")
 """openpi's camera names for π0-FAST."""
 
 LORA = lora
+
+LEROBOT = lerobot
+
+TITLES = {"pi0": "π0", "pi05": "π0.5", "pi0_fast": "π0-FAST"}
+
+LICENCES = """The weights derive from Gemma and PaliGemma: they are under Google's [Gemma terms of use]\
+(https://ai.google.dev/gemma/terms), pruned, fine-tuned or converted; who passes them on passes the terms and the
+prohibited-use policy on, too, and says that the files were changed. openpi's own weights and code are under Apache-2.0."""
 
 ROBOTS = {robot.name: robot for robot in (LIBERO, ALOHA, ALOHA_SIM, DROID, METAWORLD)}
 
@@ -286,6 +295,10 @@ __all__ = [
     "Pi0Fast",
     "compute_loss",
     "draw_noise_and_time",
+    "layout",
     "sample_actions",
     "sample_tokens",
+    "torch_config",
+    "why_no_torch",
+    "zero_tensors",
 ]
