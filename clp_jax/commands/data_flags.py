@@ -8,11 +8,11 @@ from etils import epath
 from clp_jax.checkpoint.stored import files_below
 from clp_jax.commands.chain_flags import ChainFlags
 from clp_jax.data import TrainingData, open_dataset
+from clp_jax.errors import InputError
+from clp_jax.models import Architecture, family_of, robots
 from clp_jax.processing import norm_stats
 from clp_jax.processing.norm_stats import NormStats
 from clp_jax.processing.robots import Robot, find_robot
-from clp_jax.errors import InputError
-from clp_jax.models import Architecture, family_of, robots
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -102,7 +102,9 @@ def open_data(
         source,
         architecture,
         robot=robot,
-        tokenizer=family_of(architecture).load_tokenizer(architecture, flags.tokenizer, assets) if wants_tokenizer else None,
+        tokenizer=family_of(architecture).load_tokenizer(architecture, flags.tokenizer, assets)
+        if wants_tokenizer
+        else None,
         norm_stats=stats,
         asset_id=asset_id,
         action_horizon=flags.action_horizon,

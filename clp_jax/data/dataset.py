@@ -9,12 +9,12 @@ from jaxtyping import Bool, Int
 
 from clp_jax.data.calibration import CalibrationData, hold_out, load_npz
 from clp_jax.data.loader import BatchIterator, Read
-from clp_jax.processing.norm_stats import NormStats
 from clp_jax.data.recording import open_recording
-from clp_jax.processing.robots import Robot
-from clp_jax.processing.tokenizer import PromptTokenizer, load_tokenizer
 from clp_jax.errors import InputError
 from clp_jax.models import Architecture, Lengths, family_of
+from clp_jax.processing.norm_stats import NormStats
+from clp_jax.processing.robots import Robot
+from clp_jax.processing.tokenizer import PromptTokenizer, load_tokenizer
 
 _NOT_IN_BATCHES = ("noise", "time", "episode_index")
 

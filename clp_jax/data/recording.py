@@ -8,14 +8,14 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float, Int
 
-from clp_jax.processing import norm_stats
-from clp_jax.models.family import Processing
 from clp_jax.data.lerobot import LeRobotData
 from clp_jax.data.lerobot_meta import find_folder, read_meta
 from clp_jax.data.loader import Read
+from clp_jax.errors import InputError
+from clp_jax.models.family import Processing
+from clp_jax.processing import norm_stats
 from clp_jax.processing.norm_stats import NormStats
 from clp_jax.processing.robots import Robot, to_model_units
-from clp_jax.errors import InputError
 
 
 @dataclasses.dataclass(frozen=True)
