@@ -17,7 +17,7 @@ from clp_jax.errors import InputError
 BLOCK_BYTES = 2**22
 """Bytes that one call reads or writes."""
 
-_SPAN_BYTES = 2**26
+SPAN_BYTES = 2**26
 """Bytes that one thread copies at a stretch: an embedding table is shared by several, a norm's scale by none."""
 
 _CHECK_BYTES = 2**18
@@ -127,8 +127,8 @@ class FileToWrite:
         shared = _Ends(source, self.source, target, path)
         for name, (old, new) in sorted(self.tensors.items(), key=lambda item: item[1][1].begin):
             rule = _NONFINITE.get(old.dtype) if check else None
-            for start in range(0, old.size, _SPAN_BYTES):
-                size = min(_SPAN_BYTES, old.size - start)
+            for start in range(0, old.size, SPAN_BYTES):
+                size = min(SPAN_BYTES, old.size - start)
                 places = (self.source_data + old.begin + start, len(self.header) + new.begin + start)
                 yield Span(shared, f"{name} in {self.source}", *places, size, rule)
 
