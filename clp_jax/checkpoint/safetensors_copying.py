@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shutil
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from etils import epath
 
-from clp_jax.checkpoint.safetensors_header import StoredTensor, read_exactly
+from clp_jax.checkpoint.safetensors_header import StoredTensor, opened_to_read, read_exactly
 from clp_jax.checkpoint.writer import writing
 from clp_jax.errors import InputError
 
@@ -117,8 +118,7 @@ class FileToWrite:
           check: refuse NaN and infinity.
         """
         path = folder / self.name
-        source = os.open(self.source, os.O_RDONLY)
-        opened.callback(os.close, source)
+        source = opened.enter_context(opened_to_read(self.source))
         with writing(epath.Path(path)):
             target = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
             opened.callback(os.close, target)
@@ -131,6 +131,18 @@ class FileToWrite:
                 size = min(SPAN_BYTES, old.size - start)
                 places = (self.source_data + old.begin + start, len(self.header) + new.begin + start)
                 yield Span(shared, f"{name} in {self.source}", *places, size, rule)
+
+
+def copy_file(source: Path, target: Path) -> None:
+    """Copies a whole file as it is; what cannot be read is told from what cannot be written.
+
+    Raises:
+      InputError: says which.
+    """
+    with opened_to_read(source) as descriptor, writing(epath.Path(target)):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with os.fdopen(descriptor, "rb", closefd=False) as reader, target.open("wb") as writer:
+            shutil.copyfileobj(reader, writer, BLOCK_BYTES)
 
 
 _of_thread = threading.local()
