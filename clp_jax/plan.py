@@ -251,26 +251,34 @@ def check_period(keep: Sequence[int], period: int, tower: str, *, depth: int) ->
       InputError: names the first block that cannot take its place, and which could.
 
     >>> check_period([0, 1, 4, 5, 8, 11], 2, "dit", depth=16)
-    >>> check_period([0, 2, 5], 2, "dit", depth=6)
+    >>> check_period([0, 3, 5], 2, "dit", depth=16)
     Traceback (most recent call last):
-    clp_jax.errors.InputError: tower 'dit': block 2 cannot take place 1, because its blocks alternate between 2 kinds;
-    keep 1 or 3 instead, or also keep 1
+    clp_jax.errors.InputError: tower 'dit': block 5 cannot take place 2, because its blocks alternate between 2 kinds;
+    keep 4 instead, or keep 6 instead, or also keep 4, or leave out 5
     """
     for place, block in enumerate(keep):
-        if block % period == place % period:
-            continue
-        before = keep[place - 1] if place else -1
-        after = keep[place + 1] if place + 1 < len(keep) else depth
-        fitting = [other for other in range(before + 1, after) if other % period == place % period]
-        near = [*[other for other in fitting if other < block][-1:], *[other for other in fitting if other > block][:1]]
-        ways = [f"keep {' or '.join(map(str, near))} instead"] if near else []
-        # One more block before this one moves it on by a place, which helps if that is the place of its kind.
-        if (block - place) % period == 1 and near and near[0] < block:
-            ways.append(f"also keep {near[0]}")
-        raise InputError(
-            f"tower {tower!r}: block {block} cannot take place {place}, because its blocks alternate between {period} "
-            f"kinds; {', or '.join(ways) or 'leave it out'}"
-        )
+        if not _fits([block], period, place):
+            ways = ", or ".join(_ways(list(keep), place, period, depth))
+            raise InputError(
+                f"tower {tower!r}: block {block} cannot take place {place}, because its blocks alternate between "
+                f"{period} kinds; {ways}"
+            )
+
+
+def _fits(blocks: Sequence[int], period: int, first: int = 0) -> bool:
+    return all(block % period == place % period for place, block in enumerate(blocks, first))
+
+
+def _ways(keep: list[int], place: int, period: int, depth: int) -> list[str]:
+    """Edits at a place after which the block there fits: those that need no other, if there are any."""
+    before, block, after = keep[:place], keep[place], keep[place + 1 :]
+    between = range((before or [-1])[-1] + 1, (after or [depth])[0])
+    fitting = [other for other in between if _fits([other], period, place)]
+    below, above = [x for x in fitting if x < block][-1:], [x for x in fitting if x > block][:1]
+    ways = {f"keep {other} instead": [*before, other, *after] for other in [*below, *above]}
+    ways |= {f"also keep {other}": [*before, other, block, *after] for other in below}
+    ways |= {f"leave out {block}": [*before, *after]}
+    return [way for way, edited in ways.items() if edited and _fits(edited, period)] or list(ways)
 
 
 def _tower(name: str, depth: Any, keep: Any) -> TowerPlan:

@@ -1,13 +1,14 @@
 """The plan file: strict to read, pleasant to edit, and composable."""
 
 import json
+import re
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clp_jax.errors import InputError
-from clp_jax.plan import PrunePlan, TowerPlan, compose
+from clp_jax.plan import PrunePlan, TowerPlan, check_period, compose
 
 # No deadline: the time of a single example says nothing on a busy machine.
 property_test = settings(deadline=None, max_examples=50)
@@ -240,3 +241,53 @@ def test_compose_rejects_plans_that_do_not_follow_each_other():
         compose(pi0_plan(), pi0_plan())
     with pytest.raises(InputError, match="cannot prune a 'pi0' checkpoint by a plan for 'pi05'"):
         compose(pi0_plan(), PrunePlan("pi05", {}))
+
+
+@pytest.mark.parametrize("keep", [[0, 1, 4, 5, 8, 11], [2, 3, 4, 9, 10], [0, 3, 8, 9, 12, 13, 14, 15], [4], [0, 1]])
+def test_lists_that_keep_the_alternation(keep):
+    check_period(keep, 2, "dit", depth=16)
+    check_period(keep[1:], 1, "dit", depth=16)
+
+
+@pytest.mark.parametrize(
+    ("keep", "message"),
+    [
+        ([1], "block 1 cannot take place 0, .* 2 kinds; keep 0 instead, or keep 2 instead, or also keep 0$"),
+        ([0, 2, 5], "block 2 cannot take place 1, .*; also keep 1, or leave out 2$"),
+        ([0, 2, 4], "block 2 cannot take place 1, .*; keep 1 instead, or keep 3 instead$"),
+        (
+            [0, 1, 3],
+            "block 3 cannot take place 2, .*; keep 2 instead, or keep 4 instead, or also keep 2, or leave out 3$",
+        ),
+        (
+            [0, 1, 2, 4],
+            "block 4 cannot take place 3, .*; keep 3 instead, or keep 5 instead, or also keep 3, or leave out 4$",
+        ),
+    ],
+)
+def test_a_block_that_cannot_take_its_place_and_what_could(keep, message):
+    with pytest.raises(InputError, match=rf"tower 'dit': {message}"):
+        check_period(keep, 2, "dit", depth=6)
+
+
+def test_three_kinds_alternate_too():
+    check_period([0, 4, 5, 6], 3, "vlm", depth=9)
+    with pytest.raises(InputError, match=r"block 5 cannot take place 1, .* 3 kinds; keep 4 instead, or keep 7 instead"):
+        check_period([0, 5], 3, "vlm", depth=9)
+
+
+@property_test
+@given(st.integers(1, 3), st.lists(st.booleans(), min_size=1, max_size=9).filter(any))
+def test_following_the_advice_ends_in_a_list_that_fits(period, kept):
+    keep = [block for block, stays in enumerate(kept) if stays]
+    for _ in range(20):
+        try:
+            check_period(keep, period, "dit", depth=len(kept))
+        except InputError as error:
+            found = re.search(r"block (\d+) cannot take place (\d+).*?; (keep|also keep|leave out) (\d+)", str(error))
+            block, place, way, other = int(found[1]), int(found[2]), found[3], int(found[4])
+            assert keep[place] == block and (block - place) % period
+            keep[place : place + 1] = {"keep": [other], "also keep": [other, block], "leave out": []}[way]
+        if not keep:  # one block that cannot be first
+            return
+    check_period(keep, period, "dit", depth=len(kept))

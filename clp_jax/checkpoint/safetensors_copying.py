@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shutil
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,14 +11,14 @@ from pathlib import Path
 import numpy as np
 from etils import epath
 
-from clp_jax.checkpoint.safetensors_header import StoredTensor, read_exactly
+from clp_jax.checkpoint.safetensors_header import StoredTensor, opened_to_read, read_exactly
 from clp_jax.checkpoint.writer import writing
 from clp_jax.errors import InputError
 
 BLOCK_BYTES = 2**22
 """Bytes that one call reads or writes."""
 
-_SPAN_BYTES = 2**26
+SPAN_BYTES = 2**26
 """Bytes that one thread copies at a stretch: an embedding table is shared by several, a norm's scale by none."""
 
 _CHECK_BYTES = 2**18
@@ -117,8 +118,7 @@ class FileToWrite:
           check: refuse NaN and infinity.
         """
         path = folder / self.name
-        source = os.open(self.source, os.O_RDONLY)
-        opened.callback(os.close, source)
+        source = opened.enter_context(opened_to_read(self.source))
         with writing(epath.Path(path)):
             target = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
             opened.callback(os.close, target)
@@ -127,10 +127,22 @@ class FileToWrite:
         shared = _Ends(source, self.source, target, path)
         for name, (old, new) in sorted(self.tensors.items(), key=lambda item: item[1][1].begin):
             rule = _NONFINITE.get(old.dtype) if check else None
-            for start in range(0, old.size, _SPAN_BYTES):
-                size = min(_SPAN_BYTES, old.size - start)
+            for start in range(0, old.size, SPAN_BYTES):
+                size = min(SPAN_BYTES, old.size - start)
                 places = (self.source_data + old.begin + start, len(self.header) + new.begin + start)
                 yield Span(shared, f"{name} in {self.source}", *places, size, rule)
+
+
+def copy_file(source: Path, target: Path) -> None:
+    """Copies a whole file as it is; what cannot be read is told from what cannot be written.
+
+    Raises:
+      InputError: says which.
+    """
+    with opened_to_read(source) as descriptor, writing(epath.Path(target)):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with os.fdopen(descriptor, "rb", closefd=False) as reader, target.open("wb") as writer:
+            shutil.copyfileobj(reader, writer, BLOCK_BYTES)
 
 
 _of_thread = threading.local()

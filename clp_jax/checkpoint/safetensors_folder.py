@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from clp_jax.checkpoint.safetensors_header import Shard, Stamp, StoredTensor, read_exactly, stamp_of
+from clp_jax.checkpoint.safetensors_header import Shard, Stamp, StoredTensor, opened_to_read, read_exactly, stamp_of
 from clp_jax.checkpoint.safetensors_listing import INDEX_FILE, Files, list_files, read_json_file, read_shards
 from clp_jax.checkpoint.spec import RECORD_FILE
 from clp_jax.checkpoint.staging import is_remote
@@ -145,8 +145,7 @@ def fingerprint_folder(spec: FolderSpec) -> str:
     digest = hashlib.sha256(json.dumps(spec.config, sort_keys=True).encode())
     for name, shard in spec.shards.items():
         digest.update(f"{name} {stamp_of(shard.path).size}\n".encode())
-        descriptor = os.open(shard.path, os.O_RDONLY)
-        try:
+        with opened_to_read(shard.path) as descriptor:
             for tensor_name, tensor in shard.tensors.items():
                 digest.update(f"{tensor_name} {tensor.dtype}{list(tensor.shape)} {tensor.begin}\n".encode())
                 count = min(tensor.size, _END_BYTES)
@@ -155,8 +154,6 @@ def fingerprint_folder(spec: FolderSpec) -> str:
                 read_exactly(descriptor, first, shard.data + tensor.begin, shard.path)
                 read_exactly(descriptor, last, shard.data + tensor.end - count, shard.path)
                 digest.update(ends)
-        finally:
-            os.close(descriptor)
     return digest.hexdigest()
 
 

@@ -5,11 +5,12 @@ their bytes without gaps. Bytes are only ever copied here, so a dtype that nobod
 """
 
 import collections
+import contextlib
 import json
 import math
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -148,6 +149,23 @@ def header_of(tensors: Mapping[str, StoredTensor], metadata: Mapping[str, str] |
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % _LENGTH_BYTES)
     return len(text).to_bytes(_LENGTH_BYTES, "little") + text
+
+
+@contextlib.contextmanager
+def opened_to_read(path: Path) -> Iterator[int]:
+    """Opens a file for `read_exactly`; yields its descriptor.
+
+    Raises:
+      InputError: it cannot be opened.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror}); {_AGAIN}") from error
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
 
 
 def read_exactly(descriptor: int, buffer: memoryview, position: int, path: Path) -> None:

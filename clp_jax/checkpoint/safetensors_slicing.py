@@ -6,7 +6,6 @@ import itertools
 import json
 import math
 import os
-import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any
 from etils import epath
 
 from clp_jax.checkpoint.rewriting import RewriteReport
-from clp_jax.checkpoint.safetensors_copying import FileToWrite
+from clp_jax.checkpoint.safetensors_copying import FileToWrite, copy_file
 from clp_jax.checkpoint.safetensors_folder import CONFIG_FILE, FolderSpec, fingerprint_folder
 from clp_jax.checkpoint.safetensors_header import StoredTensor, header_of, stamp_of
 from clp_jax.checkpoint.safetensors_listing import INDEX_FILE
@@ -84,8 +83,7 @@ def slice_folder(
         with contextlib.ExitStack() as opened:
             spans = [span for file in files for span in file.open(folder, opened, check=not allow_nonfinite)]
             run_in_threads([span.copy() for span in spans], report)
-        with writing(staging):
-            _write_around(spec, kept, files, folder)
+        _write_around(spec, kept, files, folder)
         _check_unchanged(spec, before)
         write_beside(epath.Path(folder), assets=None, record=record)
     return RewriteReport(
@@ -162,20 +160,14 @@ def _write_around(
 ) -> None:
     """Writes the index and the config, and copies every other file."""
     for name, place in spec.others.items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(place, folder / name)
-    config = spec.path / CONFIG_FILE
+        copy_file(place, folder / name)
     depths = {name: len(blocks) for name, blocks in kept.items()}
     if depths == spec.depths:
-        shutil.copyfile(config, folder / CONFIG_FILE)
+        copy_file(spec.path / CONFIG_FILE, folder / CONFIG_FILE)
     else:
-        text = config.read_text(encoding="utf-8")
-        (folder / CONFIG_FILE).write_text(
-            _json_like(text, spec.family.config_with_depths(spec.config, depths)), "utf-8"
-        )
+        _write_json(spec, folder, CONFIG_FILE, spec.family.config_with_depths(spec.config, depths))
     if spec.index is not None:
-        text = (spec.path / INDEX_FILE).read_text(encoding="utf-8")
-        (folder / INDEX_FILE).write_text(_json_like(text, _index(spec.index, files)), "utf-8")
+        _write_json(spec, folder, INDEX_FILE, _index(spec.index, files))
 
 
 def _index(index: Mapping[str, Any], files: Sequence[FileToWrite]) -> dict[str, Any]:
@@ -187,11 +179,17 @@ def _index(index: Mapping[str, Any], files: Sequence[FileToWrite]) -> dict[str, 
     return {**index, "metadata": metadata, "weight_map": {name: file for name, (file, _) in sorted(tensors.items())}}
 
 
-def _json_like(text: str, value: Any) -> str:
-    """JSON text of a value, indented like another text."""
+def _write_json(spec: FolderSpec, folder: Path, name: str, value: Any) -> None:
+    """Writes a JSON file indented like the one of the source."""
+    try:
+        text = (spec.path / name).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{spec.path / name} changed while it was read ({error}); try again") from error
     second = text.strip().partition("\n")[2]
     indent = len(second) - len(second.lstrip(" ")) or None
-    return json.dumps(value, indent=indent, ensure_ascii=text.isascii()) + "\n" * text.endswith("\n")
+    text = json.dumps(value, indent=indent, ensure_ascii=text.isascii()) + "\n" * text.endswith("\n")
+    with writing(epath.Path(folder / name)):
+        (folder / name).write_text(text, encoding="utf-8")
 
 
 def _check_unchanged(spec: FolderSpec, fingerprint: str | None) -> None:
