@@ -6,12 +6,13 @@ magnitude 28), 3e-6 in velocities, 1.4e-6 in samples; sums in another order may 
 
 import functools
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
+import jax
 import numpy as np
 from etils import epath
 
-import jax
 from clp_jax.checkpoint.tensorfile import read_tensors
 from clp_jax.models import abstract_params, blocks_of, smolvla
 from clp_jax.models.layers.torch_rules import from_tensors
@@ -66,6 +67,12 @@ def tree_of(file: dict[str, np.ndarray], sizes: smolvla.Architecture) -> dict:
     for path, _, array in from_tensors(leaves, smolvla.layout(leaves), blocks, file):
         rows[path].append(array)
     return unflatten({path: np.stack(a) if blocks(path, len(a)) else a[0] for path, a in rows.items()})
+
+
+def parts(path: str, leaves: dict[str, np.ndarray]) -> Iterator[np.ndarray]:
+    """The rows of a stacked leaf, or the one array of any other."""
+    leaf = np.asarray(leaves[path])
+    return iter(leaf if blocks(path, len(leaf)) is not None else leaf[None])
 
 
 def cut(tree: dict, keep: tuple[int, ...]) -> dict:

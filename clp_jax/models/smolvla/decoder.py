@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Bool, Float, Int
 
-from clp_jax.aliases import Array, Leaf
+from clp_jax.aliases import AnyArray, Array, Leaf
 from clp_jax.models.layers.attention import rotate
 from clp_jax.models.layers.gating import gated, repeated
 from clp_jax.models.layers.scan import Rows, checkpointed, pinned
@@ -30,7 +30,7 @@ from clp_jax.models.smolvla.architecture import Architecture
 KeysValues = tuple[Float[Array, "*_n b s k h"], Float[Array, "*_n b s k h"]]
 """Keys (after their rotation) and values of one block, or of many on a leading axis."""
 
-Weights = Mapping[str, Float[Array, "..."]]
+Weights = Mapping[str, Float[AnyArray, "..."]]
 """The leaves of one block, or of all blocks of one kind on a leading axis."""
 
 _MASKED = float(jnp.finfo(jnp.float32).min)
@@ -100,7 +100,7 @@ class BlockStack(nn.Module):
     kv_inputs: int
 
     @nn.compact
-    def __call__(self) -> dict[str, Float[Array, "..."]]:
+    def __call__(self) -> dict[str, Float[AnyArray, "..."]]:
         d, f, q, kv = self.width, self.mlp_dim, self.query_dim, self.kv_dim
         kernels = {
             "q_proj": (d, q),
@@ -130,7 +130,7 @@ class Stream(nn.Module):
     name_of_sizes: str
 
     @nn.compact
-    def __call__(self) -> tuple[Pair, Float[Array, " d"]]:
+    def __call__(self) -> tuple[Pair, Float[AnyArray, " d"]]:
         a, own = self.sizes, getattr(self.sizes, self.name_of_sizes)
         query_dim, kv_dim = a.num_heads * a.head_dim, a.num_kv_heads * a.head_dim
         kinds = []
@@ -141,7 +141,7 @@ class Stream(nn.Module):
         return Pair(*kinds), self.param("norm", nn.initializers.ones_init(), (own.width,))
 
 
-def rms_norm(x: Float[Array, "b s d"], scale: Float[Array, " d"], eps: float) -> Float[Array, "b s d"]:
+def rms_norm(x: Float[Array, "b s d"], scale: Float[AnyArray, " d"], eps: float) -> Float[Array, "b s d"]:
     """RMS normalisation in float32; the scale is a plain factor, applied in the dtype of the stream."""
     wide = x.astype(jnp.float32)
     normed = wide * jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + eps)
@@ -239,7 +239,7 @@ class Decoder(NamedTuple):
         keys, values = (x.reshape(*x.shape[:2], -1).astype(jnp.float32) for x in seen)
         return self._heads(w["k_proj"], keys), self._heads(w["v_proj"], values)
 
-    def _heads(self, kernel: Array, x: Array) -> Array:
+    def _heads(self, kernel: AnyArray, x: Array) -> Array:
         y = x @ kernel.astype(x.dtype)
         return y.reshape(*y.shape[:2], -1, self.sizes.head_dim)
 
