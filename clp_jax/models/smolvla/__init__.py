@@ -1,5 +1,6 @@
 """SmolVLA of lerobot, at any size. Functions are those of `models.family.Family`."""
 
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -35,7 +36,7 @@ def architecture_of(
     folder: epath.Path | None = None,
     *,
     dtype: str = "bfloat16",
-    vlm_config: str | epath.Path | None = None,
+    vlm_config: str | os.PathLike[str] | None = None,
 ) -> Architecture:
     """Read the architecture from the shapes of a parameter tree and from the configurations of policy and VLM.
 
@@ -58,7 +59,7 @@ def architecture_of_tensors(
     folder: epath.Path | None,
     *,
     dtype: str = "bfloat16",
-    vlm_config: str | epath.Path | None = None,
+    vlm_config: str | os.PathLike[str] | None = None,
 ) -> Architecture:
     """`architecture_of` from the tensors of a lerobot file, by name, in place of a tree."""
     return read_architecture(of_tensors(tensors), folder, dtype=dtype, vlm_config=vlm_config)

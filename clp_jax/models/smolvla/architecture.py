@@ -1,4 +1,4 @@
-"""Sizes of a SmolVLA, and the settings of its lerobot configuration that change what it computes or how it is trained."""
+"""Sizes of a SmolVLA, and the settings of lerobot that change what it computes or how it is trained."""
 
 import dataclasses
 from collections.abc import Mapping

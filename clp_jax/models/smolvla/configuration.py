@@ -6,8 +6,9 @@ value that would change the model in a way that is not implemented here, are err
 
 import dataclasses
 import json
+import os
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 from etils import epath
 
@@ -15,6 +16,10 @@ from clp_jax.errors import InputError
 from clp_jax.models.layers.siglip import SiglipSizes
 from clp_jax.models.smolvla.architecture import EMPTY_CAMERA, Architecture, LlamaSizes, TrainingSettings
 from clp_jax.models.smolvla.measured import Measured
+from clp_jax.models.smolvla.vlm import VlmSettings, vlm_settings
+
+_VLM = "HuggingFaceTB/SmolVLM2-500M-Video-Instruct"
+"""lerobot's default of ``vlm_model_name``."""
 
 DEFAULTS: dict[str, Any] = {
     "chunk_size": 50,
@@ -69,28 +74,8 @@ _NO_MATTER = (
 """Keys that change neither what the model computes nor how it is trained here."""
 
 
-class VlmSettings(NamedTuple):
-    """What the shapes do not tell of a vision-language model."""
-
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int
-    rms_eps: float
-    vision_heads: int
-    blocks: int | None = None
-    scale_factor: int | None = None
-    image_tokens: tuple[int, int] | None = None
-
-
-PUBLISHED = {
-    (960, 768): VlmSettings(num_heads=15, num_kv_heads=5, head_dim=64, rms_eps=1e-5, vision_heads=12, blocks=32),
-    (576, 768): VlmSettings(num_heads=9, num_kv_heads=3, head_dim=64, rms_eps=1e-5, vision_heads=12, blocks=30),
-}
-"""SmolVLM2 of 500 M and of 256 M parameters, by the widths of text and image encoder."""
-
-
 def read_architecture(
-    sizes: Measured, folder: epath.Path | None, *, dtype: str, vlm_config: str | epath.Path | None
+    sizes: Measured, folder: epath.Path | None, *, dtype: str, vlm_config: str | os.PathLike[str] | None
 ) -> Architecture:
     """The architecture, from what the shapes tell and what the files say.
 
@@ -110,7 +95,7 @@ def read_architecture(
             f"a SmolVLA needs lerobot's config.json beside its parameters, {where} has none; copy it there."
         )
     config = _known(json.loads(file.read_text()), str(file))
-    vlm = _vlm_settings(config, file.parent, vlm_config, sizes)
+    vlm = vlm_settings(config.get("vlm_model_name", _VLM), file.parent, vlm_config, sizes)
     _check_shapes(config, vlm, sizes, str(file))
     cameras, dims = _features(config, str(file))
     return Architecture(
@@ -158,8 +143,8 @@ def _known(config: Mapping[str, Any], file: str) -> Mapping[str, Any]:
     known = {*DEFAULTS, *_TRAINING, *_IMPLEMENTED, *_CHECKED, *_NO_MATTER}
     if unknown := sorted(config.keys() - known):
         raise InputError(
-            f"{file} says {unknown[0]} = {config[unknown[0]]!r}, which clp_jax does not know and lerobot 0.6.1 does not "
-            "either; remove the key if it does not change the model."
+            f"{file} says {unknown[0]} = {config[unknown[0]]!r}, which neither clp_jax nor lerobot 0.6.1 "
+            "knows; remove the key if it does not change the model."
         )
     for key, values in _IMPLEMENTED.items():
         if config.get(key, values[0]) not in values:
@@ -235,69 +220,3 @@ def _image_tokens(config: Mapping[str, Any], vlm: VlmSettings, file: str) -> tup
             "--vlm-config."
         )
     return vlm.image_tokens
-
-
-def _vlm_settings(
-    config: Mapping[str, Any], folder: epath.Path, given: str | epath.Path | None, sizes: Measured
-) -> VlmSettings:
-    """From the first of: the file that is given, a folder in or beside the checkpoint, the published sizes."""
-    name = config.get("vlm_model_name", "HuggingFaceTB/SmolVLM2-500M-Video-Instruct")
-    if given is not None:
-        path = epath.Path(given)
-        if not (path / "config.json" if path.is_dir() else path).exists():
-            raise InputError(f"there is no {path}/config.json; --vlm-config is the VLM's config.json or its folder.")
-        return _read_vlm(path if path.is_dir() else path.parent, path / "config.json" if path.is_dir() else path, sizes)
-    for place in (folder / name, folder.parent / name, folder / "vlm"):
-        if (place / "config.json").exists():
-            return _read_vlm(place, place / "config.json", sizes)
-    published = PUBLISHED.get((sizes.width, sizes.vision_width))
-    if published is None:
-        raise InputError(
-            f"the sizes of the VLM {name} stand in its own config.json, which is neither in nor beside {folder}; give it "
-            "with --vlm-config."
-        )
-    return published
-
-
-def _read_vlm(folder: epath.Path, file: epath.Path, sizes: Measured) -> VlmSettings:
-    """A VLM's configuration, with the defaults of transformers where a key is missing."""
-    config = json.loads(file.read_text())
-    text, vision = config.get("text_config", {}), config.get("vision_config", {})
-    heads = text.get("num_attention_heads", 32)
-    expected: dict[str, tuple[Any, Any]] = {
-        "text_config.model_type": (text.get("model_type", "llama"), "llama"),
-        "text_config.hidden_act": (text.get("hidden_act", "silu"), "silu"),
-        "text_config.attention_bias": (text.get("attention_bias", False), False),
-        "text_config.mlp_bias": (text.get("mlp_bias", False), False),
-        "text_config.hidden_size": (text.get("hidden_size", 2048), sizes.width),
-        "text_config.intermediate_size": (text.get("intermediate_size", sizes.mlp_dim), sizes.mlp_dim),
-        "vision_config.hidden_size": (vision.get("hidden_size", 1152), sizes.vision_width),
-        "vision_config.hidden_act": (vision.get("hidden_act", "gelu_pytorch_tanh"), "gelu_pytorch_tanh"),
-        "vision_config.layer_norm_eps": (vision.get("layer_norm_eps", 1e-6), 1e-6),
-        "vision_config.patch_size": (vision.get("patch_size", 32), sizes.patch_size),
-        "vision_config.image_size": (vision.get("image_size", 224), sizes.image_size),
-    }
-    for key, (value, needed) in expected.items():
-        if value != needed:
-            raise InputError(
-                f"{file} says {key} = {value!r}, this SmolVLA needs {needed!r}; give the file of its own VLM with "
-                "--vlm-config."
-            )
-    return VlmSettings(
-        num_heads=heads,
-        num_kv_heads=text.get("num_key_value_heads") or heads,
-        head_dim=text.get("head_dim") or sizes.width // heads,
-        rms_eps=text.get("rms_norm_eps", 1e-6),
-        vision_heads=vision.get("num_attention_heads", 16),
-        blocks=text.get("num_hidden_layers"),
-        scale_factor=config.get("scale_factor", 2),
-        image_tokens=_token_ids(folder / "tokenizer.json", "<fake_token_around_image>", "<global-img>"),
-    )
-
-
-def _token_ids(file: epath.Path, *names: str) -> Any:
-    """Ids of added tokens; None without a tokenizer or without them."""
-    if not file.exists():
-        return None
-    ids = {token["content"]: token["id"] for token in json.loads(file.read_text()).get("added_tokens", ())}
-    return tuple(ids[name] for name in names) if all(name in ids for name in names) else None

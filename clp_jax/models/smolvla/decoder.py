@@ -13,10 +13,8 @@ values in float32 at any activation dtype.
 """
 
 import functools
-from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Bool, Float, Int
@@ -26,28 +24,12 @@ from clp_jax.models.layers.attention import rotate
 from clp_jax.models.layers.gating import gated, repeated
 from clp_jax.models.layers.scan import Rows, checkpointed, pinned
 from clp_jax.models.smolvla.architecture import Architecture
+from clp_jax.models.smolvla.weights import Pair, Streams, Weights
 
 KeysValues = tuple[Float[Array, "*_n b s k h"], Float[Array, "*_n b s k h"]]
 """Keys (after their rotation) and values of one block, or of many on a leading axis."""
 
-Weights = Mapping[str, Float[AnyArray, "..."]]
-"""The leaves of one block, or of all blocks of one kind on a leading axis."""
-
 _MASKED = float(jnp.finfo(jnp.float32).min)
-
-
-class Pair(NamedTuple):
-    """One thing for even blocks and one for odd ones."""
-
-    even: Any
-    odd: Any
-
-
-class Streams(NamedTuple):
-    """One thing for each stream; None for a stream that does not run."""
-
-    vlm: Any
-    action: Any
 
 
 class Step(NamedTuple):
@@ -64,81 +46,16 @@ class Step(NamedTuple):
     seen: KeysValues | None
 
 
-class View(NamedTuple):
-    """Where the tokens are and what they see.
+class Place(NamedTuple):
+    """Where the tokens of a stream are and what they see.
 
     Attributes:
-      vlm_positions: of the prefix, for the rotation.
-      vlm_mask: True where a token of the prefix sees another.
-      positions: of the actions, which count on from the prefix.
-      mask: True where an action sees a token of the prefix or an action.
+      positions: for the rotation; actions count on from the prefix.
+      mask: True where a token sees a token of the prefix or, if it is an action, an action.
     """
 
-    vlm_positions: Int[Array, "b p"] | None
-    vlm_mask: Bool[Array, "b p p"] | None
-    positions: Int[Array, "r t"] | None
-    mask: Bool[Array, "r t s"] | None
-
-
-class BlockStack(nn.Module):
-    """The leaves of all blocks of one kind in one stream; axis 0 counts them.
-
-    Attributes:
-      rows: number of blocks.
-      width: of the stream.
-      mlp_dim: hidden channels of the feed-forward.
-      query_dim: channels of all query heads.
-      kv_dim: channels of all key (or value) heads.
-      kv_inputs: channels that keys and values are made of.
-    """
-
-    rows: int
-    width: int
-    mlp_dim: int
-    query_dim: int
-    kv_dim: int
-    kv_inputs: int
-
-    @nn.compact
-    def __call__(self) -> dict[str, Float[AnyArray, "..."]]:
-        d, f, q, kv = self.width, self.mlp_dim, self.query_dim, self.kv_dim
-        kernels = {
-            "q_proj": (d, q),
-            "k_proj": (self.kv_inputs, kv),
-            "v_proj": (self.kv_inputs, kv),
-            "o_proj": (q, d),
-            "gate_proj": (d, f),
-            "up_proj": (d, f),
-            "down_proj": (f, d),
-        }
-        init = nn.initializers.lecun_normal(in_axis=-2, out_axis=-1, batch_axis=(0,))
-        leaves = {name: self.param(name, init, (self.rows, *shape)) for name, shape in kernels.items()}
-        for name in ("input_layernorm", "post_attention_layernorm"):
-            leaves[name] = self.param(name, nn.initializers.ones_init(), (self.rows, d))
-        return leaves
-
-
-class Stream(nn.Module):
-    """All leaves of one stream: its even blocks, its odd blocks and the norm after the last one.
-
-    Attributes:
-      sizes: of the whole model.
-      name_of_sizes: "vlm" or "action".
-    """
-
-    sizes: Architecture
-    name_of_sizes: str
-
-    @nn.compact
-    def __call__(self) -> tuple[Pair, Float[AnyArray, " d"]]:
-        a, own = self.sizes, getattr(self.sizes, self.name_of_sizes)
-        query_dim, kv_dim = a.num_heads * a.head_dim, a.num_kv_heads * a.head_dim
-        kinds = []
-        for kind, rows in (("even", (own.depth + 1) // 2), ("odd", own.depth // 2)):
-            reads_vlm = kind == "odd" and self.name_of_sizes == "action"
-            inputs = kv_dim if reads_vlm else own.width
-            kinds.append(BlockStack(rows, own.width, own.mlp_dim, query_dim, kv_dim, inputs, name=kind)())
-        return Pair(*kinds), self.param("norm", nn.initializers.ones_init(), (own.width,))
+    positions: Int[Array, "b t"]
+    mask: Bool[Array, "b t s"]
 
 
 def rms_norm(x: Float[Array, "b s d"], scale: Float[AnyArray, " d"], eps: float) -> Float[Array, "b s d"]:
@@ -168,13 +85,13 @@ class Decoder(NamedTuple):
 
     Attributes:
       sizes: of the whole model.
-      view: positions and masks.
+      places: of each stream, a `Place`; None for one that does not run.
       rows: how a batch is split over devices.
       capture: also give the streams after every block.
     """
 
     sizes: Architecture
-    view: View
+    places: Streams
     rows: Rows = None
     capture: bool = False
 
@@ -222,7 +139,7 @@ class Decoder(NamedTuple):
         vlm, action, seen = streams.vlm, streams.action, step.seen
         if vlm is not None:
             normed = rms_norm(vlm, step.weights.vlm["input_layernorm"], self.sizes.rms_eps)
-            own = self._keys_values(step.weights.vlm, normed, self.view.vlm_positions)
+            own = self._keys_values(step.weights.vlm, normed, self.places.vlm.positions)
             seen = self._projected(step.weights.action, own) if odd else own
             vlm = self._read(read, step.weights.vlm, vlm, normed, *own, step.gates.vlm)
         if action is not None:
@@ -252,14 +169,14 @@ class Decoder(NamedTuple):
 
     def _read_prefix(self, w: Weights, x: Array, normed: Array, keys: Array, values: Array, gate: Leaf) -> Array:
         q = self._heads(w["q_proj"], normed)
-        q = rotate(q, self.view.vlm_positions).astype(q.dtype)
-        return self._finished(w, x, attend(q, keys, values, self.view.vlm_mask), gate)
+        q = rotate(q, self.places.vlm.positions).astype(q.dtype)
+        return self._finished(w, x, attend(q, keys, values, self.places.vlm.mask), gate)
 
     def _act(self, w: Weights, x: Array, seen: KeysValues, gate: Leaf, *, odd: bool) -> Array:
         """The actions after a block."""
         normed = rms_norm(x, w["input_layernorm"], self.sizes.rms_eps)
         keys, values = (repeated(part, x.shape[0]) for part in seen)
-        positions, mask = self.view.positions, self.view.mask
+        positions, mask = self.places.action
         q = self._heads(w["q_proj"], normed)
         if odd:
             positions, mask = positions - positions[:, :1], mask[:, :, : keys.shape[1]]
@@ -274,7 +191,7 @@ class Decoder(NamedTuple):
         dtype = x.dtype
         y = x + attended.astype(dtype) @ w["o_proj"].astype(dtype)
         normed = rms_norm(y, w["post_attention_layernorm"], self.sizes.rms_eps)
-        hidden = nn.silu(normed @ w["gate_proj"].astype(dtype)) * (normed @ w["up_proj"].astype(dtype))
+        hidden = jax.nn.silu(normed @ w["gate_proj"].astype(dtype)) * (normed @ w["up_proj"].astype(dtype))
         y = y + hidden @ w["down_proj"].astype(dtype)
         return y if gate is None else gated(x, y, gate)
 

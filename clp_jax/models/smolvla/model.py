@@ -22,9 +22,10 @@ from clp_jax.models.layers.gating import repeated
 from clp_jax.models.layers.scan import Rows, pinned
 from clp_jax.models.layers.siglip import Siglip
 from clp_jax.models.smolvla.architecture import Architecture
-from clp_jax.models.smolvla.decoder import Decoder, Pair, Stream, Streams, View, rms_norm
+from clp_jax.models.smolvla.decoder import Decoder, Place, rms_norm
 from clp_jax.models.smolvla.images import folded, model_image
 from clp_jax.models.smolvla.times import accurate_time_embedding
+from clp_jax.models.smolvla.weights import Pair, Stream, Streams
 
 
 class SmolVLA(nn.Module):
@@ -75,8 +76,8 @@ class SmolVLA(nn.Module):
         """
         prefix, valid, starts, towers = self.embed_prefix(inputs, gates, capture=capture)
         suffix = self.embed_suffix(*_rows(noisy_actions, time))
-        view = View(*_prefix_view(valid, starts), *_suffix_view(valid, *suffix.shape[:2]))
-        streams, _, states = self._decode(view, Streams(prefix, suffix), gates, capture=capture)
+        places = Streams(_prefix_place(valid, starts), _suffix_place(valid, *suffix.shape[:2]))
+        streams, _, states = self._decode(places, Streams(prefix, suffix), gates, capture=capture)
         if states is not None:
             towers |= {
                 "vlm": TowerStates(states.vlm, valid),
@@ -87,8 +88,8 @@ class SmolVLA(nn.Module):
     def prefill(self, inputs: Mapping[str, Leaf], *, gates: Gates = Gates()) -> tuple[Pair, Bool[Array, "b p"]]:
         """What the actions see of the prefix in every block, which depends on neither noise nor time; its validity."""
         prefix, valid, starts, _ = self.embed_prefix(inputs, gates, capture=False)
-        view = View(*_prefix_view(valid, starts), None, None)
-        return self._decode(view, Streams(prefix, None), gates)[1], valid
+        places = Streams(_prefix_place(valid, starts), None)
+        return self._decode(places, Streams(prefix, None), gates)[1], valid
 
     def denoise(
         self,
@@ -101,8 +102,8 @@ class SmolVLA(nn.Module):
     ) -> Float[Array, "b horizon adim"]:
         """The velocity at x_t against a prefilled prefix."""
         suffix = self.embed_suffix(noisy_actions, time)
-        view = View(None, None, *_suffix_view(prefix_valid, *suffix.shape[:2]))
-        streams, _, _ = self._decode(view, Streams(None, suffix), gates, cache)
+        places = Streams(None, _suffix_place(prefix_valid, *suffix.shape[:2]))
+        streams, _, _ = self._decode(places, Streams(None, suffix), gates, cache)
         return self._velocity(streams.action, noisy_actions.shape)
 
     def embed_prefix(
@@ -173,10 +174,10 @@ class SmolVLA(nn.Module):
         return jnp.take(self.embed_tokens, jnp.asarray(tokens), axis=0).astype(self.architecture.dtype)
 
     def _decode(
-        self, view: View, tokens: Streams, gates: Gates, cache: Pair | None = None, *, capture: bool = False
+        self, places: Streams, tokens: Streams, gates: Gates, cache: Pair | None = None, *, capture: bool = False
     ) -> tuple[Streams, Pair, Streams | None]:
         weights = Streams(self.vlm()[0], self.action()[0])
-        decoder = Decoder(self.architecture, view, self.rows, capture)
+        decoder = Decoder(self.architecture, places, self.rows, capture)
         own_gates = Streams(gates.get("vlm"), gates.get("action"))
         return decoder.run(weights if cache is None else Streams(None, weights.action), tokens, own_gates, cache)
 
@@ -206,18 +207,18 @@ def _rows(noisy_actions: AnyArray, time: AnyArray) -> tuple[AnyArray, AnyArray]:
     return noisy_actions.reshape(-1, *noisy_actions.shape[-2:]), time.reshape(-1)
 
 
-def _prefix_view(valid: Array, starts: Array) -> tuple[Array, Array]:
+def _prefix_place(valid: Array, starts: Array) -> Place:
     """Positions of the prefix and who sees whom in it; the state opens a block of its own."""
-    return token_positions(valid), attention_mask(valid, starts)
+    return Place(token_positions(valid), attention_mask(valid, starts))
 
 
-def _suffix_view(prefix_valid: Array, rows: Any, horizon: int) -> tuple[Array, Array]:
+def _suffix_place(prefix_valid: Array, rows: Any, horizon: int) -> Place:
     """Positions of the actions, which count on from the prefix, and their mask over prefix and actions: causal."""
     valid = jnp.ones((rows, horizon), dtype=bool)
     prefix_valid = repeated(prefix_valid, rows)
     to_prefix = jnp.broadcast_to(prefix_valid[:, None, :], (*valid.shape, prefix_valid.shape[1]))
     positions = jnp.sum(prefix_valid, axis=-1, dtype=jnp.int32)[:, None] + token_positions(valid)
-    return positions, jnp.concatenate([to_prefix, attention_mask(valid, valid)], axis=-1)
+    return Place(positions, jnp.concatenate([to_prefix, attention_mask(valid, valid)], axis=-1))
 
 
 def sample_actions(
