@@ -1,5 +1,6 @@
 """Around a scanned block: what its backward pass computes again, and where its activations are."""
 
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -19,6 +20,11 @@ def rematerialised(block: Any, remat: str) -> Any:
     "all" keeps its input alone, "dots" also its products with weights, "none" all.
     """
     return block if remat == "none" else nn.remat(block, prevent_cse=False, policy=_POLICIES[remat])
+
+
+def checkpointed(function: Callable[..., Any], remat: str) -> Callable[..., Any]:
+    """A pure function for a scan, with what its backward pass computes again chosen as in `rematerialised`."""
+    return function if remat == "none" else jax.checkpoint(function, prevent_cse=False, policy=_POLICIES[remat])
 
 
 Rows = jax.sharding.NamedSharding | None

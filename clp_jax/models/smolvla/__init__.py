@@ -1,1 +1,253 @@
-"""lerobot's SmolVLA."""
+"""SmolVLA of lerobot, at any size. Functions are those of `models.family.Family`."""
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+from jaxtyping import Float
+
+from clp_jax.aliases import AnyArray, Array, Leaf, Tree
+from clp_jax.models.family import Gates, Lengths, Loss, TowerStates
+from clp_jax.models.layers.flow import fixed_noise, noisy_actions, per_draw, spread
+from clp_jax.models.layers.scan import Rows
+from clp_jax.models.smolvla.architecture import EMPTY_CAMERA, SMOLVLA, Architecture, LlamaSizes, TrainingSettings
+from clp_jax.models.smolvla.configuration import read_architecture
+from clp_jax.models.smolvla.layout import STACKS, config_with_depths, layout
+from clp_jax.models.smolvla.measured import of_tensors, of_tree
+from clp_jax.models.smolvla.model import SmolVLA, sample_actions
+from clp_jax.models.smolvla.training import frozen_rows, learning_rate, trainable, training_defaults
+
+KINDS = ("smolvla",)
+
+RELEASED = {"smolvla": SMOLVLA}
+
+
+def recognises(tree: Tree) -> bool:
+    """Whether a parameter tree has the names of our SmolVLA."""
+    return {"vlm", "action", "connector", "action_time_mlp_in"} <= tree.keys()
+
+
+def architecture_of(
+    tree: Tree,
+    folder: epath.Path | None = None,
+    *,
+    dtype: str = "bfloat16",
+    vlm_config: str | os.PathLike[str] | None = None,
+) -> Architecture:
+    """Read the architecture from the shapes of a parameter tree and from the configurations of policy and VLM.
+
+    Args:
+      tree: parameters (arrays or ``jax.ShapeDtypeStruct``).
+      folder: with lerobot's ``config.json`` of the policy.
+      dtype: of activations, "bfloat16" or "float32".
+      vlm_config: ``config.json`` of the vision-language model or its folder. If None it is looked for where the
+        policy's ``vlm_model_name`` points in or beside the folder, then in its folder ``vlm``, then among the published
+        models.
+
+    Raises:
+      InputError: the tree is no SmolVLA, or a file is missing, contradicts it, or says what is not implemented.
+    """
+    return read_architecture(of_tree(tree), folder, dtype=dtype, vlm_config=vlm_config)
+
+
+def architecture_of_tensors(
+    tensors: Mapping[str, Any],
+    folder: epath.Path | None,
+    *,
+    dtype: str = "bfloat16",
+    vlm_config: str | os.PathLike[str] | None = None,
+) -> Architecture:
+    """`architecture_of` from the tensors of a lerobot file, by name, in place of a tree."""
+    return read_architecture(of_tensors(tensors), folder, dtype=dtype, vlm_config=vlm_config)
+
+
+def build(architecture: Architecture, rows: Rows = None) -> SmolVLA:
+    """The model of an architecture, without parameters; ``rows`` is how a batch is split over devices."""
+    return SmolVLA(architecture, rows)
+
+
+def init_params(architecture: Architecture, rng: jax.Array) -> dict:
+    """Freshly initialised parameters, float32."""
+    shapes = inputs(architecture, Lengths(1, 2))
+    one = {key: jnp.zeros((1, *leaf.shape), leaf.dtype) for key, leaf in shapes.items()}
+    return build(architecture).init(rng, one, one["actions"], jnp.ones(1, jnp.float32))["params"]
+
+
+def lengths(architecture: Architecture) -> Lengths:
+    """Chunk and longest prompt of the checkpoint."""
+    return Lengths(architecture.chunk_size, architecture.tokenizer_max_length)
+
+
+def camera_names(architecture: Architecture) -> tuple[str, ...]:
+    """lerobot's keys of the cameras that a robot has, in the order in which the model reads them."""
+    empty = {EMPTY_CAMERA.format(i=i) for i in range(architecture.empty_cameras)}
+    return tuple(camera for camera in architecture.cameras if camera not in empty)
+
+
+def inputs(
+    architecture: Architecture, lengths: Lengths, cameras: Sequence[str] | None = None
+) -> dict[str, jax.ShapeDtypeStruct]:
+    """What the model reads of one observation, without a batch axis.
+
+    Images may also be uint8 of any other size: the model resizes them. ``action_is_pad``, True for actions after the
+    end of an episode, which no loss counts, may be missing.
+
+    Args:
+      architecture: of the model.
+      lengths: chunk and prompt.
+      cameras: those that are there; all that a robot has if None.
+    """
+    size = architecture.vision.image_size
+    names = camera_names(architecture) if cameras is None else cameras
+    shapes: dict[str, Any] = {f"image/{camera}": ((size, size, 3), jnp.uint8) for camera in names}
+    shapes |= {f"image_mask/{camera}": ((), jnp.bool_) for camera in names}
+    shapes |= {
+        "state": ((architecture.state_dim,), jnp.float32),
+        "tokenized_prompt": ((lengths.prompt,), jnp.int32),
+        "tokenized_prompt_mask": ((lengths.prompt,), jnp.bool_),
+        "actions": ((lengths.horizon, architecture.action_dim), jnp.float32),
+    }
+    return {key: jax.ShapeDtypeStruct(*entry) for key, entry in shapes.items()}
+
+
+def any_size(architecture: Architecture) -> frozenset[str]:
+    """The model reads all of its inputs."""
+    del architecture
+    return frozenset()
+
+
+def complete(architecture: Architecture, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """State, actions and noise with zeros up to the padded dimensions; cameras without a mask are valid."""
+    completed = dict(arrays)
+    padded = {"state": architecture.state_dim, "actions": architecture.action_dim, "noise": architecture.action_dim}
+    for key, dim in padded.items():
+        if key in arrays and arrays[key].shape[-1] < dim:
+            widths = [(0, 0)] * (arrays[key].ndim - 1) + [(0, dim - arrays[key].shape[-1])]
+            completed[key] = np.pad(arrays[key], widths)
+    for key, image in arrays.items():
+        mask = key.replace("image/", "image_mask/", 1)
+        if key.startswith("image/") and mask not in arrays:
+            completed[mask] = np.ones(image.shape[0], bool)
+    return completed
+
+
+def without_unseen(architecture: Architecture, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Drop cameras that are masked in every observation: nothing attends to their tokens, so nothing changes but time.
+
+    One camera stays in any case. Where special tokens, which are never masked, surround every image, all stay.
+    """
+    if architecture.image_tokens is not None:
+        return dict(arrays)
+    cameras = [camera for camera in architecture.cameras if f"image/{camera}" in arrays]
+    absent = [camera for camera in cameras if not arrays[f"image_mask/{camera}"].any()]
+    if len(absent) == len(cameras):
+        absent = absent[1:]
+    dropped = {f"{prefix}/{camera}" for camera in absent for prefix in ("image", "image_mask")}
+    return {key: array for key, array in arrays.items() if key not in dropped}
+
+
+def draw(
+    architecture: Architecture, rng: jax.Array, batch: Mapping[str, Leaf], samples: int = 1
+) -> tuple[dict[str, Leaf], jax.Array]:
+    """The batch with fresh noise over the padded dimensions and t ~ 0.999 Beta(1.5, 1) + 0.001, and a key.
+
+    Several draws of an observation are stacked on an axis behind the batch.
+    """
+    noise_rng, time_rng, augmentation_rng = jax.random.split(rng, 3)
+    b, horizon, _ = batch["actions"].shape
+    leading = (b,) if samples == 1 else (b, samples)
+    noise = jax.random.normal(noise_rng, (*leading, horizon, architecture.action_dim))
+    time = jax.random.beta(time_rng, 1.5, 1.0, leading) * 0.999 + 0.001
+    return {**batch, "noise": noise, "time": time}, augmentation_rng
+
+
+def fixed_draw(architecture: Architecture, batch: Mapping[str, AnyArray]) -> dict[str, np.ndarray]:
+    """The same noise and times for the same shape, so that runs compare.
+
+    Times are quantiles of lerobot's t ~ 0.999 Beta(1.5, 1) + 0.001, whose distribution function is t^1.5.
+    """
+    b, horizon, _ = batch["actions"].shape
+    time = (spread(b) ** (2.0 / 3.0) * 0.999 + 0.001).astype(np.float32)
+    return {"noise": fixed_noise((b, horizon, architecture.action_dim)), "time": time}
+
+
+def augment(architecture: Architecture, key: jax.Array, inputs: Mapping[str, Leaf]) -> dict[str, Leaf]:
+    """The inputs as they are: lerobot's policy changes no image in training."""
+    del architecture, key
+    return dict(inputs)
+
+
+def forward(
+    model: SmolVLA, params: Tree, inputs: Mapping[str, Leaf], *, gates: Gates = Gates(), capture: bool = False
+) -> tuple[Array, dict[str, TowerStates]]:
+    """The velocity, and the towers' states if captured."""
+    time = inputs["time"]
+    x_t = noisy_actions(inputs["actions"], inputs["noise"], time)
+    return model.apply({"params": params}, inputs, x_t, time, gates=gates, capture=capture)
+
+
+def losses(model: SmolVLA, params: Tree, inputs: Mapping[str, Leaf], *, gates: Gates = Gates()) -> Loss:
+    """lerobot's loss of each observation: the mean square over the robot's dimensions and the steps of its episode.
+
+    An observation counts as much as it has such steps, which makes the loss of a batch lerobot's.
+    """
+    velocity, _ = forward(model, params, inputs, gates=gates)
+    noise, time = jnp.asarray(inputs["noise"]), jnp.asarray(inputs["time"])
+    error = jnp.square(velocity - (noise - per_draw(inputs["actions"], time)))
+    weights = error_weights(model.architecture, inputs)
+    each = jnp.sum(per_draw(weights, time) * error, axis=(-2, -1))
+    return Loss(each, jnp.sum(_in_episode(inputs), axis=-1))
+
+
+def error_weights(architecture: Architecture, inputs: Mapping[str, Leaf]) -> Float[Array, "b horizon adim"]:
+    """Equal for the robot's dimensions of the actions within the episode, zero for padding; each sum is 1."""
+    counted = jnp.arange(architecture.action_dim) < architecture.true_action_dim
+    within = _in_episode(inputs)
+    steps = jnp.maximum(jnp.sum(within, axis=-1), 1.0)
+    return within[:, :, None] * counted / (steps[:, None, None] * architecture.true_action_dim)
+
+
+def _in_episode(inputs: Mapping[str, Leaf]) -> Float[Array, "b horizon"]:
+    """1 for actions of the episode, 0 for those that only fill its last chunks."""
+    if "action_is_pad" not in inputs:
+        return jnp.ones(inputs["actions"].shape[:2])
+    return 1.0 - jnp.asarray(inputs["action_is_pad"]).astype(jnp.float32)
+
+
+def sample(
+    model: SmolVLA, params: Tree, inputs: Mapping[str, Leaf], *, noise: Leaf, num_steps: int, gates: Gates = Gates()
+) -> Float[Array, "b horizon adim"]:
+    """Actions by Euler steps from noise."""
+    return sample_actions(model, params, inputs, noise=noise, num_steps=num_steps, gates=gates)
+
+
+def num_steps(architecture: Architecture) -> int:
+    """The checkpoint's Euler steps."""
+    return architecture.num_steps
+
+
+def why_no_actions(architecture: Architecture) -> str | None:
+    """Every SmolVLA samples actions."""
+    del architecture
+
+
+__all__ = [
+    "SMOLVLA",
+    "STACKS",
+    "Architecture",
+    "LlamaSizes",
+    "SmolVLA",
+    "TrainingSettings",
+    "architecture_of_tensors",
+    "config_with_depths",
+    "frozen_rows",
+    "layout",
+    "learning_rate",
+    "sample_actions",
+    "trainable",
+    "training_defaults",
+]
