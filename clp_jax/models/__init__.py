@@ -9,13 +9,13 @@ import jax
 
 from clp_jax.aliases import Tree
 from clp_jax.errors import InputError
-from clp_jax.models import pi0
+from clp_jax.models import groot, pi0
 from clp_jax.models.family import Architecture, Family, Gates, Lengths, Loss, Remat, Stack, Tower, TowerStates
 from clp_jax.models.layers.scan import Rows
 from clp_jax.models.stacks import blocks_of, depths, rows_kept, stack_of
 from clp_jax.trees import flatten
 
-FAMILIES: dict[str, Any] = {"pi0": pi0}
+FAMILIES: dict[str, Any] = {"pi0": pi0, "groot": groot}
 """Every family by the name of its package; a new one is a package and a line here."""
 
 

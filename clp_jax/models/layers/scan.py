@@ -1,5 +1,6 @@
 """Around a scanned block: what its backward pass computes again, and where its activations are."""
 
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -19,6 +20,11 @@ def rematerialised(block: Any, remat: str) -> Any:
     "all" keeps its input alone, "dots" also its products with weights, "none" all.
     """
     return block if remat == "none" else nn.remat(block, prevent_cse=False, policy=_POLICIES[remat])
+
+
+def checkpointed(step: Callable[..., Any], remat: str) -> Callable[..., Any]:
+    """The same for the function of a `jax.lax.scan` whose parameters are among what it scans."""
+    return step if remat == "none" else jax.checkpoint(step, prevent_cse=False, policy=_POLICIES[remat])
 
 
 Rows = jax.sharding.NamedSharding | None
