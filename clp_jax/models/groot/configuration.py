@@ -109,8 +109,10 @@ def _from_shapes(shapes: Shapes) -> Architecture:
     )
     (head_dim,) = shapes.of(f"{block['llm']}self_attn.q_norm.weight", 1)
     mlp_dim, width = shapes.of(f"{block['llm']}mlp.gate_proj.weight", 2)
-    heads = [shapes.of(f"{block['llm']}self_attn.{name}_proj.weight", 2)[0] // head_dim for name in "qk"]
-    llm = QwenSizes(width, shapes.depth("llm"), mlp_dim, *heads, head_dim, GROOT_N15.llm.rope_theta, GROOT_N15.llm.eps)
+    heads, kv_heads = (shapes.of(f"{block['llm']}self_attn.{name}_proj.weight", 2)[0] // head_dim for name in "qk")
+    llm = QwenSizes(
+        width, shapes.depth("llm"), mlp_dim, heads, kv_heads, head_dim, GROOT_N15.llm.rope_theta, GROOT_N15.llm.eps
+    )
     vl_mlp, vl_width = shapes.of(f"{block['vl']}ff.net.0.proj.weight", 2)
     vl = AttentionSizes(vl_width, shapes.depth("vl"), vl_mlp, GROOT_N15.vl.num_heads)
     dit_mlp, dit_width = shapes.of(f"{block['dit']}ff.net.0.proj.weight", 2)

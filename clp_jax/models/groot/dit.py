@@ -150,7 +150,7 @@ class Dit(nn.Module):
         every_second = None if gates is None else jnp.asarray(gates)[: 2 * pairs].reshape(pairs, 2, -1)
         rows = (_rows(self.cross, slice(pairs)), self.own, every_second, _rows(given, slice(pairs)))
         y, states = jax.lax.scan(pair, x, rows)
-        states = states.reshape(-1, *x.shape) if capture else None
+        states = None if states is None else states.reshape(-1, *x.shape)
         if self.sizes.depth % 2:
             last = (
                 _rows(self.cross, pairs),

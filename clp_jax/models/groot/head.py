@@ -59,8 +59,8 @@ class ActionEncoder(nn.Module):
         self.W1, self.W2, self.W3 = (EmbodimentDense(self.embodiments, self.width, self.dtype) for _ in range(3))
 
     def __call__(
-        self, actions: Float[AnyArray, "r h a"], steps: Int[AnyArray, " r"], embodiment: Int[AnyArray, " r"]
-    ) -> Float[Array, "r h d"]:
+        self, actions: Float[AnyArray, "r horizon adim"], steps: Int[AnyArray, " r"], embodiment: Int[AnyArray, " r"]
+    ) -> Float[Array, "r horizon d"]:
         x = self.W1(actions, embodiment)
         half = self.width // 2
         angles = waves(steps, np.arange(half) / half)
@@ -96,12 +96,12 @@ class ActionHead(nn.Module):
         context: Float[Array, "b s d"] | KeysValues,
         state: Float[AnyArray, "b p"],
         embodiment: Int[AnyArray, " b"],
-        noisy_actions: Float[AnyArray, "r h a"],
+        noisy_actions: Float[AnyArray, "r horizon adim"],
         steps: Int[AnyArray, " r"],
         gates: Any,
         *,
         capture: bool,
-    ) -> tuple[Float[Array, "r h a"], Float[Array, "l r t w"] | None]:
+    ) -> tuple[Float[Array, "r horizon adim"], Float[Array, "l r t w"] | None]:
         """Velocities, and the diffusion transformer's states; one or several rows of actions per observation."""
         rows, horizon = noisy_actions.shape[:2]
         robots = repeated(jnp.asarray(embodiment), rows)

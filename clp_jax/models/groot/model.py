@@ -79,7 +79,7 @@ class Backbone(nn.Module):
         x = _with_images(self.llm.embed(ids), ids == self.architecture.image_token, features)
         valid = jnp.asarray(inputs["tokenized_prompt_mask"]).astype(bool)
         out, states = self.llm(pinned(x, self.rows), valid, gates=gates.get("llm"), capture=capture)
-        if not capture:
+        if vision is None or states is None:
             return out, valid, {}
         vision = vision.reshape(vision.shape[0], *features.shape[:2], -1)
         seen = jnp.ones(features.shape[:2], bool)

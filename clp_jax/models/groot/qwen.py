@@ -42,7 +42,7 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "b s d"], positions: Int[Array, "1 s"], mask: Bool[Array, "b s s"]
+        self, x: Float[Array, "b s d"], positions: Int[Array, "b s"], mask: Bool[Array, "b s s"]
     ) -> Float[Array, "b s d"]:
         size = self.sizes
         b, s, _ = x.shape
@@ -158,6 +158,6 @@ class Qwen(nn.Module):
             length=self.sizes.depth,
         )
         blocks = stack(self.sizes, self.dtype, self.padding, capture, self.rows, name="layers")
-        y, states = blocks(x, gates, jnp.arange(s)[None], mask)
+        y, states = blocks(x, gates, jnp.broadcast_to(jnp.arange(s), valid.shape), mask)
         y = self.norm(pinned(y, self.rows))
         return y, jnp.concatenate([x[None], states[:-1], y[None]]) if capture else None

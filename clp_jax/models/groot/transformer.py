@@ -19,7 +19,7 @@ from clp_jax.models.groot.architecture import AttentionSizes
 from clp_jax.models.layers.gating import gated, repeated
 from clp_jax.models.layers.scan import Rows, pinned, rematerialised
 
-KeysValues = tuple[Float[Array, "*l b s n h"], Float[Array, "*l b s n h"]]
+KeysValues = tuple[Float[Array, "*_l _c _s n h"], Float[Array, "*_l _c _s n h"]]
 """What queries read."""
 
 BLOCK_EPS = 1e-5
