@@ -1,8 +1,8 @@
 """Recordings of the real GR00T-N1.5: what went in, what came out, and how closely we must agree.
 
-Tolerances are absolute. Upstream's own float32 and float64 runs differ by 5e-5 in the states of the diffusion transformer
-(whose values reach 28) and by 1.5e-5 in those of the language model; its float32 tables of sines, which are exact to
-4e-5, move the former by another 1.1e-4 and velocities by 2e-5.
+Tolerances are absolute. Upstream's own float32 and float64 runs differ by 5e-5 in the states of the diffusion
+transformer (whose values reach 28) and by 1.5e-5 in those of the language model; its float32 tables of sines, which are
+exact to 4e-5, move the former by another 1.1e-4 and velocities by 2e-5.
 """
 
 import functools
@@ -16,7 +16,7 @@ from etils import epath
 from clp_jax.checkpoint.tensorfile import read_tensors
 from clp_jax.models import abstract_params, blocks_of, groot, rows_kept, stack_of
 from clp_jax.models.layers.torch_rules import from_tensors, tensors_of
-from clp_jax.trees import flatten, unflatten
+from clp_jax.trees import abstract, flatten, unflatten
 
 GOLDEN = Path(__file__).parent / "golden" / "groot"
 KEEP: dict[str, list[int]] = json.loads((GOLDEN / "keep.json").read_text())
@@ -46,10 +46,15 @@ def tensors(name: str) -> dict[str, np.ndarray]:
     return read_tensors(GOLDEN / name / "model.safetensors")
 
 
+def architecture_folder(name: str) -> epath.Path:
+    """The folder of a recorded checkpoint."""
+    return epath.Path(GOLDEN / name)
+
+
 @functools.cache
 def architecture(name: str, **settings) -> groot.Architecture:
     """The architecture of a recorded checkpoint, in float32 unless said otherwise."""
-    return groot.architecture_of(tensors(name), epath.Path(GOLDEN / name), **{"dtype": "float32", **settings})
+    return groot.architecture_of(tensors(name), architecture_folder(name), **{"dtype": "float32", **settings})
 
 
 def tree_of(tensors, architecture, **layout) -> dict:
@@ -84,7 +89,7 @@ def named(tree) -> dict[str, np.ndarray]:
 
 def shapes_of(tree) -> dict[str, tuple[int, ...]]:
     """Shapes of the tensors that a tree becomes."""
-    leaves = flatten(tree)
+    leaves = flatten(abstract(tree))
     return {name: tuple(leaf.shape) for name, leaf in tensors_of(leaves, groot.layout(leaves), blocks).items()}
 
 
@@ -93,9 +98,9 @@ def sliced(tree, kept) -> dict:
     result = {}
     for path, leaf in flatten(tree).items():
         stack = stack_of(groot.STACKS, path)
-        if stack is not None and stack.tower in kept:
-            leaf = leaf[list(rows_kept(stack.blocks(leaf.shape[0]), kept[stack.tower]))]
-        result[path] = leaf
+        cut = stack is not None and stack.tower in kept
+        rows = list(rows_kept(stack.blocks(len(leaf)), kept[stack.tower])) if cut else ...
+        result[path] = leaf[rows]
     return unflatten(result)
 
 
@@ -128,25 +133,42 @@ def batch_loss(loss) -> jax.Array:
 
 @functools.cache
 def runner(architecture: groot.Architecture, capture: bool = True):
-    """Velocity, states, loss and sampled actions in one compiled function of parameters, inputs and gates."""
+    """Velocity, states and sampled actions in one compiled function of parameters, inputs and gates."""
     model = groot.build(architecture)
 
     @jax.jit
     def run(params, inputs, gates):
         velocity, towers = groot.forward(model, params, inputs, gates=gates, capture=capture)
-        loss = groot.losses(model, params, inputs, gates=gates)
-        steps = groot.num_steps(architecture)
-        noise = inputs["sample_noise"]
+        noise, steps = inputs["sample_noise"], groot.num_steps(architecture)
         actions = groot.sample(model, params, inputs, noise=noise, num_steps=steps, gates=gates)
-        return {"velocity": velocity, "towers": towers, "loss": batch_loss(loss), "each": loss, "actions": actions}
+        return {"velocity": velocity, "towers": towers, "actions": actions}
 
-    return run
+    def with_loss(params, inputs, gates=None):
+        out = run(params, inputs, gates or {})
+        # Not `losses`, which would compile the model again; it is tested with its gradient.
+        mask = inputs["action_mask"]
+        error = np.square(np.asarray(out["velocity"], np.float32) - (inputs["actions"] - inputs["noise"]))
+        return out | {"loss": (error * mask).sum() / mask.sum(), "error": error}
+
+    return with_loss
+
+
+@functools.cache
+def gradient():
+    """`Loss` and gradient of the whole recorded checkpoint, as one compiled function of parameters and inputs."""
+    model = groot.build(architecture("ckpt"))
+
+    def loss(params, inputs):
+        each = groot.losses(model, params, inputs)
+        return batch_loss(each), each
+
+    return jax.jit(jax.value_and_grad(loss, has_aux=True))
 
 
 @functools.cache
 def ours(name: str, **settings) -> dict:
     """Our outputs for a recorded checkpoint on the recorded inputs."""
-    return runner(architecture(name, **settings))(checkpoint(name), inputs(), {})
+    return runner(architecture(name, **settings))(checkpoint(name), inputs())
 
 
 def largest_difference(ours, theirs) -> float:
