@@ -9,14 +9,14 @@ import jax
 
 from clp_jax.aliases import Tree
 from clp_jax.errors import InputError
-from clp_jax.models import pi0, smolvla
+from clp_jax.models import groot, pi0, smolvla
 from clp_jax.models.family import Architecture, Family, Gates, Lengths, Loss, Remat, Stack, Tower, TowerStates
 from clp_jax.models.layers.scan import Rows
 from clp_jax.models.stacks import blocks_of, coupled, depths, rows_kept, stack_of, towers_measured
 from clp_jax.processing.robots import Robot
 from clp_jax.trees import flatten
 
-FAMILIES: dict[str, Any] = {"pi0": pi0, "smolvla": smolvla}
+FAMILIES: dict[str, Any] = {"pi0": pi0, "smolvla": smolvla, "groot": groot}
 """Every family by the name of its package; a new one is a package and a line here."""
 
 

@@ -1,1 +1,254 @@
-"""NVIDIA's GR00T-N1.5."""
+"""GR00T-N1.5 with NVIDIA's weights, at any size. Functions are those of `models.family.Family`."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Bool, Float
+
+from clp_jax.aliases import AnyArray, Array, Leaf, Tree
+from clp_jax.errors import InputError
+from clp_jax.models.family import Gates, Lengths, Loss, TowerStates
+from clp_jax.models.groot.architecture import (
+    GROOT_N15,
+    Architecture,
+    AttentionSizes,
+    DitSizes,
+    Padding,
+    QwenSizes,
+)
+from clp_jax.models.groot.augmentation import augment_images
+from clp_jax.models.groot.configuration import architecture_of
+from clp_jax.models.groot.layout import (
+    LEROBOT_PREFIX,
+    STACKS,
+    config_with_depths,
+    embedding_name,
+    layout,
+    prefix_of,
+    recognises,
+)
+from clp_jax.models.groot.model import Groot, model_image, sample_actions
+from clp_jax.models.groot.model import cameras as _cameras
+from clp_jax.models.groot.training import TrainingDefaults, frozen_paths, training_defaults
+from clp_jax.models.layers.flow import fixed_noise, per_draw, spread
+from clp_jax.models.layers.scan import Rows
+
+KINDS = ("groot_n15",)
+
+RELEASED = {"gr00t-n1.5": GROOT_N15}
+
+_PROMPT_TOKENS = 64
+_TOKENS_AROUND_AN_IMAGE = 8
+
+
+def build(architecture: Architecture, rows: Rows = None) -> Groot:
+    """The model of an architecture, without parameters; ``rows`` is how a batch is split over devices."""
+    return Groot(architecture, rows)
+
+
+def init_params(architecture: Architecture, rng: jax.Array) -> dict:
+    """Freshly initialised parameters, float32."""
+    one = {key: jnp.zeros((1, *leaf.shape), leaf.dtype) for key, leaf in inputs(architecture, Lengths(1, 2)).items()}
+    return build(architecture).init(rng, one, one["actions"], jnp.zeros(1, jnp.float32))["params"]
+
+
+def lengths(architecture: Architecture) -> Lengths:
+    """The checkpoint's chunk, and a prompt that holds the images and an instruction of some forty words.
+
+    Upstream pads a batch to its longest prompt and has no fixed length.
+    """
+    images = len(architecture.cameras) * (architecture.vision.num_tokens + _TOKENS_AROUND_AN_IMAGE)
+    return Lengths(architecture.horizon, images + _PROMPT_TOKENS)
+
+
+def camera_names(architecture: Architecture) -> tuple[str, ...]:
+    """The model's cameras, sorted: the prompt names them in this order."""
+    return architecture.cameras
+
+
+def inputs(
+    architecture: Architecture, lengths: Lengths, cameras: Sequence[str] | None = None
+) -> dict[str, jax.ShapeDtypeStruct]:
+    """What the model reads of one observation, without a batch axis.
+
+    A camera has no mask: its image is in the prompt or it is not.
+
+    Args:
+      architecture: of the model.
+      lengths: chunk and prompt.
+      cameras: those that are there; all of the model's if None.
+    """
+    size = architecture.vision.image_size
+    actions = lengths.horizon, architecture.action_dim
+    shapes: dict[str, Any] = {
+        f"image/{camera}": ((size, size, 3), jnp.uint8)
+        for camera in (architecture.cameras if cameras is None else cameras)
+    }
+    shapes |= {
+        "state": ((architecture.state_dim,), jnp.float32),
+        "embodiment_id": ((), jnp.int32),
+        "tokenized_prompt": ((lengths.prompt,), jnp.int32),
+        "tokenized_prompt_mask": ((lengths.prompt,), jnp.bool_),
+        "actions": (actions, jnp.float32),
+        "action_mask": (actions, jnp.bool_),
+    }
+    return {key: jax.ShapeDtypeStruct(*entry) for key, entry in shapes.items()}
+
+
+def any_size(architecture: Architecture) -> frozenset[str]:
+    """The model reads every array."""
+    del architecture
+    return frozenset()
+
+
+def complete(architecture: Architecture, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The arrays, with all actions counted in the loss where no mask says which.
+
+    Raises:
+      InputError: prompts do not have one place for every token of every image, or a robot is none of the model's.
+    """
+    if "tokenized_prompt" in arrays:
+        expected = len(_cameras(arrays)) * architecture.vision.num_tokens
+        places = (np.asarray(arrays["tokenized_prompt"]) == architecture.image_token).sum(axis=-1)
+        if (places != expected).any():
+            found = int(places[places != expected][0])
+            raise InputError(
+                f"a prompt has {found} image tokens (id {architecture.image_token}) and the "
+                f"images have {expected}; tokenized_prompt must hold {architecture.vision.num_tokens} for each image."
+            )
+    robots = np.asarray(arrays.get("embodiment_id", ()))
+    if ((robots < 0) | (robots >= architecture.embodiments)).any():
+        raise InputError(f"embodiment_id must be from 0 to {architecture.embodiments - 1}; it holds {robots.tolist()}.")
+    if "actions" not in arrays or "action_mask" in arrays:
+        return dict(arrays)
+    return {**arrays, "action_mask": np.ones(arrays["actions"].shape, bool)}
+
+
+def without_unseen(architecture: Architecture, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """All cameras are in the prompt, so all are seen."""
+    del architecture
+    return dict(arrays)
+
+
+def draw(
+    architecture: Architecture, rng: jax.Array, batch: Mapping[str, Leaf], samples: int = 1
+) -> tuple[dict[str, Leaf], jax.Array]:
+    """The batch with normal noise and upstream's times, t = (s - x) / s with x ~ Beta(alpha, 1)."""
+    noise_rng, time_rng, augmentation = jax.random.split(rng, 3)
+    b, *chunk = batch["actions"].shape
+    drawn = (b,) if samples == 1 else (b, samples)
+    # The distribution function of Beta(alpha, 1) is x^alpha.
+    time = _time_at(architecture, jax.random.uniform(time_rng, drawn))
+    return {**batch, "noise": jax.random.normal(noise_rng, (*drawn, *chunk)), "time": time}, augmentation
+
+
+def fixed_draw(architecture: Architecture, batch: Mapping[str, AnyArray]) -> dict[str, np.ndarray]:
+    """The same noise and times for the same shape, so that runs compare; times are quantiles of upstream's."""
+    shape = batch["actions"].shape
+    return {"noise": fixed_noise(shape), "time": np.asarray(_time_at(architecture, spread(shape[0])), np.float32)}
+
+
+def augment(architecture: Architecture, key: jax.Array, inputs: Mapping[str, Leaf]) -> dict[str, Leaf]:
+    """The inputs with Isaac-GR00T's other views of the same images; lerobot changes none."""
+    size = architecture.vision.image_size
+    images = {key.removeprefix("image/"): model_image(x, size) for key, x in inputs.items() if key.startswith("image/")}
+    return {**inputs, **{f"image/{camera}": image for camera, image in augment_images(key, images).items()}}
+
+
+def forward(
+    model: Groot, params: Tree, inputs: Mapping[str, Leaf], *, gates: Gates = Gates(), capture: bool = False
+) -> tuple[Float[Array, "b *k horizon adim"], dict[str, TowerStates]]:
+    """The velocity, and the towers' states if captured."""
+    t = jnp.asarray(inputs["time"])[..., None, None]
+    x_t = (1 - t) * inputs["noise"] + t * per_draw(inputs["actions"], inputs["time"])
+    return model.apply({"params": params}, inputs, x_t, inputs["time"], gates=gates, capture=capture)
+
+
+def losses(model: Groot, params: Tree, inputs: Mapping[str, Leaf], *, gates: Gates = Gates()) -> Loss:
+    """Mean square error over the counted dimensions of an observation, which weighs as many as it has."""
+    velocity, _ = forward(model, params, inputs, gates=gates)
+    target = per_draw(inputs["actions"], inputs["time"]) - inputs["noise"]
+    counted = _counted(inputs).astype(jnp.float32)
+    weight = counted.sum(axis=(1, 2))
+    error = jnp.square(velocity.astype(jnp.float32) - target) * per_draw(counted, inputs["time"])
+    total = error.sum(axis=(-2, -1))
+    # An observation without a counted dimension has loss and weight 0.
+    return Loss(total / jnp.maximum(weight, 1.0).reshape(-1, *(1 for _ in total.shape[1:])), weight)
+
+
+def error_weights(architecture: Architecture, inputs: Mapping[str, Leaf]) -> Float[Array, "b horizon adim"]:
+    """The loss of an observation is the mean over its counted dimensions."""
+    del architecture
+    counted = _counted(inputs).astype(jnp.float32)
+    return counted / jnp.maximum(counted.sum(axis=(1, 2), keepdims=True), 1.0)
+
+
+def sample(
+    model: Groot, params: Tree, inputs: Mapping[str, Leaf], *, noise: Leaf, num_steps: int, gates: Gates = Gates()
+) -> Float[Array, "b horizon adim"]:
+    """Actions by Euler steps from noise; padding dimensions are denoised like any other."""
+    return sample_actions(model, params, inputs, noise=noise, num_steps=num_steps, gates=gates)
+
+
+def num_steps(architecture: Architecture) -> int:
+    """The checkpoint's Euler steps."""
+    return architecture.num_inference_timesteps
+
+
+def why_no_actions(architecture: Architecture) -> str | None:
+    """It can always sample."""
+    del architecture
+    return None
+
+
+def _counted(inputs: Mapping[str, Leaf]) -> Bool[Array, "b horizon adim"]:
+    mask = inputs.get("action_mask")
+    return jnp.ones(inputs["actions"].shape, bool) if mask is None else jnp.asarray(mask).astype(bool)
+
+
+def _time_at(architecture: Architecture, quantile: AnyArray) -> AnyArray:
+    return (architecture.noise_s - quantile ** (1.0 / architecture.noise_alpha)) / architecture.noise_s
+
+
+__all__ = [
+    "GROOT_N15",
+    "KINDS",
+    "LEROBOT_PREFIX",
+    "RELEASED",
+    "STACKS",
+    "Architecture",
+    "AttentionSizes",
+    "DitSizes",
+    "Groot",
+    "Padding",
+    "QwenSizes",
+    "TrainingDefaults",
+    "architecture_of",
+    "augment",
+    "build",
+    "camera_names",
+    "complete",
+    "config_with_depths",
+    "draw",
+    "embedding_name",
+    "error_weights",
+    "fixed_draw",
+    "forward",
+    "frozen_paths",
+    "init_params",
+    "inputs",
+    "layout",
+    "lengths",
+    "losses",
+    "num_steps",
+    "prefix_of",
+    "recognises",
+    "sample",
+    "sample_actions",
+    "training_defaults",
+    "without_unseen",
+    "why_no_actions",
+]

@@ -1,0 +1,163 @@
+"""Qwen3, Eagle's language model, as GR00T-N1.5 uses it: one pass over the prompt, without a cache.
+
+Axis legend of the einsums:
+  B batch   T query tokens   S key tokens   K key/value heads   G query heads per K   H head dim
+"""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Bool, Float, Int
+
+from clp_jax.aliases import AnyArray, Array
+from clp_jax.models.groot.architecture import Padding, QwenSizes
+from clp_jax.models.layers.attention import rotate
+from clp_jax.models.layers.gating import gated
+from clp_jax.models.layers.scan import Rows, pinned, rematerialised
+
+_MASKED_LOGIT = -2.3819763e38
+
+
+class RMSNorm(nn.Module):
+    """RMS normalisation over the last axis in float32, rounded to the input's dtype before the scale."""
+
+    eps: float
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
+        scale = self.param("scale", nn.initializers.ones_init(), (x.shape[-1],))
+        wide = x.astype(jnp.float32)
+        wide = wide * jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + self.eps)
+        return wide.astype(x.dtype) * scale.astype(x.dtype)
+
+
+class Attention(nn.Module):
+    """Grouped-query attention whose queries and keys are normalised per head before they are rotated."""
+
+    sizes: QwenSizes
+    dtype: str
+    padding: Padding
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "b s d"], positions: Int[Array, "b s"], mask: Bool[Array, "b s s"]
+    ) -> Float[Array, "b s d"]:
+        size = self.sizes
+        b, s, _ = x.shape
+        groups = size.num_heads // size.num_kv_heads
+
+        def heads(name: str, count: int) -> Array:
+            dense = nn.Dense(count * size.head_dim, use_bias=False, dtype=self.dtype, name=name)
+            return dense(x).reshape(b, s, count, size.head_dim)
+
+        q = RMSNorm(size.eps, name="q_norm")(heads("q", size.num_heads))
+        k = RMSNorm(size.eps, name="k_norm")(heads("k", size.num_kv_heads))
+        v = heads("v", size.num_kv_heads)
+        q, k = (rotate(y, positions, size.rope_theta).astype(v.dtype) for y in (q, k))
+        q = q.reshape(b, s, size.num_kv_heads, groups, size.head_dim)
+        logits = jnp.einsum("BTKGH,BSKH->BKGTS", q, k, preferred_element_type=jnp.float32) * size.head_dim**-0.5
+        seen = mask[:, None, None]
+        # Where no key is seen all logits are the same, and every value, future ones included, weighs alike.
+        weights = jax.nn.softmax(jnp.where(seen, logits, _MASKED_LOGIT), axis=-1)
+        if self.padding == "flash":
+            weights = jnp.where(seen.any(axis=-1, keepdims=True), weights, 0.0)
+        read = jnp.einsum("BKGTS,BSKH->BTKGH", weights.astype(v.dtype), v)
+        return nn.Dense(size.width, use_bias=False, dtype=self.dtype, name="o")(read.reshape(b, s, -1))
+
+
+class FeedForward(nn.Module):
+    """silu(x gate) * (x up), then down."""
+
+    width: int
+    mlp_dim: int
+    dtype: str
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b s d"]) -> Float[Array, "b s d"]:
+        gate, up, down = (
+            nn.Dense(width, use_bias=False, dtype=self.dtype, name=name)
+            for name, width in (("gate", self.mlp_dim), ("up", self.mlp_dim), ("down", self.width))
+        )
+        return down(nn.silu(gate(x)) * up(x))
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block; a gate acts on the whole block."""
+
+    sizes: QwenSizes
+    dtype: str
+    padding: Padding
+    capture: bool
+    rows: Rows = None
+
+    @nn.compact
+    def __call__(self, x, gate, positions, mask):
+        x = inputs = pinned(x, self.rows)
+        normed = RMSNorm(self.sizes.eps, name="attn_norm")(x)
+        x = x + Attention(self.sizes, self.dtype, self.padding, name="attn")(normed, positions, mask)
+        normed = RMSNorm(self.sizes.eps, name="mlp_norm")(x)
+        x = x + FeedForward(self.sizes.width, self.sizes.mlp_dim, self.dtype, name="mlp")(normed)
+        if gate is not None:
+            x = gated(inputs, x, gate)
+        return x, x if self.capture else None
+
+
+class Qwen(nn.Module):
+    """The embedding table, the scanned blocks and the final norm."""
+
+    sizes: QwenSizes
+    vocab_size: int
+    padding: Padding
+    lm_head: bool
+    dtype: str
+    remat: str = "all"
+    rows: Rows = None
+
+    def setup(self) -> None:
+        table = (self.vocab_size, self.sizes.width)
+        self.embed_tokens = self.param("embed_tokens", nn.initializers.normal(0.02), table)
+        if self.lm_head:
+            # Nothing reads it; it is here so that a checkpoint goes through whole.
+            self.param("lm_head", nn.initializers.zeros_init(), table)
+        self.norm = RMSNorm(self.sizes.eps)
+
+    def embed(self, tokens: Int[AnyArray, "b s"]) -> Float[Array, "b s d"]:
+        """Token embeddings in the activation dtype."""
+        return jnp.asarray(self.embed_tokens)[jnp.asarray(tokens)].astype(self.dtype)
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "b s d"],
+        valid: Bool[Array, "b s"],
+        *,
+        gates: Float[AnyArray, "depth _g"] | None = None,
+        capture: bool = False,
+    ) -> tuple[Float[Array, "b s d"], Float[Array, "l b s d"] | None]:
+        """Run the stack.
+
+        Args:
+          x: embeddings, images included.
+          valid: False for padding, which counts in the positions but is seen by nobody.
+          gates: per block, for the batch or for each observation.
+          capture: also return the residual stream.
+
+        Returns:
+          The normalised stream, and the states [depth + 1, b, s, d] (None if not captured): the embeddings, the stream
+          after every block but the last, and the normalised one.
+        """
+        s = x.shape[1]
+        mask = jnp.tril(jnp.ones((s, s), bool)) & valid[:, None, :]
+        stack: Any = nn.scan(
+            rematerialised(Block, self.remat),
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+            in_axes=(0, nn.broadcast, nn.broadcast),
+            length=self.sizes.depth,
+        )
+        blocks = stack(self.sizes, self.dtype, self.padding, capture, self.rows, name="layers")
+        y, states = blocks(x, gates, jnp.broadcast_to(jnp.arange(s), valid.shape), mask)
+        y = self.norm(pinned(y, self.rows))
+        return y, jnp.concatenate([x[None], states[:-1], y[None]]) if capture else None
