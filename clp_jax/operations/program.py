@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
@@ -34,7 +35,7 @@ def count(function: Callable[..., Any], *args: Any, weights: Collection[int] = (
     return count_operations(jax.make_jaxpr(function)(*args), is_weight)
 
 
-def count_operations(jaxpr: core.ClosedJaxpr, is_weight: Sequence[bool]) -> Operations:
+def count_operations(jaxpr: Any, is_weight: Sequence[bool]) -> Operations:
     """Count a traced program.
 
     Args:
@@ -54,11 +55,12 @@ class _Value:
 
     Attributes:
       weight: whether nothing but parameters went into it.
-      known: its content, where the program alone decides it: which blocks of a scan skip what.
+      known: computes its content, where the program alone decides it: which blocks of a scan skip what. Called only
+        where something depends on it, for each new kind of operation has to be compiled.
     """
 
     weight: bool = False
-    known: np.ndarray | None = None
+    known: Callable[[], np.ndarray] | None = None
 
 
 _Found = tuple[Operations, list[_Value]]
@@ -72,7 +74,7 @@ _MOST_ROUNDS = 100_000
 
 
 def _open(jaxpr: Any) -> tuple[Any, Sequence[Any]]:
-    """A jaxpr and its constants; up to JAX 0.10 there are open and closed ones, since 0.11 one type is both."""
+    """A jaxpr and its constants; up to JAX 0.10 there are open and closed ones, in 0.12 one type is both."""
     return getattr(jaxpr, "jaxpr", jaxpr), getattr(jaxpr, "consts", ())
 
 
@@ -81,13 +83,13 @@ def _walk(jaxpr: Any, values: Sequence[_Value]) -> _Found:
     jaxpr, constants = _open(jaxpr)
     held = dict(zip(jaxpr.invars, values, strict=True)) | dict.fromkeys(jaxpr.constvars, _Value())
     held |= {
-        variable: _Value(known=np.asarray(x))
+        variable: _Value(known=functools.partial(np.asarray, x))
         for variable, x in zip(jaxpr.constvars, constants, strict=False)
         if _may_be_known(variable.aval)
     }
 
     def value(x: Any) -> _Value:
-        return held[x] if not isinstance(x, core.Literal) else _Value(known=_content(x))
+        return held[x] if not isinstance(x, core.Literal) else _Value(known=functools.partial(_content, x))
 
     total = Operations()
     for eqn in _needed(jaxpr):
@@ -123,9 +125,8 @@ def _equation(eqn: Any, values: list[_Value]) -> _Found:
         if any(eqn.primitive.name in PRODUCTS for eqn in _all_equations(inner)):
             raise InputError(f"matrix products inside {name} cannot be counted; count the program without it.")
     if _can_be_computed(eqn, values):
-        found = eqn.primitive.bind(*(value.known for value in values), **params)
-        found = found if eqn.primitive.multiple_results else [found]
-        return Operations(), [_Value(known=np.asarray(x)) for x in found]
+        compute = functools.cache(functools.partial(_computed, eqn, values))
+        return Operations(), [_Value(known=functools.partial(_item, compute, i)) for i in range(len(eqn.outvars))]
     arrays = [value for value in values if value.known is None]
     return Operations(), [_Value(bool(arrays) and all(value.weight for value in arrays))] * len(eqn.outvars)
 
@@ -133,12 +134,14 @@ def _equation(eqn: Any, values: list[_Value]) -> _Found:
 def _scan(eqn: Any, values: list[_Value]) -> _Found:
     """Iterations whose known slices are alike are walked once."""
     length, (body, _) = eqn.params["length"], _open(eqn.params["jaxpr"])
-    # Which inputs are constants, carried or sliced stands in num_consts and num_carry up to JAX 0.10, in ft_in since
+    # Which inputs are constants, carried or sliced stands in num_consts and num_carry up to JAX 0.10, in ft_in in
     # 0.12. The ranks say it in every version: only what is sliced or stacked has one axis less inside.
     sliced = [len(x.aval.shape) > len(y.aval.shape) for x, y in zip(eqn.invars, body.invars, strict=True)]
     carried = sum(len(x.aval.shape) == len(y.aval.shape) for x, y in zip(eqn.outvars, body.outvars, strict=True))
     constants = len(sliced) - sum(sliced) - carried
-    known = {i: value.known for i, value in enumerate(values) if sliced[i] and value.known is not None}
+    known = {}
+    if not _DECIDING.isdisjoint(eqn.primitive.name for eqn in _all_equations(body)):
+        known = {i: value.known() for i, value in enumerate(values) if sliced[i] and value.known is not None}
     alike: dict[tuple[bytes, ...], list[int]] = collections.defaultdict(list)
     for step in range(length) if known else ():
         alike[tuple(x[step].tobytes() for x in known.values())].append(step)
@@ -146,7 +149,7 @@ def _scan(eqn: Any, values: list[_Value]) -> _Found:
     for step, times in [(steps[0], len(steps)) for steps in alike.values()] if known else [(0, length)]:
         inputs = _changing(values, constants)
         for i, x in known.items():
-            inputs[i] = _Value(values[i].weight, np.asarray(x[step]))
+            inputs[i] = _Value(values[i].weight, functools.partial(np.asarray, x[step]))
         inner, outputs = _walk(eqn.params["jaxpr"], inputs)
         total += inner.times(times)
         weights = [output.weight for output in outputs]
@@ -170,9 +173,11 @@ def _while(eqn: Any, values: list[_Value]) -> _Found:
         test, (go,) = _walk(eqn.params["cond_jaxpr"], [*always, *state])
         if go.known is None:
             return total + once, unknown
-        if not go.known:
+        if not go.known():
             return total + test, state
         round_, state = _walk(eqn.params["body_jaxpr"], [*constants, *state])
+        # At once: what a long loop puts off would be computed in one deep recursion.
+        state = [x if x.known is None else _Value(known=functools.partial(np.asarray, x.known())) for x in state]
         total += test + round_
     raise InputError(f"a loop of the program takes more than {_MOST_ROUNDS} rounds; count one of them instead.")
 
@@ -181,7 +186,7 @@ def _cond(eqn: Any, values: list[_Value]) -> _Found:
     """The branch that is taken; where that is not known, the one with the most operations."""
     branches, chosen = eqn.params["branches"], values[0].known
     if chosen is not None:
-        return _walk(branches[int(chosen)], values[1:])
+        return _walk(branches[int(chosen())], values[1:])
     found = [_walk(branch, values[1:]) for branch in branches]
     outputs = [_Value(all(x.weight for x in same)) for same in zip(*(outputs for _, outputs in found), strict=True)]
     return max((operations for operations, _ in found), key=lambda operations: operations.flops), outputs
@@ -204,6 +209,9 @@ def _manual(params: Mapping[str, Any]) -> Collection[str]:
 
 _LOOPS_AND_BRANCHES = {"scan": _scan, "while": _while, "cond": _cond, "shard_map": _shard_map}
 
+_DECIDING = frozenset(["cond", "while"])
+"""What does the more or the less, depending on an array."""
+
 
 def _changing(values: Sequence[_Value], constants: int) -> list[_Value]:
     """The inputs of a loop's body: what is no constant of the loop is not known in every round."""
@@ -216,6 +224,15 @@ def _may_be_known(aval: Any) -> bool:
     if shape is None or jnp.issubdtype(aval.dtype, jax.dtypes.extended):
         return False
     return all(isinstance(size, int) for size in shape) and math.prod(shape) <= _LARGEST_KNOWN
+
+
+def _computed(eqn: Any, values: Sequence[_Value]) -> list[np.ndarray]:
+    found = eqn.primitive.bind(*(value.known() for value in values if value.known), **eqn.params)
+    return [np.asarray(x) for x in (found if eqn.primitive.multiple_results else [found])]
+
+
+def _item(compute: Callable[[], list[np.ndarray]], place: int) -> np.ndarray:
+    return compute()[place]
 
 
 def _content(literal: Any) -> np.ndarray:
