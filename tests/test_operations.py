@@ -67,6 +67,11 @@ def test_products_of_every_kind_have_their_own_sum():
     assert (found.flops, found.passes) == (4 * ONE, (1 + 6 + 3 + 1) * ONE)
 
 
+def test_operands_of_two_types_count_as_the_wider():
+    found = count(lax.dot, SQUARE, shape(4, 4, dtype=jnp.bfloat16))
+    assert found.products == {FLOAT32: ONE}
+
+
 def test_the_default_precision_is_the_one_that_is_set():
     with jax.default_matmul_precision("highest"):
         assert set(count(square, SQUARE).products) == {("float32", "HIGHEST")}
@@ -177,9 +182,25 @@ def test_a_branch_that_only_the_data_chooses_counts_as_the_dearest():
 def test_what_only_one_branch_knows_is_not_known():
     def run(x):
         flag = lax.cond(x[0, 0] > 0, lambda: True, lambda: False)
-        return lax.cond(flag, square, lambda x: square(square(x)), x)
+        return lax.cond(flag, lambda x: square(square(x)), square, x)
 
     assert count(run, SQUARE).flops == 2 * ONE
+
+
+def test_constants_of_a_loop_are_known_in_it_and_what_it_changes_is_not():
+    def constant(x):
+        never = jnp.arange(3)[1] > 5
+        return lax.scan(lambda x, _: (lax.cond(never, square, lambda x: x, x), None), x, length=4)[0]
+
+    def changing(x):
+        def step(carry, _):
+            x, flag = carry
+            return (lax.cond(flag, square, lambda x: x, x), ~flag), None
+
+        return lax.scan(step, (x, jnp.zeros((), bool)), length=4)[0]
+
+    assert count(constant, SQUARE).flops == 0
+    assert count(changing, SQUARE).flops == 4 * ONE
 
 
 def rounds(first, last, x):
@@ -247,6 +268,14 @@ def test_sizes_may_be_symbolic():
     assert scanned.flops == 3 * 2 * b * 4 * 4
     branches = count(lambda x: lax.cond(x[0, 0] > 0, square, lambda x: x, x @ x.T), shape(b, 4))
     assert branches.flops == 2 * b * b * 4 + 2 * b * b * b
+
+
+def test_a_symbolic_size_decides_nothing():
+    (b,) = export.symbolic_shape("b")
+    found = count(
+        lambda x: lax.cond(jnp.asarray(x.shape[0]) > 3, lambda x: x, lambda x: x @ jnp.ones((4, 4)), x), shape(b, 4)
+    )
+    assert found.flops == 2 * b * 4 * 4
 
 
 def test_products_in_a_kernel_are_told():

@@ -134,7 +134,7 @@ def _equation(eqn: Any, values: list[_Value]) -> _Found:
 def _scan(eqn: Any, values: list[_Value]) -> _Found:
     """Iterations whose known slices are alike are walked once."""
     length, (body, _) = eqn.params["length"], _open(eqn.params["jaxpr"])
-    # Which inputs are constants, carried or sliced stands in num_consts and num_carry up to JAX 0.10, in ft_in in
+    # Which inputs are constants, carried or sliced stands in num_consts and num_carry up to JAX 0.10, in ft_in of
     # 0.12. The ranks say it in every version: only what is sliced or stacked has one axis less inside.
     sliced = [len(x.aval.shape) > len(y.aval.shape) for x, y in zip(eqn.invars, body.invars, strict=True)]
     carried = sum(len(x.aval.shape) == len(y.aval.shape) for x, y in zip(eqn.outvars, body.outvars, strict=True))
