@@ -6,15 +6,18 @@ MAKEFLAGS += --no-print-directory
 .DELETE_ON_ERROR:
 .PHONY: help install demo test test-openpi-pins test-lerobot lint format clean
 
-# The first that runs and is new enough (a version manager's stand-ins exist for Pythons that do not run).
+# $(call python,VERSION...): the first interpreter of these versions that runs, from the path (where a version manager's
+# stand-ins exist for Pythons that do not run) or from the folders of pyenv and uv, which need not be on it.
+python = $(shell for v in $(1); do for p in python$$v "$${PYENV_ROOT:-$$HOME/.pyenv}"/versions/$$v.*/bin/python \
+	"$${UV_PYTHON_INSTALL_DIR:-$$HOME/.local/share/uv/python}"/cpython-$$v.*/bin/python; do \
+	if "$$p" -c '' >/dev/null 2>&1; then echo "$$p"; exit; fi; done; done)
 NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
-PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3; do \
-	if "$$p" -c '$(NEW_ENOUGH)' >/dev/null 2>&1; then echo "$$p"; break; fi; done)
+# The newest, for it decides how new the newest releases are.
+PYTHON ?= $(or $(call python,3.13 3.12 3.11),python3)
 # openpi's own versions have wheels for this one.
-PYTHON311 ?= python3.11
-# lerobot needs this one, which may be only among pyenv's.
-PYTHON312 ?= $(shell for p in python3.12 "$${PYENV_ROOT:-$$HOME/.pyenv}"/versions/3.12.*/bin/python; do \
-	if "$$p" -c '' >/dev/null 2>&1; then echo "$$p"; break; fi; done)
+PYTHON311 ?= $(call python,3.11)
+# lerobot needs this one.
+PYTHON312 ?= $(call python,3.12)
 
 # Two, not one a core: every worker compiles with all cores and holds its own programs in memory.
 WORKERS ?= 2
@@ -82,7 +85,7 @@ comma := ,
 define install
 	@python="$(1)"; \
 	if ! "$$python" -c '$(NEW_ENOUGH)' 2>/dev/null; then \
-		echo "error: no Python for $(@D) found (tried $${python:-python3.13, python3.12, python3.11, python3}): install" \
+		echo "error: no Python for $(@D) found on the path, among pyenv's or uv's ($${python:-none} is the last tried): install" \
 			"one, or name it with make PYTHON=... (3.11 to 3.13), PYTHON311=... or PYTHON312=..." >&2; exit 1; fi; \
 	if ! "$$python" -c 'import ensurepip, venv' 2>/dev/null; then \
 		echo "error: $$python has no venv module: on Debian and Ubuntu, apt install python3-venv" >&2; exit 1; fi; \

@@ -33,11 +33,13 @@ class Forecast:
       activations: needed less held: activations, gradients, gathered parameters, results, code.
       memory: the compiler's own numbers; empty if it gave up.
       flops: of matrix products.
+      passes: the same as operations of one-pass bfloat16 products; float32 takes several (`operations.passes`).
+      products: the flops by dtype and precision.
       traffic: bytes through the HBM at least: the larger of all arguments and of the parameters at each use, and the
         results.
       collectives: bytes of whole arrays per kind.
       sent: bytes that leave a chip.
-      compute_seconds: flops at peak.
+      compute_seconds: passes at peak.
       memory_seconds: traffic at full bandwidth.
       network_seconds: sent over all links at full bandwidth.
       problem: why there is no program, if there is none.
@@ -56,6 +58,8 @@ class Forecast:
     activations: int = 0
     memory: Mapping[str, int] = dataclasses.field(default_factory=dict)
     flops: float = 0.0
+    passes: float = 0.0
+    products: Mapping[str, float] = dataclasses.field(default_factory=dict)
     traffic: float = 0.0
     collectives: Mapping[str, int] = dataclasses.field(default_factory=dict)
     sent: float = 0.0
@@ -127,10 +131,12 @@ def _counted(begun: Forecast, topology: Topology, split: int, operations: Operat
         activations=needed - memory["argument"],
         memory=memory,
         flops=operations.flops / split,
+        passes=operations.passes / split,
+        products={f"{kind.dtype} {kind.precision}": flops / split for kind, flops in operations.products.items()},
         traffic=float(traffic),
         collectives=dict(payload),
         sent=float(sent),
-        compute_seconds=operations.flops / split / chip.flops,
+        compute_seconds=operations.passes / split / chip.flops,
         memory_seconds=traffic / chip.hbm_bandwidth,
         network_seconds=sent / network if network else 0.0,
     )
