@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from clp_jax.models import Gates
     from clp_jax.plan import PrunePlan, TowerPlan
     from clp_jax.prune import apply_plan, prune_checkpoint
+    from clp_jax.planning import Depth, choose, plan_of_blocks
+    from clp_jax.sampling import sample
     from clp_jax.selection import select
     from clp_jax.sensitivity import plan_gates
     from clp_jax.similarity import Sampling
@@ -40,6 +42,10 @@ _HOME = {
     "TowerPlan": "plan",
     "apply_plan": "prune",
     "prune_checkpoint": "prune",
+    "Depth": "planning",
+    "choose": "planning",
+    "plan_of_blocks": "planning",
+    "sample": "sampling",
     "select": "selection",
     "plan_gates": "sensitivity",
     "Sampling": "similarity",

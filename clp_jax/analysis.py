@@ -5,7 +5,7 @@ import json
 import math
 import os
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -190,7 +190,7 @@ def analyse(
     gates: bool = True,
     gauss_newton: bool = True,
     seed: int = 0,
-    progress: Callable[..., Any] = iter,
+    progress: Callable[[Iterable[Any], int], Iterable[Any]] = lambda batches, _: batches,
 ) -> Analysis:
     """Measure similarity and loss derivatives of a model on calibration data.
 
@@ -203,7 +203,7 @@ def analyse(
       gates: also measure the derivatives of the criterion gateprobe: one backward pass.
       gauss_newton: and the curvature of the criterion gauss-newton: one forward-mode pass per block.
       seed: of the dealing of episodes into groups.
-      progress: wraps the iterator of batches.
+      progress: wraps the iterator of batches, of which there are so many.
 
     Raises:
       InputError: the checkpoint or the states are not finite, or there are too few samples.

@@ -8,11 +8,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from clp_jax.checkpoint import CheckpointSpec, read_params, read_spec
+from clp_jax.checkpoint import CheckpointSpec, FolderSpec, Spec, read_params, read_spec, stored_shapes
+from clp_jax.checkpoint.tensors import TensorLeaves
 from clp_jax.errors import InputError
-from clp_jax.models import Architecture, abstract_params, family_of_tree
+from clp_jax.models import Architecture, abstract_params, family_of_kind, family_of_tree
 from clp_jax.sharding import make_mesh, parameter_shardings
-from clp_jax.trees import check_same_structure
+from clp_jax.trees import check_same_structure, flatten
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,13 +27,13 @@ class LoadedModel:
       mesh: the devices.
     """
 
-    spec: CheckpointSpec
+    spec: Spec
     architecture: Architecture
     params: dict
     mesh: jax.sharding.Mesh
 
 
-def read_architecture(spec: CheckpointSpec, *, dtype: str = "bfloat16", **settings: Any) -> Architecture:
+def read_architecture(spec: Spec, *, dtype: str = "bfloat16", **settings: Any) -> Architecture:
     """The architecture of a checkpoint, proven by comparing every name and shape with our model's.
 
     Args:
@@ -44,22 +45,37 @@ def read_architecture(spec: CheckpointSpec, *, dtype: str = "bfloat16", **settin
       InputError: not a checkpoint of a family that we know, a setting that its family does not have, or some leaf is
         missing, unknown or of another shape; all are listed.
     """
-    family = family_of_tree(spec.tree)
+    family = family_of_kind(spec.kind) if isinstance(spec, FolderSpec) else family_of_tree(spec.tree)
     given = {name: value for name, value in settings.items() if value is not None}
     known = inspect.signature(family.architecture_of).parameters
     foreign = [f"--{name.replace('_', '-')}" for name in given if name not in known]
     if foreign:
         raise InputError(f"{' and '.join(foreign)} says nothing about {spec.path}; leave it out.")
+    shapes = stored_shapes(spec) if isinstance(spec, FolderSpec) else spec.tree
+    read = family.architecture_of_tensors if isinstance(spec, FolderSpec) else family.architecture_of
     try:
-        architecture = family.architecture_of(spec.tree, spec.folder, dtype=dtype, **given)
+        architecture = read(shapes, spec.folder, dtype=dtype, **given)
     except InputError as error:
         raise InputError(f"{spec.path}: {error}") from None
-    check_same_structure(
-        abstract_params(architecture),
-        spec.tree,
-        what=f"the parameters of {spec.path} and of a {architecture.kind} model",
-    )
+    if isinstance(spec, FolderSpec):
+        TensorLeaves(spec, architecture)  # compares every tensor
+    else:
+        what = f"the parameters of {spec.path} and of a {architecture.kind} model"
+        check_same_structure(abstract_params(architecture), spec.tree, what=what)
     return architecture
+
+
+def stored_tree(spec: Spec, architecture: Architecture) -> dict[str, Any]:
+    """Shapes and stored dtypes of a checkpoint's parameters, in our tree."""
+    return TensorLeaves(spec, architecture).tree if isinstance(spec, FolderSpec) else spec.tree
+
+
+def read_parameters(spec: Spec, architecture: Architecture, mesh: jax.sharding.Mesh) -> dict[str, Any]:
+    """The parameters of a checkpoint in their stored dtypes, each large one split over the devices."""
+    shardings = parameter_shardings(stored_tree(spec, architecture), mesh)
+    if isinstance(spec, FolderSpec):
+        return TensorLeaves(spec, architecture).read(flatten(shardings))
+    return read_params(spec, sharding=shardings)
 
 
 def default_dtype() -> str:
@@ -68,7 +84,7 @@ def default_dtype() -> str:
 
 
 def load_model(
-    checkpoint: str | os.PathLike[str] | CheckpointSpec,
+    checkpoint: str | os.PathLike[str] | Spec,
     *,
     dtype: str | None = None,
     fsdp_devices: int = 1,
@@ -77,7 +93,7 @@ def load_model(
     """Read a checkpoint onto all devices.
 
     Args:
-      checkpoint: step folder or its ``params`` child, local or remote, or its spec.
+      checkpoint: step folder or its ``params`` child, local or remote; a folder of safetensors files; or its spec.
       dtype: activation dtype, ``default_dtype()`` if None; parameters keep theirs.
       fsdp_devices: over how many devices each large parameter is split.
       settings: what neither weights nor files beside them tell: of π0 ``lora_scale``, alpha / rank of its adapters; of
@@ -86,13 +102,13 @@ def load_model(
     Raises:
       InputError: unreadable checkpoint, foreign parameters, unknown dtype or a mesh that does not fit.
     """
-    spec = checkpoint if isinstance(checkpoint, CheckpointSpec) else read_spec(checkpoint)
+    spec = checkpoint if isinstance(checkpoint, CheckpointSpec | FolderSpec) else read_spec(checkpoint)
     dtype = dtype or default_dtype()
     if dtype not in ("float32", "bfloat16"):
         raise InputError(f"--dtype {dtype} is not an activation dtype; give float32 or bfloat16.")
     architecture = read_architecture(spec, dtype=dtype, **settings)
     mesh = make_mesh(fsdp_devices)
-    params = read_params(spec, sharding=parameter_shardings(spec.tree, mesh))
+    params = read_parameters(spec, architecture, mesh)
     return LoadedModel(spec, architecture, params, mesh)
 
 

@@ -13,6 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+from etils import epath
+
 from clp_jax.checkpoint.safetensors_header import Shard, Stamp, StoredTensor, opened_to_read, read_exactly, stamp_of
 from clp_jax.checkpoint.safetensors_listing import INDEX_FILE, Files, list_files, read_json_file, read_shards
 from clp_jax.checkpoint.spec import RECORD_FILE
@@ -22,6 +26,7 @@ from clp_jax.models.stored import StoredFamily, StoredTower, stored_families
 
 CONFIG_FILE = "config.json"
 _END_BYTES = 512
+_FLOATS = {"F32": jnp.float32, "BF16": jnp.bfloat16, "F16": jnp.float16}
 
 
 @dataclass(frozen=True)
@@ -53,6 +58,16 @@ class FolderSpec:
     stamps: dict[str, Stamp]
     left_out: tuple[str, ...]
     plan_record: dict[str, Any] | None
+
+    @property
+    def folder(self) -> epath.Path:
+        """Where the files are that say what shapes do not."""
+        return epath.Path(self.path)
+
+    @property
+    def assets(self) -> epath.Path:
+        """Where statistics and tokenizer are."""
+        return epath.Path(self.path)
 
     @property
     def kind(self) -> str:
@@ -116,6 +131,20 @@ def read_folder(path: str | os.PathLike[str]) -> FolderSpec:
         left_out=files.left_out,
         plan_record=None if record is None else read_json_file(record),
     )
+
+
+def stored_shapes(spec: FolderSpec) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes and dtypes of all tensors by name.
+
+    Raises:
+      InputError: a tensor is of a dtype that no model has.
+    """
+    found = {}
+    for name, tensor in spec.tensors.items():
+        if tensor.dtype not in _FLOATS:
+            raise InputError(f"{name} of {spec.path} is stored as {tensor.dtype}; a model needs {', '.join(_FLOATS)}.")
+        found[name] = jax.ShapeDtypeStruct(tensor.shape, _FLOATS[tensor.dtype])
+    return found
 
 
 def is_safetensors_folder(path: str | os.PathLike[str]) -> bool:

@@ -17,6 +17,8 @@ from clp_jax.errors import InputError
 from clp_jax.trees import describe, flatten, unflatten
 
 RECORD_FILE = "clp.json"
+POLICY = "policy"
+"""Below ``assets``: the files of the policy folder that a run began from."""
 _END_BYTES = 4096
 _LIVE = "train_state"
 
@@ -33,8 +35,11 @@ class CheckpointSpec:
       plan_record: content of ``clp.json`` in the step folder, if there is one.
     """
 
-    folder = None
-    """An openpi checkpoint has no configuration beside its weights."""
+    @property
+    def folder(self) -> epath.Path | None:
+        """Where the files are that say what shapes do not, ``assets/policy`` of a run; openpi's checkpoints have none."""
+        policy = None if self.assets is None else self.assets / POLICY
+        return policy if policy is not None and policy.is_dir() else None
 
     path: epath.Path
     tree: dict[str, Any]

@@ -4,7 +4,7 @@ A family is one package below ``clp_jax.models``, listed in ``clp_jax.models.FAM
 `Family`. Nothing is inherited, and no other part of clp_jax knows a kind or a tower by name.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import flax.linen as nn
@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float
 
 from clp_jax.aliases import AnyArray, Array, Leaf, Tree
 from clp_jax.models.layers.scan import Rows
+from clp_jax.models.layers.torch_rules import Layout
 from clp_jax.processing.norm_stats import NormStats
 from clp_jax.processing.robots import Robot
 
@@ -234,6 +235,20 @@ class Family(Protocol):
         Raises:
           InputError: the tree is no such model, or a file says what this family does not know.
         """
+        ...
+
+    def architecture_of_tensors(
+        self, tensors: Mapping[str, Any], folder: epath.Path | None, *, dtype: str, **settings: Any
+    ) -> Any:
+        """`architecture_of` from the tensors of a folder of safetensors files, by name, in place of a tree."""
+        ...
+
+    def stored_layout(self, leaves: Mapping[str, Any], names: Iterable[str]) -> Layout:
+        """The tensors of upstream's files for every leaf; families without such files need it only to export."""
+        ...
+
+    def twins(self, names: Iterable[str]) -> dict[str, str]:
+        """Tensors that upstream's files may leave out, because another holds the same values: name to that other."""
         ...
 
     def build(self, architecture: Any, rows: Rows = None) -> nn.Module:

@@ -1,6 +1,6 @@
 """GR00T-N1.5 with NVIDIA's weights, at any size. Functions are those of `models.family.Family`."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -29,19 +29,36 @@ from clp_jax.models.groot.layout import (
     layout,
     prefix_of,
     recognises,
+    twins,
 )
 from clp_jax.models.groot.model import Groot, model_image, sample_actions
 from clp_jax.models.groot.model import cameras as _cameras
-from clp_jax.models.groot.training import TrainingDefaults, frozen_paths, training_defaults
+from clp_jax.models.groot.training import FROZEN, TrainingDefaults, frozen_paths, training_defaults
 from clp_jax.models.layers.flow import fixed_noise, per_draw, spread
 from clp_jax.models.layers.scan import Rows
+from clp_jax.models.layers.torch_rules import Layout
+from clp_jax.processing.robots import Robot
 
 KINDS = ("groot_n15",)
 
 RELEASED = {"gr00t-n1.5": GROOT_N15}
 
+ROBOTS: dict[str, Robot] = {}
+
+LORA = None
+
+TITLES = {"groot_n15": "GR00T-N1.5"}
+
+LICENCES = """The weights derive from NVIDIA's GR00T-N1.5: they are under NVIDIA's licence for that model (see the card of
+nvidia/GR00T-N1.5-3B), pruned, fine-tuned or converted, and contain weights of Qwen3 (Apache-2.0) and SigLIP 2
+(Apache-2.0)."""
+
 _PROMPT_TOKENS = 64
 _TOKENS_AROUND_AN_IMAGE = 8
+
+
+architecture_of_tensors = architecture_of
+"""The architecture from the tensors of a file in place of a tree: names tell which it is."""
 
 
 def build(architecture: Architecture, rows: Rows = None) -> Groot:
@@ -96,6 +113,17 @@ def inputs(
         "action_mask": (actions, jnp.bool_),
     }
     return {key: jax.ShapeDtypeStruct(*entry) for key, entry in shapes.items()}
+
+
+def stored_layout(leaves: Mapping[str, Any], names: Iterable[str]) -> Layout:
+    """The tensors of NVIDIA's or lerobot's files for every leaf."""
+    return layout(leaves, prefix_of(names))
+
+
+def frozen_rules(architecture: Architecture) -> tuple[tuple[str, bool], ...]:
+    """What Isaac-GR00T does not train without further flags: the language model and the image encoder."""
+    del architecture
+    return FROZEN
 
 
 def any_size(architecture: Architecture) -> frozenset[str]:
@@ -249,6 +277,7 @@ __all__ = [
     "sample",
     "sample_actions",
     "training_defaults",
+    "twins",
     "without_unseen",
     "why_no_actions",
 ]

@@ -81,7 +81,7 @@ def aliases(names: Iterable[str]) -> dict[str, str]:
 
 
 GROOT = StoredFamily(
-    kind="groot",
+    kind="groot_n15",
     recognises=recognises,
     why_not=why_not,
     towers=towers,

@@ -20,6 +20,9 @@ _PARTS = {
 _UNREAD = r"backbone/(?:vision_head/.*|llm/lm_head)"
 """Nothing reads these, so no gradient reaches them, and weight decay alone must not change them."""
 
+FROZEN = tuple((pattern, True) for pattern in (_PARTS["llm"], _PARTS["visual"], r"backbone/vision_head/.*"))
+"""Upstream's defaults as rules over whole names."""
+
 _NOT_DECAYED = r"(?:.*/)?bias|.*/(?:vlln|norm[13]|encoder_norm|LayerNorm_[01])/scale"
 """Biases and layer norms; the biases ``b`` of the embodiments' layers have another name and are decayed."""
 

@@ -1,7 +1,7 @@
 """SmolVLA of lerobot, at any size. Functions are those of `models.family.Family`."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -14,16 +14,34 @@ from clp_jax.aliases import AnyArray, Array, Leaf, Tree
 from clp_jax.models.family import Gates, Lengths, Loss, TowerStates
 from clp_jax.models.layers.flow import fixed_noise, noisy_actions, per_draw, spread
 from clp_jax.models.layers.scan import Rows
+from clp_jax.models.layers.torch_rules import Layout
 from clp_jax.models.smolvla.architecture import EMPTY_CAMERA, SMOLVLA, Architecture, LlamaSizes, TrainingSettings
 from clp_jax.models.smolvla.configuration import read_architecture
 from clp_jax.models.smolvla.layout import STACKS, config_with_depths, layout
 from clp_jax.models.smolvla.measured import of_tensors, of_tree
 from clp_jax.models.smolvla.model import SmolVLA, sample_actions
-from clp_jax.models.smolvla.training import frozen_rows, learning_rate, trainable, training_defaults
+from clp_jax.models.smolvla.training import (
+    frozen_patterns,
+    frozen_rows,
+    learning_rate,
+    trainable,
+    training_defaults,
+)
+from clp_jax.processing.robots import Robot
 
 KINDS = ("smolvla",)
 
 RELEASED = {"smolvla": SMOLVLA}
+
+
+ROBOTS: dict[str, Robot] = {}
+
+LORA = None
+
+TITLES = {"smolvla": "SmolVLA"}
+
+LICENCES = """The weights derive from SmolVLM2 and SmolVLA of Hugging Face, which are under Apache-2.0; say that the files
+were changed."""
 
 
 def recognises(tree: Tree) -> bool:
@@ -112,6 +130,23 @@ def inputs(
         "actions": ((lengths.horizon, architecture.action_dim), jnp.float32),
     }
     return {key: jax.ShapeDtypeStruct(*entry) for key, entry in shapes.items()}
+
+
+def stored_layout(leaves: Mapping[str, Any], names: Iterable[str]) -> Layout:
+    """The tensors of lerobot's file for every leaf."""
+    del names
+    return layout(leaves)
+
+
+def twins(names: Iterable[str]) -> dict[str, str]:
+    """No tensor of a SmolVLA stands for another."""
+    del names
+    return {}
+
+
+def frozen_rules(architecture: Architecture) -> tuple[tuple[str, bool], ...]:
+    """What lerobot does not train under the settings of the checkpoint."""
+    return frozen_patterns(architecture)
 
 
 def any_size(architecture: Architecture) -> frozenset[str]:

@@ -19,11 +19,19 @@ def trainable(architecture: Architecture, paths: Iterable[str]) -> frozenset[str
     By default only the expert and the projections of state, actions and time are trained. Where the VLM is trained too,
     its last block stays as it is: see `frozen_rows`.
     """
+    patterns = [pattern for pattern, _ in frozen_patterns(architecture)]
+    return frozenset(path for path in paths if any(re.fullmatch(pattern, path) for pattern in patterns))
+
+
+def frozen_patterns(architecture: Architecture) -> tuple[tuple[str, bool], ...]:
+    """The same as rules over whole names; each says that what it matches is frozen."""
     settings = architecture.training
     patterns = [_OF_THE_VLM] if settings.train_expert_only else [_NEVER_TRAINED]
-    patterns += [r"vision/.*"] if settings.freeze_vision_encoder else []
+    # Where the whole VLM is frozen, so is its image encoder: a rule must decide about something.
+    apart = settings.freeze_vision_encoder and not settings.train_expert_only
+    patterns += [r"vision/.*"] if apart else []
     patterns += [] if settings.train_state_proj else [r"state_proj/.*"]
-    return frozenset(path for path in paths if any(re.fullmatch(pattern, path) for pattern in patterns))
+    return tuple((pattern, True) for pattern in patterns)
 
 
 def frozen_rows(architecture: Architecture, paths: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:

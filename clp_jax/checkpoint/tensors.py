@@ -1,0 +1,99 @@
+"""The tensors of a folder of safetensors files as the leaves of a model's parameter tree."""
+
+import functools
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from clp_jax.checkpoint.safetensors_folder import FolderSpec
+from clp_jax.checkpoint.tensorfile import read_tensors
+from clp_jax.checkpoint.threads import run_in_threads
+from clp_jax.errors import InputError
+from clp_jax.models import Architecture, abstract_params, blocks_of, family_of
+from clp_jax.models.layers.torch_rules import from_tensors, tensors_of
+from clp_jax.trees import difference, flatten, unflatten
+
+
+class TensorLeaves:
+    """The leaves of a model, made from tensors when they are asked for; the files are mapped, not read.
+
+    Args:
+      spec: the folder.
+      architecture: of its model.
+
+    Raises:
+      InputError: some tensor is missing, unknown, or of another shape; all are listed.
+    """
+
+    def __init__(self, spec: FolderSpec, architecture: Architecture):
+        family = family_of(architecture)
+        tensors: dict[str, np.ndarray] = {}
+        for shard in spec.shards.values():
+            tensors |= read_tensors(shard.path)
+        tensors |= {name: tensors[twin] for name, twin in family.twins(tensors).items()}
+        leaves = flatten(abstract_params(architecture))
+        self._layout = family.stored_layout(leaves, tensors)
+        self._blocks = functools.partial(blocks_of, family.STACKS)
+        self._tensors, self._leaves = tensors, leaves
+        wanted = tensors_of(leaves, self._layout, self._blocks)
+        lines = difference(wanted, tensors)
+        if lines:
+            count = f"{len(lines)} tensors differ" if len(lines) > 1 else "1 tensor differs"
+            listed = "\n  ".join(lines)
+            raise InputError(f"{spec.path} and a {architecture.kind} model do not fit, {count}:\n  {listed}")
+
+    @property
+    def tree(self) -> dict[str, Any]:
+        """Shapes and stored dtypes.
+
+        Raises:
+          InputError: blocks of one tower are stored in different dtypes.
+        """
+        return unflatten(
+            {path: jax.ShapeDtypeStruct(leaf.shape, self._dtype(path)) for path, leaf in self._leaves.items()}
+        )
+
+    def whole(self, path: str) -> np.ndarray:
+        """One leaf, its rows stacked."""
+        leaf = self._leaves[path]
+        values = np.empty(leaf.shape, self._dtype(path))
+        stacked = self._blocks(path, 1) is not None
+        for row, part in enumerate(self.rows(path)):
+            values[row if stacked else ...] = part
+        return values
+
+    def rows(self, path: str) -> Iterator[np.ndarray]:
+        """The rows of a stacked leaf one after another, or the one array of any other."""
+        found = from_tensors({path: self._leaves[path]}, self._layout, self._blocks, self._tensors)
+        return (part for _, _, part in found)
+
+    def read(self, shardings: Mapping[str, Any]) -> dict[str, Any]:
+        """All leaves as a tree.
+
+        Args:
+          shardings: per path where the leaf goes; None returns it on the host. What another host holds is not made.
+        """
+        values: dict[str, Any] = {}
+
+        def read(path: str) -> Iterator[int]:
+            array = self.whole(path)
+            placement = shardings[path]
+            if placement is not None:
+                array = jax.make_array_from_callback(array.shape, placement, array.__getitem__)
+            values[path] = array
+            yield array.nbytes
+
+        run_in_threads([read(path) for path in self._leaves], lambda _: None)
+        return unflatten({path: values[path] for path in self._leaves})
+
+    def _dtype(self, path: str) -> np.dtype:
+        leaf = self._leaves[path]
+        numbers = self._blocks(path, leaf.shape[0] if leaf.shape else 0)
+        names = [name.format(i=i) for i in numbers or [0] for name in self._layout[path].names]
+        dtypes = {self._tensors[name].dtype for name in names} or {np.dtype(np.float32)}
+        if len(dtypes) > 1:
+            listed = ", ".join(sorted(map(str, dtypes)))
+            raise InputError(f"{names[0]} and its like in other blocks are stored as {listed}; store them alike.")
+        return dtypes.pop()
