@@ -4,6 +4,7 @@ import dataclasses
 import time
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from clp_jax.checkpoint import read_spec, staged
@@ -49,12 +50,14 @@ def run(config: NormStats) -> None:
         raise InputError(f"an action chunk of {horizon} actions is none; give at least 1.")
     with staged(config.out, overwrite=config.overwrite, sources=[config.data]) as folder:
         start = time.perf_counter()
-        recording = open_recording(config.data, robot)
+        recording = open_recording(config.data, robot, pictures=False)
         stats = recording.norm_stats(horizon)
         seconds = time.perf_counter() - start
         asset_id = config.asset_id or recording.asset_id
         norm_stats.save(folder / asset_id, stats)
     _print(console, stats)
+    for note in recording.proof.notes:
+        console.print(f"[yellow]note:[/] {escape(note)}")
     console.print(
         f"{len(recording.data):,} rows of {len(recording.data.meta.episodes):,} episodes, chunks of {horizon} actions, "
         f"in {seconds:.1f} s"
