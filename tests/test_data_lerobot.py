@@ -201,7 +201,7 @@ def with_broken_png(table):
 
 BROKEN_IMAGES = {
     "episode 0, observation.video: .*cannot be decoded": lambda f: cut(f, "videos/**/*.mp4"),
-    "episode 0, frame 2, observation.video: .* has no frame at 0.200 s": shorten,
+    "episode 0, frame 1, observation.video: .* has no frame at 0.100 s": shorten,
     "episode 0, frame 0, observation.still: .*broken image": lambda f: edit_table(f, with_broken_png),
 }
 

@@ -106,9 +106,10 @@ def _nearest(times: np.ndarray, wanted: np.ndarray) -> np.ndarray:
 
 def _lost(key: str, position: int, rows: Rows, film: Film, wanted: np.ndarray, lost: np.ndarray) -> str:
     episode, row = rows.episodes[position], int(lost[0])
+    more = f", nor for {len(lost) - 1} more of its {episode.length} rows" if len(lost) > 1 else ""
     return (
         f"episode {episode.index}, frame {row}, {key}: the video {episode.videos[key]} has no frame at "
-        f"{wanted[row]:.3f} s, which the table asks for, nor for {len(lost) - 1} more of its {episode.length} rows; it "
+        f"{wanted[row]:.3f} s, which the table asks for{more}; it "
         f"has {len(film.times)} frames from {film.times[0]:.3f} to {film.times[-1]:.3f} s. Table and video do not "
         "belong together, or the video is cut off."
     )
