@@ -9,7 +9,7 @@ from clp_jax.lazy import importer
 from clp_jax.version import __version__
 
 if TYPE_CHECKING:
-    from clp_jax.analysis import Analysis, Reading, analyse, loss_of
+    from clp_jax.analysis import Analysis, EvidenceOptions, analyse, loss_of
     from clp_jax.checkpoint import read_params, read_spec, rewrite, write_params
     from clp_jax.data import CalibrationData, load_npz
     from clp_jax.errors import InputError
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 _HOME = {
     "Analysis": "analysis",
-    "Reading": "analysis",
+    "EvidenceOptions": "analysis",
     "analyse": "analysis",
     "loss_of": "analysis",
     "read_params": "checkpoint",

@@ -15,7 +15,7 @@ from clp_jax import selection
 from clp_jax.data import CalibrationData, arrange
 from clp_jax.errors import InputError
 from clp_jax.loading import LoadedModel, check_finite
-from clp_jax.models import Gates
+from clp_jax.models import Gates, Tower
 from clp_jax.plan import PrunePlan
 from clp_jax.selection import Evidence, GateEvidence, Selection
 from clp_jax.sensitivity import make_loss, measure_gates
@@ -27,7 +27,7 @@ _GATES = tuple(f.name for f in dataclasses.fields(GateEvidence))
 
 
 @dataclasses.dataclass(frozen=True)
-class Reading:
+class EvidenceOptions:
     """How matrices become evidence.
 
     Attributes:
@@ -47,37 +47,49 @@ class Analysis:
 
     Attributes:
       kind: model kind.
-      depths: blocks per tower of the analysed model, the unmeasured vision tower included.
-      coupled: towers that keep the same blocks.
+      shape: the towers of the analysed model, those that were not measured included.
+      groups: measured towers, those that are pruned together in one group; the most important group first.
       towers: similarity per measured tower.
       gates: loss derivatives per group of towers; empty if they were not measured.
       meta: JSON values: counts, fingerprints, settings.
     """
 
     kind: str
-    depths: dict[str, int]
-    coupled: tuple[tuple[str, ...], ...]
+    shape: tuple[Tower, ...]
+    groups: tuple[tuple[str, ...], ...]
     towers: dict[str, TowerSimilarity]
     gates: dict[tuple[str, ...], GateEvidence]
     meta: dict[str, Any]
 
     @property
-    def groups(self) -> tuple[tuple[str, ...], ...]:
-        """Measured towers, those that are pruned together in one group; the language stack first."""
-        single = tuple((name,) for name in self.towers if not any(name in group for group in self.coupled))
-        return self.coupled + tuple(sorted(single, reverse=True))
+    def depths(self) -> dict[str, int]:
+        """Blocks per tower."""
+        return {tower.name: tower.depth for tower in self.shape}
+
+    @property
+    def coupled(self) -> tuple[tuple[str, ...], ...]:
+        """Towers that keep the same blocks."""
+        return tuple(group for group in self.groups if len(group) > 1)
+
+    def tower(self, name: str) -> Tower:
+        """What is known about a tower without measuring it."""
+        return next(tower for tower in self.shape if tower.name == name)
 
     def evidence(
         self,
         group: Sequence[str],
-        reading: Reading = Reading(),
+        options: EvidenceOptions = EvidenceOptions(),
         *,
         loss: Callable[[np.ndarray], float] | None = None,
     ) -> Evidence:
         """Evidence about a group of towers on their shared block index."""
-        parts = {name: self.towers[name].evidence(reading.states, reading.estimator) for name in group}
-        how = reading.couple if len(parts) > 1 else "mean"
+        parts = {name: self._tower_evidence(name, options) for name in group}
+        how = options.couple if len(parts) > 1 else "mean"
         return selection.combine(parts, how=how, gates=self.gates.get(tuple(group)), loss=loss)
+
+    def _tower_evidence(self, name: str, options: EvidenceOptions) -> Evidence:
+        tower, found = self.tower(name), self.towers[name].evidence(options.states, options.estimator)
+        return dataclasses.replace(found, period=tower.period, protected=tower.protected)
 
     def plan(self, selections: dict[tuple[str, ...], Selection], criterion: str) -> PrunePlan:
         """The plan that applies one selection per group and leaves other towers whole."""
@@ -98,6 +110,8 @@ class Analysis:
             "kind": self.kind,
             "depths": self.depths,
             "coupled": self.coupled,
+            "groups": self.groups,
+            "towers": {tower.name: _rules(tower) for tower in self.shape},
             "samples": {name: tower.samples for name, tower in self.towers.items()},
             "meta": self.meta,
         }
@@ -130,8 +144,37 @@ class Analysis:
             if isinstance(error, InputError):
                 raise
             raise InputError(f"{path} is not the similarity.npz of an analysis: {error}") from error
-        coupled = tuple(tuple(group) for group in head["coupled"])
-        return cls(head["kind"], head["depths"], coupled, towers, gates, head["meta"])
+        return cls(head["kind"], _shape(head), _groups(head), towers, gates, head["meta"])
+
+
+def _rules(tower: Tower) -> dict[str, Any]:
+    return {
+        "period": tower.period,
+        "protected": sorted(tower.protected),
+        "incomparable": tower.incomparable,
+        "optional": tower.optional,
+    }
+
+
+def _shape(head: dict[str, Any]) -> tuple[Tower, ...]:
+    """The towers; files of 0.1 knew none with rules of their own."""
+    rules = head.get("towers", {})
+
+    def tower(name: str, depth: int) -> Tower:
+        known = rules.get(name, {})
+        known |= {"protected": frozenset(known.get("protected", ())), "incomparable": tuple(known.get("incomparable", ()))}
+        return Tower(name, depth, **known)
+
+    return tuple(tower(name, depth) for name, depth in head["depths"].items())
+
+
+def _groups(head: dict[str, Any]) -> tuple[tuple[str, ...], ...]:
+    """The measured groups; files of 0.1 named only those of several towers."""
+    coupled = tuple(tuple(group) for group in head["coupled"])
+    if "groups" in head:
+        return tuple(tuple(group) for group in head["groups"])
+    alone = (name for name in head["samples"] if not any(name in group for group in coupled))
+    return coupled + tuple((name,) for name in sorted(alone, reverse=True))
 
 
 def analyse(
@@ -170,7 +213,6 @@ def analyse(
     arrangement = arrange(data.episodes, group_size, seed=seed)
     stream = progress(batches(data, arrangement, per_batch, model.mesh), math.ceil(len(arrangement.slots) / per_batch))
     towers = collect(model.architecture, model.params, stream, arrangement, sampling, mesh=model.mesh)
-    coupled, depths = model.architecture.coupled, model.architecture.depths
     meta = {
         "observations": len(data),
         "episodes": len(np.unique(data.episodes)),
@@ -180,7 +222,9 @@ def analyse(
         "sampling": dataclasses.asdict(sampling) | {"group_size": group_size, "seed": seed},
         "dtype": model.architecture.dtype,
     }
-    analysis = Analysis(model.architecture.kind, depths, coupled, towers, {}, meta)
+    architecture = model.architecture
+    groups = tuple(group for group in architecture.groups if all(name in towers for name in group))
+    analysis = Analysis(architecture.kind, architecture.towers, groups, towers, {}, meta)
     if not gates:
         return analysis
     fixed = list(batches(data, arrangement, per_batch, model.mesh))

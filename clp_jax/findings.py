@@ -8,9 +8,9 @@ import numpy as np
 from jaxtyping import Float
 
 from clp_jax import selection
-from clp_jax.analysis import Analysis, Reading
+from clp_jax.analysis import Analysis, EvidenceOptions
 from clp_jax.flops import forward_flops, parameter_count, sample_flops
-from clp_jax.models import Architecture, Gates
+from clp_jax.models import Architecture, Gates, Lengths, family_of
 from clp_jax.plan import PrunePlan
 from clp_jax.selection import Evidence
 from clp_jax.sensitivity import make_group_loss, plan_gates
@@ -24,7 +24,7 @@ class Size:
     Attributes:
       parameters: number of parameters.
       forward: operations of one training forward pass.
-      sample: operations of sampling one action chunk with 10 steps; None for π0-FAST.
+      sample: operations of sampling one action chunk; None of a model that samples none.
     """
 
     parameters: int
@@ -98,11 +98,11 @@ class Findings:
         }
 
 
-def size_of(architecture: Architecture, *, cameras: int, prompt: int, horizon: int) -> Size:
+def size_of(architecture: Architecture, lengths: Lengths, *, cameras: int) -> Size:
     """Parameters and operations of a model on observations of this size."""
-    shape = {"cameras": cameras, "prompt": prompt, "horizon": horizon}
-    sample = None if architecture.action is None else sample_flops(architecture, **shape)
-    return Size(parameter_count(architecture), forward_flops(architecture, **shape), sample)
+    acts = family_of(architecture).why_no_actions(architecture) is None
+    sample = sample_flops(architecture, lengths, cameras=cameras) if acts else None
+    return Size(parameter_count(architecture), forward_flops(architecture, lengths, cameras=cameras), sample)
 
 
 def compare_criteria(
@@ -111,7 +111,7 @@ def compare_criteria(
     *,
     chosen: str,
     criteria: Sequence[str],
-    reading: Reading,
+    options: EvidenceOptions,
     architecture: Architecture,
     calibration_loss: Callable[[Gates], float] | None,
     evaluation_loss: Callable[[Gates], float] | None,
@@ -124,7 +124,7 @@ def compare_criteria(
       remove: blocks to remove per group of towers.
       chosen: the criterion whose plan will be used; comes first.
       criteria: the others; those for which the evidence is lacking are left out.
-      reading: how matrices become evidence.
+      options: how matrices become evidence.
       architecture: of the analysed model.
       calibration_loss: what the criterion greedy minimises.
       evaluation_loss: what the choices are compared by; None leaves NaN.
@@ -132,8 +132,8 @@ def compare_criteria(
     """
     evidences: dict[tuple[str, ...], Evidence] = {}
     for group in remove:
-        loss = None if calibration_loss is None else make_group_loss(architecture, group, calibration_loss)
-        evidences[group] = analysis.evidence(group, reading, loss=loss)
+        loss = None if calibration_loss is None else make_group_loss(group, calibration_loss)
+        evidences[group] = analysis.evidence(group, options, loss=loss)
     possible = [name for name in criteria if all(name in selection.available(e) for e in evidences.values())]
     choices = []
     for name in dict.fromkeys([chosen, *possible]):
@@ -144,9 +144,9 @@ def compare_criteria(
     return tuple(choices)
 
 
-def intervals(analysis: Analysis, reading: Reading) -> dict[str, np.ndarray]:
+def intervals(analysis: Analysis, options: EvidenceOptions) -> dict[str, np.ndarray]:
     """95 % bootstrap intervals of CKA per tower; towers with a single cluster of episodes have none."""
-    variant = VARIANTS.index((reading.states, reading.estimator))
+    variant = VARIANTS.index((options.states, options.estimator))
     return {
         name: selection.cka_interval(tower.clusters[:, variant])
         for name, tower in analysis.towers.items()
@@ -154,27 +154,27 @@ def intervals(analysis: Analysis, reading: Reading) -> dict[str, np.ndarray]:
     }
 
 
-def clp_stability(analysis: Analysis, remove: Mapping[tuple[str, ...], int], reading: Reading) -> dict[str, np.ndarray]:
+def clp_stability(analysis: Analysis, remove: Mapping[tuple[str, ...], int], options: EvidenceOptions) -> dict[str, np.ndarray]:
     """How often the paper's rule removes each block of a group when its episodes are resampled.
 
     All towers of a group are resampled together: the same episodes are drawn for each.
     """
-    variant = VARIANTS.index((reading.states, reading.estimator))
+    variant = VARIANTS.index((options.states, options.estimator))
     found: dict[str, np.ndarray] = {}
     for group, count in remove.items():
         towers = [analysis.towers[name] for name in group]
         if count == 0 or min(len(tower.clusters) for tower in towers) < 2:
             continue
         found["+".join(group)] = _resampled_choice(
-            [t.clusters[:, variant] for t in towers], analysis, group, count, reading
+            [t.clusters[:, variant] for t in towers], analysis, group, count, options
         )
     return found
 
 
 def _resampled_choice(
-    clusters: list[np.ndarray], analysis: Analysis, group: tuple[str, ...], count: int, reading: Reading
+    clusters: list[np.ndarray], analysis: Analysis, group: tuple[str, ...], count: int, options: EvidenceOptions
 ) -> np.ndarray:
-    parts = {name: analysis.towers[name].evidence(reading.states, reading.estimator) for name in group}
+    parts = {name: analysis.towers[name].evidence(options.states, options.estimator) for name in group}
     read = {name: np.isfinite(part.similarity) for name, part in parts.items()}
 
     def removed(cka: np.ndarray) -> tuple[int, ...]:
@@ -182,17 +182,17 @@ def _resampled_choice(
             name: dataclasses.replace(part, similarity=np.where(read[name], cka[i], np.nan))
             for i, (name, part) in enumerate(parts.items())
         }
-        evidence = selection.combine(resampled, how=reading.couple if len(group) > 1 else "mean")
+        evidence = selection.combine(resampled, how=options.couple if len(group) > 1 else "mean")
         return selection.clp(evidence, remove=count).removed
 
     return selection.stability(np.stack(clusters, axis=1), removed)
 
 
-def warnings_of(analysis: Analysis, reading: Reading) -> tuple[str, ...]:
+def warnings_of(analysis: Analysis, options: EvidenceOptions) -> tuple[str, ...]:
     """What the reader should know before trusting the matrices."""
     found = []
     for name, tower in analysis.towers.items():
-        if tower.massive_states and reading.states == "raw":
+        if tower.massive_states and options.states == "raw":
             found.append(
                 f"Massive channels in tower {name}: in states {tower.massive_states} one channel holds over half of "
                 "the variance, so raw CKA mostly compares that channel. Prefer --states rms."

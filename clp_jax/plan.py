@@ -234,6 +234,45 @@ def compose(first: PrunePlan, then: PrunePlan) -> PrunePlan:
     return PrunePlan(first.kind, towers, coupled, f"{first.criterion}, then {then.criterion}", scores, notes)
 
 
+def check_period(keep: Sequence[int], period: int, tower: str, *, depth: int) -> None:
+    """Checks that every kept block is of the kind that its new place has.
+
+    In a tower whose blocks alternate between ``period`` kinds, the kind of a block follows from its number: kept block
+    j must satisfy ``keep[j] % period == j % period``. Then every loader that builds the shorter tower by the same rule
+    builds it right.
+
+    Args:
+      keep: 0-based indices of the blocks that stay, sorted.
+      period: kinds that alternate; 1 allows every list.
+      tower: its name, for the message.
+      depth: number of blocks before pruning.
+
+    Raises:
+      InputError: names the first block that cannot take its place, and which could.
+
+    >>> check_period([0, 1, 4, 5, 8, 11], 2, "dit", depth=16)
+    >>> check_period([0, 2, 5], 2, "dit", depth=6)
+    Traceback (most recent call last):
+    clp_jax.errors.InputError: tower 'dit': block 2 cannot take place 1, because its blocks alternate between 2 kinds;
+    keep 1 or 3 instead, or also keep 1
+    """
+    for place, block in enumerate(keep):
+        if block % period == place % period:
+            continue
+        before = keep[place - 1] if place else -1
+        after = keep[place + 1] if place + 1 < len(keep) else depth
+        fitting = [other for other in range(before + 1, after) if other % period == place % period]
+        near = [*[other for other in fitting if other < block][-1:], *[other for other in fitting if other > block][:1]]
+        ways = [f"keep {' or '.join(map(str, near))} instead"] if near else []
+        # One more block before this one moves it on by a place, which helps if that is the place of its kind.
+        if (block - place) % period == 1 and near and near[0] < block:
+            ways.append(f"also keep {near[0]}")
+        raise InputError(
+            f"tower {tower!r}: block {block} cannot take place {place}, because its blocks alternate between {period} "
+            f"kinds; {', or '.join(ways) or 'leave it out'}"
+        )
+
+
 def _tower(name: str, depth: Any, keep: Any) -> TowerPlan:
     """The tower's plan; every complaint names the tower."""
     where = f"tower {name!r}"

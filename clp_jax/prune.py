@@ -5,7 +5,6 @@ nothing changes nothing.
 """
 
 import os
-import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -14,55 +13,51 @@ import numpy as np
 from clp_jax.aliases import Tree
 from clp_jax.checkpoint import CheckpointSpec, RewriteReport, fingerprint, rewrite
 from clp_jax.errors import InputError
+from clp_jax.models import Stack, family_of_tree, rows_kept, stack_of
 from clp_jax.plan import PrunePlan
 from clp_jax.record import extend_record
 from clp_jax.trees import flatten, unflatten
 
-TOWER_LEAVES: Mapping[str, str] = {
-    "vision": r"PaliGemma/img/Transformer/encoderblock/.*",
-    "action": r"PaliGemma/llm/layers/(?:[^/]+/)*[^/]+_1(?:/.*)?",
-    "vlm": r"PaliGemma/llm/layers/.*",
-}
-"""Per tower the full-match pattern of its stacked leaves, in openpi's names; the first match wins.
-
-The second expert's modules end in ``_1``: ``attn/q_einsum_1/w``, ``mlp_1/linear``, ``pre_ffw_norm_1/Dense_0/kernel``.
-"""
-
-
-def tower_of(path: str) -> str | None:
-    """The tower whose stack holds this leaf, or None for a leaf without a layer axis.
-
-    >>> tower_of("PaliGemma/llm/layers/attn/q_einsum_1/w"), tower_of("PaliGemma/llm/layers/mlp/linear")
-    ('action', 'vlm')
-    >>> tower_of("PaliGemma/img/Transformer/encoderblock/LayerNorm_1/scale")
-    'vision'
-    >>> tower_of("PaliGemma/llm/final_norm_1/scale") is None
-    True
-    """
-    return next((tower for tower, pattern in TOWER_LEAVES.items() if re.fullmatch(pattern, path)), None)
 
 
 def depth_of(tree: Tree, tower: str) -> int:
-    """Blocks of a tower, read from the leading axis of its leaves.
+    """Blocks of a tower, read from the leading axes of its leaves.
 
     Raises:
       InputError: the tree has no such tower, or its leaves disagree.
     """
-    depths = {path: leaf.shape[0] for path, leaf in flatten(tree).items() if tower_of(path) == tower}
-    if not depths:
+    stacks = family_of_tree(tree).STACKS
+    rows = {path: leaf.shape[0] for path, leaf in flatten(tree).items() if _tower_of(stacks, path) == tower}
+    if not rows:
         raise InputError(f"the model has no tower {tower!r}.")
-    if len(set(depths.values())) > 1:
-        odd = ", ".join(f"{path} has {depth}" for path, depth in sorted(depths.items(), key=lambda item: item[1])[:3])
-        raise InputError(f"the leaves of tower {tower!r} disagree about its depth: {odd}.")
-    return next(iter(depths.values()))
+    places = {path: stack_of(stacks, path) for path in rows}
+    kinds = {(stack.first, stack.step) for stack in places.values() if stack is not None}
+    most = max(stack.blocks(rows[path])[-1] + 1 for path, stack in places.items() if stack is not None and rows[path])
+    expected = {first: len(range(first, most, step)) for first, step in kinds}
+    odd = [path for path, stack in places.items() if stack is not None and rows[path] != expected[stack.first]]
+    if odd:
+        shown = ", ".join(f"{path} has {rows[path]}" for path in sorted(odd, key=lambda path: rows[path])[:3])
+        raise InputError(f"the leaves of tower {tower!r} disagree about its depth of {most}: {shown}.")
+    return most
 
 
-def kept_indices(plan: PrunePlan, path: str) -> tuple[int, ...] | None:
-    """The rows of axis 0 that a leaf keeps under the plan; None for a leaf that stays as it is."""
-    tower = tower_of(path)
-    if tower is None or not plan.removed(tower):
+def kept_rows(stacks: Sequence[Stack], plan: PrunePlan, path: str, rows: int) -> tuple[int, ...] | None:
+    """The rows of axis 0 that a leaf keeps under the plan; None for a leaf that stays as it is.
+
+    >>> from clp_jax.models.family import Stack
+    >>> plan = PrunePlan.of("toy", {"dit": 4}, {"dit": [0, 3]})
+    >>> kept_rows([Stack("odd/.*", "dit", first=1, step=2)], plan, "odd/kernel", 2)
+    (1,)
+    """
+    stack = stack_of(stacks, path)
+    if stack is None or not plan.removed(stack.tower):
         return None
-    return plan.towers[tower].keep
+    return rows_kept(stack.blocks(rows), plan.towers[stack.tower].keep)
+
+
+def _tower_of(stacks: Sequence[Stack], path: str) -> str | None:
+    stack = stack_of(stacks, path)
+    return None if stack is None else stack.tower
 
 
 def take_layers(leaf, keep: Sequence[int]):
@@ -87,8 +82,10 @@ def apply_plan(tree: Tree, plan: PrunePlan) -> dict:
     """
     plan.check_against({tower: depth_of(tree, tower) for tower in plan.towers})
 
+    stacks = family_of_tree(tree).STACKS
+
     def pruned(path: str, leaf):
-        keep = kept_indices(plan, path)
+        keep = kept_rows(stacks, plan, path, leaf.shape[0] if leaf.shape else 0)
         return leaf if keep is None else take_layers(leaf, keep)
 
     return unflatten({path: pruned(path, leaf) for path, leaf in flatten(tree).items()})
@@ -127,10 +124,12 @@ def prune_checkpoint(
         config=config or {},
         calibration=calibration,
     )
+    stacks = family_of_tree(spec.tree).STACKS
+    shapes = {path: leaf.shape for path, leaf in flatten(spec.tree).items()}
     return rewrite(
         spec,
         out,
-        take=lambda path: kept_indices(plan, path),
+        take=lambda path: kept_rows(stacks, plan, path, shapes[path][0] if shapes[path] else 0),
         record=record.to_json(),
         overwrite=overwrite,
         progress=progress,

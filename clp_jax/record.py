@@ -10,6 +10,7 @@ from clp_jax.plan import PrunePlan, compose
 from clp_jax.version import __version__
 
 SCHEMA = 1
+_OF_TRAINING = ("action_horizon", "max_token_len", "state_in_prompt")
 _PACKAGES = ("jax", "jaxlib", "flax", "orbax-checkpoint", "numpy")
 
 
@@ -95,6 +96,13 @@ def training_record(
         return Record(unpruned, (step,), dict(training))
     _check_schema(previous)
     return Record(PrunePlan.from_json(previous["plan"]), (*previous.get("steps", ()), step), dict(training))
+
+
+def trained_with(record: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Horizon, prompt length and state in the prompt that the last fine-tuning was told, where it was."""
+    steps = [] if record is None else [step for step in record.get("steps", ()) if step.get("command") == "finetune"]
+    config = steps[-1].get("config", {}) if steps else {}
+    return {key: config[key] for key in _OF_TRAINING if config.get(key) is not None}
 
 
 def _check_schema(record: Mapping[str, Any]) -> None:

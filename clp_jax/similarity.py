@@ -17,9 +17,9 @@ from jaxtyping import Bool, Float, Int
 
 from clp_jax import cka
 from clp_jax.aliases import AnyArray, Array, Tree
-from clp_jax.data import Arrangement, CalibrationData, observation_of
+from clp_jax.data import Arrangement, CalibrationData
 from clp_jax.errors import InputError
-from clp_jax.models import Architecture, Gates, Model, Pi0Fast, TowerStates, build
+from clp_jax.models import Architecture, Gates, Rows, TowerStates, build, family_of, towers_measured
 from clp_jax.selection.evidence import Evidence
 from clp_jax.sharding import batch_sharding, put, replicated
 
@@ -48,15 +48,15 @@ class Sampling:
     Attributes:
       samples: see `Samples`.
       max_samples: tokens of a group that are used, drawn at random once for all groups; bounds the cost of the Grams.
-      vision: also measure the image encoder.
+      optional: also measure the towers that are measured on request alone: the image encoder.
     """
 
     samples: Samples = "tokens"
     max_samples: int = 2048
-    vision: bool = False
+    optional: bool = False
 
 
-class Batch(NamedTuple):
+class CalibrationBatch(NamedTuple):
     """One step's input: observations with their noise and times; ``present`` is False for empty slots."""
 
     inputs: dict[str, Array]
@@ -93,8 +93,7 @@ class TowerSimilarity:
       mse: mean squared difference [l, l].
       channel_share: share of the variance in the largest channel [l].
       clusters: HSIC sums per cluster of episodes and variant [c, 4, l, l]; one cluster if there is nothing to resample.
-      read: False for a state that nothing reads: π0's VLM stream after its last block, of which only keys and values
-        count.
+      read: False for a state that says nothing about redundancy: nothing reads it, or it is of another scale.
       samples: valid samples in all groups.
     """
 
@@ -139,19 +138,9 @@ class TowerSimilarity:
         )
 
 
-def tower_names(architecture: Architecture, sampling: Sampling) -> tuple[str, ...]:
-    """The towers that a pass measures."""
-    return tuple(name for name in architecture.depths if name != "vision" or sampling.vision)
-
-
-def unread_states(architecture: Architecture) -> dict[str, tuple[int, ...]]:
-    """States that no later computation reads: in π0 and π0.5 the VLM stream after its last block."""
-    return {} if architecture.action is None else {"vlm": (architecture.vlm.depth,)}
-
-
 def batches(
     data: CalibrationData, arrangement: Arrangement, groups_per_batch: int, mesh: jax.sharding.Mesh
-) -> Iterator[Batch]:
+) -> Iterator[CalibrationBatch]:
     """The groups of an arrangement, ``groups_per_batch`` at a time, placed on the devices.
 
     The last batch is filled with empty slots, so that every batch has the same shape and compiles once.
@@ -161,24 +150,11 @@ def batches(
     for part in np.concatenate([slots, empty]).reshape(-1, groups_per_batch * slots.shape[1]):
         arrays = data.take(np.maximum(part, 0)).arrays
         inputs = {key: value for key, value in arrays.items() if key != "episode_index"}
-        yield put(Batch(inputs, part >= 0), batch_sharding(mesh))
-
-
-def forward(
-    model: Model, params: Tree, batch: Batch, *, gates: Gates = Gates(), capture: bool = False
-) -> tuple[Array, dict[str, TowerStates]]:
-    """The model's output on a batch (velocity, or logits of π0-FAST) and its towers' states if captured."""
-    observation = observation_of(batch.inputs)
-    variables = {"params": params}
-    if isinstance(model, Pi0Fast):
-        return model.apply(variables, observation, gates=gates, capture=capture)
-    actions, noise, time = (batch.inputs[key] for key in ("actions", "noise", "time"))
-    t = time[:, None, None]
-    return model.apply(variables, observation, t * noise + (1 - t) * actions, time, gates=gates, capture=capture)
+        yield put(CalibrationBatch(inputs, part >= 0), batch_sharding(mesh))
 
 
 def batch_statistics(
-    model: Model, sampling: Sampling, group_size: int, params: Tree, batch: Batch
+    architecture: Architecture, rows: Rows, sampling: Sampling, group_size: int, params: Tree, batch: CalibrationBatch
 ) -> dict[str, GroupStatistics] | dict[str, tuple[Array, Array]]:
     """Forward pass and reduction, to be jitted as one.
 
@@ -186,8 +162,9 @@ def batch_statistics(
       Per tower its `GroupStatistics`; with ``samples="observations"`` pooled rows [l, b, d] and their validity [b]
       instead.
     """
-    _, towers = forward(model, params, batch, capture=True)
-    towers = {name: tower for name, tower in towers.items() if name != "vision" or sampling.vision}
+    model = build(architecture, rows)
+    _, towers = family_of(architecture).forward(model, params, batch.inputs, gates=Gates(), capture=True)
+    towers = {tower.name: towers[tower.name] for tower in towers_measured(architecture, optional=sampling.optional)}
     towers = {name: TowerStates(t.states, t.valid & batch.present[:, None]) for name, t in towers.items()}
     if sampling.samples == "observations":
         return {name: _pooled(tower) for name, tower in towers.items()}
@@ -197,7 +174,7 @@ def batch_statistics(
 def collect(
     architecture: Architecture,
     params: Tree,
-    batch_iterator: Iterable[Batch],
+    batch_iterator: Iterable[CalibrationBatch],
     arrangement: Arrangement,
     sampling: Sampling = Sampling(),
     *,
@@ -218,25 +195,24 @@ def collect(
     """
     step = statistics_step(architecture, sampling, arrangement.slots.shape[1], mesh)
     parts = [step(params, batch) for batch in batch_iterator]
-    names = tower_names(architecture, sampling)
-    unread = unread_states(architecture)
+    towers = towers_measured(architecture, optional=sampling.optional)
     if sampling.samples == "observations":
         cluster = np.zeros(1, dtype=int)
-        per_tower = {name: _pooled_statistics([part[name] for part in parts]) for name in names}
+        per_tower = [_pooled_statistics([part[tower.name] for part in parts]) for tower in towers]
     else:
         cluster = arrangement.cluster
-        per_tower = {name: _joined([part[name] for part in parts], len(cluster)) for name in names}
+        per_tower = [_joined([part[tower.name] for part in parts], len(cluster)) for tower in towers]
     average = sampling.samples == "tokens-per-observation"
     return {
-        name: _summary(name, statistics, cluster, unread.get(name, ()), average_cka=average)
-        for name, statistics in per_tower.items()
+        tower.name: _summary(tower.name, statistics, cluster, tower.incomparable, average_cka=average)
+        for tower, statistics in zip(towers, per_tower, strict=True)
     }
 
 
 @functools.lru_cache(maxsize=8)
 def statistics_step(architecture: Architecture, sampling: Sampling, group_size: int, mesh: jax.sharding.Mesh):
-    """The one compiled program of a pass, from parameters and a `Batch`; kept for the next pass."""
-    function = functools.partial(batch_statistics, build(architecture, batch_sharding(mesh)), sampling, group_size)
+    """The one compiled program of a pass, from parameters and a `CalibrationBatch`; kept for the next pass."""
+    function = functools.partial(batch_statistics, architecture, batch_sharding(mesh), sampling, group_size)
     return jax.jit(function, out_shardings=replicated(mesh))
 
 
@@ -301,7 +277,7 @@ def _summary(
     name: str,
     statistics: GroupStatistics,
     cluster: Int[np.ndarray, " g"],
-    unread: tuple[int, ...],
+    incomparable: tuple[int, ...],
     *,
     average_cka: bool,
 ) -> TowerSimilarity:
@@ -315,7 +291,7 @@ def _summary(
         )
     statistics, cluster = jax.tree.map(lambda x: x[used], statistics), cluster[used]
     layers = statistics.share.shape[1]
-    read = np.array([i not in unread for i in range(layers)])
+    read = np.array([i not in incomparable for i in range(layers)])
     broken = ~statistics.finite.all(axis=0) & read
     if broken.any():
         i = int(np.flatnonzero(broken)[0])

@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from clp_jax.checkpoint import read_params, read_spec
-from clp_jax.models import Architecture, Observation, architecture_of, build
-from clp_jax.models.pi0 import sample_actions
+from clp_jax.models import build
+from clp_jax.models.pi0 import Architecture, Observation, architecture_of, sample_actions
 
 GOLDEN = Path(__file__).parent / "golden"
 KEEP9 = (0, 1, 2, 3, 5, 8, 11, 14, 17)

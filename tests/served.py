@@ -11,10 +11,10 @@ from etils import epath
 from recordings import GOLDEN
 
 from clp_jax.checkpoint import CheckpointSpec
-from clp_jax.data.chain import Chain
-from clp_jax.data.norm_stats import NormStats
-from clp_jax.data.robots import Robot
-from clp_jax.data.tokenizer import load_tokenizer
+from clp_jax.models.pi0.processing import Chain
+from clp_jax.processing.norm_stats import NormStats
+from clp_jax.processing.robots import Robot
+from clp_jax.processing.tokenizer import load_tokenizer
 from clp_jax.loading import LoadedModel
 from clp_jax.models import Architecture, abstract_params
 from clp_jax.serving import wire

@@ -53,8 +53,8 @@ def write_checkpoint(folder: Path) -> Path:
     from served import params
 
     from clp_jax.checkpoint import write_params
-    from clp_jax.data import norm_stats, tokenizer
-    from clp_jax.data.norm_stats import NormStats
+    from clp_jax.processing import norm_stats, tokenizer
+    from clp_jax.processing.norm_stats import NormStats
 
     architecture = dataclasses.replace(toys.architecture(), vocab_size=512)
     stats, assets = NormStats(np.zeros(4), np.ones(4), -np.ones(4), np.ones(4)), folder / "assets"

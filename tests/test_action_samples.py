@@ -11,7 +11,8 @@ import toys
 from clp_jax.benchmarks import action_samples
 from clp_jax.errors import InputError
 from clp_jax.flops import forward_flops
-from clp_jax.models import PI0, build
+from clp_jax.models import build
+from clp_jax.models.pi0 import PI0
 from clp_jax.models.pi0 import compute_loss, draw_noise_and_time
 from clp_jax.training import OptimizerSettings, StepSettings, make_optimizer, make_state, train_step
 from clp_jax.training.adapters import with_adapters

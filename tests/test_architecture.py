@@ -8,7 +8,8 @@ from recordings import GOLDEN
 
 from clp_jax.errors import InputError
 from clp_jax.flops import parameter_count
-from clp_jax.models import PI0, PI0_FAST, PI05, abstract_params, architecture_of
+from clp_jax.models import abstract_params
+from clp_jax.models.pi0 import PI0, PI0_FAST, PI05, architecture_of
 from clp_jax.trees import flatten
 
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from clp_jax.models import CAMERAS
+from clp_jax.models.pi0 import CAMERAS
 from clp_jax.models.pi0.augmentation import augment
 
 

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from clp_jax.data import arrange, fixed_noise_and_time, hold_out, load_npz
 from clp_jax.errors import InputError
-from clp_jax.models import CAMERAS, build
+from clp_jax.models import build
+from clp_jax.models.pi0 import CAMERAS
 from clp_jax.training.step import model_loss
 
 ARCH = toys.architecture()

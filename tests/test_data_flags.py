@@ -10,8 +10,8 @@ from etils import epath
 from recordings import GOLDEN
 
 from clp_jax.commands.data_flags import DataFlags, open_data
-from clp_jax.data import norm_stats
-from clp_jax.data.norm_stats import NormStats
+from clp_jax.processing import norm_stats
+from clp_jax.processing.norm_stats import NormStats
 from clp_jax.errors import InputError
 from scripts.make_lerobot_toy import write
 

@@ -10,11 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from recordings import GOLDEN, recording
 
-from clp_jax.data import norm_stats, transforms
-from clp_jax.data.chain import Chain
-from clp_jax.data.norm_stats import NormStats
-from clp_jax.data.robots import ALOHA, LIBERO
-from clp_jax.data.tokenizer import discretise, load_tokenizer
+from clp_jax.processing import norm_stats, transforms
+from clp_jax.models.pi0.processing import Chain
+from clp_jax.processing.norm_stats import NormStats
+from clp_jax.processing.robots import ALOHA, LIBERO
+from clp_jax.processing.tokenizer import discretise, load_tokenizer
 from clp_jax.errors import InputError
 
 STATS = GOLDEN / "ckpt/pi05_released/assets/physical-intelligence/libero/norm_stats.json"
@@ -92,7 +92,7 @@ def test_tokenizer_that_is_missing_broken_or_out_of_reach_is_refused(tmp_path, m
         load_tokenizer(tmp_path / "y.model")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("OPENPI_DATA_HOME", str(tmp_path / "openpi"))
-    monkeypatch.setattr("clp_jax.data.tokenizer.ADDRESS", "http://127.0.0.1:9/nothing")
+    monkeypatch.setattr("clp_jax.processing.tokenizer.ADDRESS", "http://127.0.0.1:9/nothing")
     with pytest.raises(InputError, match="give the file with --tokenizer"):
         load_tokenizer()
 

@@ -20,7 +20,8 @@ from clp_jax.errors import InputError
 from clp_jax.checkpoint.tensorfile import TensorWriter, read_tensors
 from clp_jax.export.torch_layout import EXPERT_HEAD, VLM_HEAD, from_torch, tensors_of, to_torch
 from clp_jax.export.weights import Weights
-from clp_jax.models import abstract_params, architecture_of
+from clp_jax.models import abstract_params
+from clp_jax.models.pi0 import architecture_of
 from clp_jax.models.pi0.lora import merge_lora
 from clp_jax.trees import flatten
 
@@ -171,7 +172,7 @@ def stacked(path: str) -> bool:
 @pytest.mark.parametrize(("kind", "count"), [("pi0", 778), ("pi05", 813)])
 def test_full_size_has_the_number_of_tensors_that_lerobot_has(kind, count):
     """lerobot 0.6.1 lists the token embedding twice, under its own name and as the tied head."""
-    from clp_jax.models import PI0, PI05
+    from clp_jax.models.pi0 import PI0, PI05
 
     arch = {"pi0": PI0, "pi05": PI05}[kind]
     tensors = tensors_of(flatten(abstract_params(arch)), arch)

@@ -14,7 +14,7 @@ from clp_jax.checkpoint import read_spec
 from clp_jax.export import pytorch
 from clp_jax.export.result import EXPORT_FILE, Options, export_record, write_json
 from clp_jax.export.weights import Weights
-from clp_jax.models import architecture_of
+from clp_jax.models.pi0 import architecture_of
 
 ACTION_TOLERANCE = 1e-4
 """PyTorch computes the time embedding in float64: up to 7e-5 in the recorded π0.5, whose weights are large."""

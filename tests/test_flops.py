@@ -8,7 +8,8 @@ import pytest
 import toys
 
 from clp_jax.flops import analysis_flops, forward_flops, parameter_count, sample_flops
-from clp_jax.models import PI0, PI0_FAST, PI05, abstract_observation, abstract_params, build
+from clp_jax.models import abstract_observation, abstract_params, build
+from clp_jax.models.pi0 import PI0, PI0_FAST, PI05
 
 
 @pytest.mark.parametrize("kind", ["pi0", "pi05"])

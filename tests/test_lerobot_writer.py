@@ -6,7 +6,7 @@ import pytest
 from clp_jax.data import lerobot_writer
 from clp_jax.data.lerobot_writer import Recorded, decode_png, png_of, write_lerobot
 from clp_jax.data.recording import open_recording
-from clp_jax.data.robots import METAWORLD
+from clp_jax.processing.robots import METAWORLD
 from clp_jax.errors import InputError
 
 LENGTHS, TASKS = (40, 3, 20), ("open it", "close it", "open it")

@@ -9,7 +9,8 @@ import recordings
 import toys
 
 from clp_jax.errors import InputError
-from clp_jax.models import abstract_params, architecture_of, build
+from clp_jax.models import abstract_params, build
+from clp_jax.models.pi0 import architecture_of
 from clp_jax.models.pi0.lora import Einsum, adapter_equations, is_adapter, merge_lora, merge_weight
 from clp_jax.trees import check_same_structure, flatten
 

@@ -9,7 +9,7 @@ import pytest
 
 from clp_jax.data.lerobot_writer import png_of
 from clp_jax.data.recording import open_recording
-from clp_jax.data.robots import METAWORLD
+from clp_jax.processing.robots import METAWORLD
 from clp_jax.errors import InputError
 from clp_jax.evaluation.metaworld import Expert, MetaWorld
 from clp_jax.evaluation.rendering import Renderer, import_mujoco

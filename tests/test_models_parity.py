@@ -21,7 +21,8 @@ from recordings import (
     run,
 )
 
-from clp_jax.models import architecture_of, build
+from clp_jax.models import build
+from clp_jax.models.pi0 import architecture_of
 from clp_jax.models.pi0 import attention_mask, compute_loss, draw_noise_and_time, token_positions
 from clp_jax.trees import flatten
 

@@ -17,7 +17,8 @@ import toys
 
 import openpi_patches
 from clp_jax.checkpoint import read_params, read_spec, write_params
-from clp_jax.models import Observation, architecture_of, build
+from clp_jax.models import build
+from clp_jax.models.pi0 import Observation, architecture_of
 from clp_jax.models.pi0 import sample_actions
 from clp_jax.plan import PrunePlan
 from clp_jax.prune import prune_checkpoint
@@ -248,7 +249,7 @@ import sys, pytest, jax
 sys.path[:0] = {paths!r}
 import real_openpi, recordings
 from clp_jax.checkpoint import read_spec
-from clp_jax.models import architecture_of
+from clp_jax.models.pi0 import architecture_of
 real_openpi.import_openpi()
 real_openpi.shrink(architecture_of(read_spec({pruned!r}).tree), pytest.MonkeyPatch())
 from openpi_patches.__main__ import main

@@ -15,7 +15,8 @@ from recordings import (
     recording,
 )
 
-from clp_jax.models import architecture_of, build
+from clp_jax.models import build
+from clp_jax.models.pi0 import architecture_of
 from clp_jax.models.pi0.fast import compute_loss, sample_tokens
 
 

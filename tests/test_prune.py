@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from clp_jax.checkpoint import read_params, read_spec, write_params
 from clp_jax.errors import InputError
-from clp_jax.models import architecture_of, build
+from clp_jax.models import build
+from clp_jax.models.pi0 import architecture_of
 from clp_jax.models.pi0.gemma import Block
 from clp_jax.models.pi0 import attention_mask, sample_actions, token_positions
 from clp_jax.plan import PrunePlan, TowerPlan, compose

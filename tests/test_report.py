@@ -18,7 +18,7 @@ from etils import epath
 from matplotlib.colors import to_rgb
 
 from clp_jax import selection
-from clp_jax.analysis import Analysis, Reading
+from clp_jax.analysis import Analysis, EvidenceOptions
 from clp_jax.findings import Choice, Findings, Size
 from clp_jax.report import write_report
 from clp_jax.report.canvas import LIGHT, PNG_DPI, inline_svg, png, style
@@ -128,15 +128,15 @@ def pi0_like(**changes) -> tuple[Analysis, Findings]:
     return toy(depths, **(shape | changes))
 
 
-def written(folder: Path, analysis: Analysis, findings: Findings, reading: Reading = Reading()) -> str:
+def written(folder: Path, analysis: Analysis, findings: Findings, options: EvidenceOptions = EvidenceOptions()) -> str:
     """The page; its figures are beside it in the folder."""
-    write_report(epath.Path(folder), analysis, findings, reading)
+    write_report(epath.Path(folder), analysis, findings, options)
     return (folder / "report.html").read_text(encoding="utf-8")
 
 
-def page_without_figures(analysis: Analysis, findings: Findings, reading: Reading = Reading()) -> str:
+def page_without_figures(analysis: Analysis, findings: Findings, options: EvidenceOptions = EvidenceOptions()) -> str:
     """Drawing is what takes time."""
-    return page(analysis, findings, reading, group_views(analysis, findings, reading), defaultdict(str))
+    return page(analysis, findings, options, group_views(analysis, findings, options), defaultdict(str))
 
 
 class Page(HTMLParser):
@@ -316,7 +316,7 @@ def test_same_findings_give_the_same_bytes():
     drawn = []
     for _ in range(2):
         with style("cka_vlm"):
-            figure = heat_map(group_views(*case, Reading())[0], "vlm", (0.01, 1.0))
+            figure = heat_map(group_views(*case, EvidenceOptions())[0], "vlm", (0.01, 1.0))
             drawn.append((png(figure), inline_svg(figure, "CKA")))
     assert drawn[0] == drawn[1]
     assert page_without_figures(*case) == page_without_figures(*case)
@@ -367,7 +367,7 @@ def test_matrix_with_holes(tmp_path):
     cka[1] = np.nan
     towers = {"vlm": dataclasses.replace(analysis.towers["vlm"], cka=cka)}
     holes = dataclasses.replace(analysis, towers=towers)
-    tables = Page(written(tmp_path, holes, findings, Reading("raw", "debiased"))).tables
+    tables = Page(written(tmp_path, holes, findings, EvidenceOptions("raw", "debiased"))).tables
     assert [cells[1] for _, cells in tables["blocks"]] == [DASH] * 4
     assert [cells[1] == "not possible: too few values are known" for _, cells in tables["readings"]] == [
         variant == ("raw", "debiased") for variant in VARIANTS
@@ -404,6 +404,6 @@ def test_plan_made_by_hand():
 
 def test_reading_decides_which_matrix_counts():
     analysis, findings = toy({"vlm": 4}, remove=1, twins=(1,))
-    tables = Page(page_without_figures(analysis, findings, Reading("rms", "debiased"))).tables
+    tables = Page(page_without_figures(analysis, findings, EvidenceOptions("rms", "debiased"))).tables
     assert tables["blocks"][2][1][1].startswith(f"{analysis.towers['vlm'].cka[3, 2, 3]:.4f}")
     assert [cells[0] for marked, cells in tables["readings"] if marked] == ["rms, debiased"]

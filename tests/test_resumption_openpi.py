@@ -12,7 +12,7 @@ from test_openpi_patches import pruned, train_config
 
 import openpi_patches
 from clp_jax.checkpoint import read_params, read_spec
-from clp_jax.models import architecture_of
+from clp_jax.models.pi0 import architecture_of
 from clp_jax.training import OptimizerSettings, Steps, make_optimizer, make_state
 from clp_jax.trees import flatten
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from clp_jax.data.robots import LIBERO, ROBOTS, Robot, find_robot, mask
+from clp_jax.processing.robots import LIBERO, ROBOTS, Robot, find_robot, mask
 from clp_jax.errors import InputError
 
 

@@ -13,11 +13,12 @@ import toys
 from clp_jax import cli, example, sharding
 from clp_jax.errors import InputError
 from clp_jax.flops import forward_flops
-from clp_jax.models import PI0, abstract_params
+from clp_jax.models import abstract_params
+from clp_jax.models.pi0 import PI0
 from clp_jax.scale import hlo, topologies
 from clp_jax.scale.chips import CHIPS, interconnect
 from clp_jax.scale.forecast import Forecast, forecast, smallest
-from clp_jax.scale.operations import count_operations
+from clp_jax.operations import count_operations
 from clp_jax.scale.programs import Workload, programs
 from clp_jax.trees import flatten
 

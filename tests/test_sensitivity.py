@@ -6,7 +6,8 @@ import pytest
 import toys
 
 from clp_jax.data import arrange
-from clp_jax.models import Gates, Observation, build
+from clp_jax.models import Gates, build
+from clp_jax.models.pi0 import Observation
 from clp_jax.models.pi0 import compute_loss
 from clp_jax.plan import PrunePlan
 from clp_jax.prune import apply_plan

@@ -30,7 +30,8 @@ from clp_jax.cli import main
 from clp_jax.commands import serve as serve_command
 from clp_jax.data import observation_of
 from clp_jax.errors import InputError
-from clp_jax.models import Pi0, build
+from clp_jax.models import build
+from clp_jax.models.pi0 import Pi0
 from clp_jax.models.pi0 import sample_actions
 from clp_jax.serving import wire
 from clp_jax.serving.policy import Policy, noise_of

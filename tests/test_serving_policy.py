@@ -17,11 +17,11 @@ from hypothesis.extra import numpy as hnp
 from recordings import GOLDEN, SAMPLE_TOLERANCE, checkpoint, recording
 from served import loaded, robot_requests, rows
 
-from clp_jax.data import norm_stats
-from clp_jax.data.norm_stats import NormStats
-from clp_jax.data.robots import ALOHA, ALOHA_SIM, DROID, LIBERO, METAWORLD
+from clp_jax.processing import norm_stats
+from clp_jax.processing.norm_stats import NormStats
+from clp_jax.processing.robots import ALOHA, ALOHA_SIM, DROID, LIBERO, METAWORLD
 from clp_jax.errors import InputError
-from clp_jax.models import architecture_of
+from clp_jax.models.pi0 import architecture_of
 from clp_jax.serving.policy import Policy, buckets
 from clp_jax.serving.requests import ModelRequests, RobotRequests, flat
 

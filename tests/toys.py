@@ -5,18 +5,10 @@ import functools
 
 import numpy as np
 
-from clp_jax.data import CalibrationData, fixed_noise_and_time
-from clp_jax.models import (
-    CAMERAS,
-    FAST_CAMERAS,
-    PI0,
-    PI0_FAST,
-    PI05,
-    Architecture,
-    GemmaSizes,
-    SiglipSizes,
-    abstract_params,
-)
+from clp_jax.data import CalibrationData
+from clp_jax.models import Lengths, abstract_params, family_of
+from clp_jax.models.layers.siglip import SiglipSizes
+from clp_jax.models.pi0 import PI0, PI0_FAST, PI05, Architecture, GemmaSizes
 from clp_jax.trees import flatten, unflatten
 
 DEPTH, PROMPT, HORIZON = 4, 5, 4
@@ -58,20 +50,20 @@ def _params(arch: Architecture, seed: int) -> dict[str, np.ndarray]:
 
 def data(arch: Architecture, observations: int = 12, *, per_episode: int = 1, seed: int = 0) -> CalibrationData:
     """Random observations; some cameras are absent and some prompts padded."""
-    rng, size = np.random.default_rng(seed), arch.vision.image_size
-    fast = arch.kind == "pi0_fast"
+    rng, family = np.random.default_rng(seed), family_of(arch)
+    described = family.inputs(arch, Lengths(HORIZON, PROMPT))
     arrays: dict[str, np.ndarray] = {}
-    for i, camera in enumerate(FAST_CAMERAS if fast else CAMERAS):
-        arrays[f"image/{camera}"] = rng.integers(0, 256, (observations, size, size, 3)).astype(np.uint8)
+    for i, camera in enumerate(family.camera_names(arch)):
+        image = described[f"image/{camera}"]
+        arrays[f"image/{camera}"] = rng.integers(0, 256, (observations, *image.shape)).astype(np.uint8)
         arrays[f"image_mask/{camera}"] = rng.random(observations) < (1.0 if i == 0 else 0.7)
     arrays["state"] = rng.standard_normal((observations, 6), np.float32)
     arrays["tokenized_prompt"] = rng.integers(0, 23, (observations, PROMPT)).astype(np.int32)
     arrays["tokenized_prompt_mask"] = np.arange(PROMPT) < rng.integers(2, PROMPT + 1, (observations, 1))
     arrays["episode_index"] = np.arange(observations) // per_episode
-    if fast:
+    if "actions" in described:
+        arrays["actions"] = rng.standard_normal((observations, HORIZON, 6), np.float32)
+    else:
         arrays["token_ar_mask"] = np.ones((observations, PROMPT), np.int32)
         arrays["token_loss_mask"] = arrays["tokenized_prompt_mask"]
-    else:
-        arrays["actions"] = rng.standard_normal((observations, HORIZON, 6), np.float32)
-        arrays["noise"], arrays["time"] = fixed_noise_and_time(arrays["actions"].shape)
-    return CalibrationData(arrays, "toy")
+    return CalibrationData(family.fixed_draw(arch, arrays) | arrays, "toy")

@@ -20,20 +20,18 @@ from rich.table import Table
 
 from clp_jax import example
 from clp_jax.aliases import Tree
-from clp_jax.benchmarks.small import HORIZON, PROMPT, SMALL, random_observations
+from clp_jax.benchmarks.small import LENGTHS, SMALL, random_observations
 from clp_jax.benchmarks.steps import alternating, training_step
 from clp_jax.data import CalibrationData
 from clp_jax.flops import forward_flops
 from clp_jax.loading import load_model
-from clp_jax.models import PI0, Architecture, build
-from clp_jax.models.pi0 import draw_noise_and_time
+from clp_jax.models import Architecture, Gates, build, family_of
+from clp_jax.models.pi0 import PI0
 from clp_jax.training import StepSettings
-from clp_jax.training.step import model_loss
 
 SAMPLES = (1, 2, 4, 8)
 _OBSERVATIONS = 256
 """Of the example, from which batches are drawn."""
-_SHAPE = {"cameras": 3, "prompt": PROMPT, "horizon": HORIZON}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,7 +72,7 @@ def run(*, batch_size: int = 4, repeats: int = 7, pairs: int = 24) -> list[Row]:
     data = random_observations(SMALL, batch_size * jax.device_count())
     steps = {k: training_step(SMALL, data, StepSettings(augment=False, action_samples=k)) for k in SAMPLES}
     seconds = alternating({k: call for k, (call, _) in steps.items()}, repeats)
-    flops = {k: forward_flops(PI0, **_SHAPE, action_samples=k) for k in SAMPLES}
+    flops = {k: forward_flops(PI0, LENGTHS, cameras=3, action_samples=k) for k in SAMPLES}
     model = load_model(example.CHECKPOINT, dtype="float32")
     observations = example.observations(_OBSERVATIONS)
     noise = {
@@ -120,14 +118,13 @@ def gradient_noise(
 def _squared_distance(
     architecture: Architecture, params: Tree, data: CalibrationData, samples: int
 ) -> Callable[..., jax.Array]:
-    model = build(architecture)
+    family, model = family_of(architecture), build(architecture)
     arrays = {key: jnp.asarray(x) for key, x in data.arrays.items() if key != "episode_index"}
 
     def gradient(chosen: jax.Array, key: jax.Array) -> dict:
         rows = jax.tree.map(lambda x: x[chosen], arrays)
-        noise, time = draw_noise_and_time(key, rows["actions"].shape, samples)
-        rows |= {"noise": noise, "time": time}
-        return jax.grad(lambda tree: jnp.mean(model_loss(model, tree, rows)))(params)
+        inputs, _ = family.draw(architecture, key, rows, samples)
+        return jax.grad(lambda tree: jnp.mean(family.losses(model, tree, inputs, gates=Gates()).each))(params)
 
     @jax.jit
     def distance(one: jax.Array, other: jax.Array, keys: jax.Array) -> jax.Array:

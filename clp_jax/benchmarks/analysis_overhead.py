@@ -10,12 +10,13 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from clp_jax.benchmarks.small import HORIZON, PROMPT, SMALL, random_observations
+from clp_jax.benchmarks.small import LENGTHS, SMALL, random_observations
 from clp_jax.data import arrange
 from clp_jax.flops import analysis_flops, forward_flops
-from clp_jax.models import PI0, PI0_FAST, PI05, build, init_params
+from clp_jax.models import Architecture, Gates, Lengths, build, family_of, init_params
+from clp_jax.models.pi0 import PI0, PI0_FAST, PI05
 from clp_jax.sharding import make_mesh
-from clp_jax.similarity import Sampling, batch_statistics, batches, forward
+from clp_jax.similarity import Sampling, batch_statistics, batches
 
 _GROUP = 4
 
@@ -24,11 +25,8 @@ def run(*, repeats: int = 7) -> dict[str, Any]:
     """Count at full size and time at small size, plain and with statistics alternating in one process."""
     counted = {}
     for architecture, prompt in ((PI0, 48), (PI05, 200), (PI0_FAST, 250)):
-        shape = {"cameras": 3, "prompt": prompt, "horizon": HORIZON}
-        added = analysis_flops(architecture, **shape, group_size=_GROUP, max_samples=2048)
-        counted[architecture.kind] = added / forward_flops(architecture, **shape)
-    shape = {"cameras": 3, "prompt": PROMPT, "horizon": HORIZON}
-    small = analysis_flops(SMALL, **shape, group_size=_GROUP, max_samples=2048) / forward_flops(SMALL, **shape)
+        counted[architecture.kind] = _share(architecture, Lengths(LENGTHS.horizon, prompt))
+    small = _share(SMALL, LENGTHS)
     return {
         "counted_full_size": counted,
         "counted_small": small,
@@ -38,13 +36,18 @@ def run(*, repeats: int = 7) -> dict[str, Any]:
     }
 
 
+def _share(architecture: Architecture, lengths: Lengths) -> float:
+    added = analysis_flops(architecture, lengths, cameras=3, group_size=_GROUP, max_samples=2048)
+    return added / forward_flops(architecture, lengths, cameras=3)
+
+
 def _measured(repeats: int) -> dict[str, float]:
-    model, mesh = build(SMALL), make_mesh()
+    family, model, mesh = family_of(SMALL), build(SMALL), make_mesh()
     params = init_params(SMALL, jax.random.key(0))
     data = random_observations(SMALL, _GROUP * jax.device_count())
     (batch,) = batches(data, arrange(np.zeros(len(data), int), _GROUP), jax.device_count(), mesh)
-    plain = jax.jit(lambda params, batch: forward(model, params, batch)[0])
-    fused = jax.jit(functools.partial(batch_statistics, model, Sampling(), _GROUP))
+    plain = jax.jit(lambda params, batch: family.forward(model, params, batch.inputs, gates=Gates())[0])
+    fused = jax.jit(functools.partial(batch_statistics, SMALL, None, Sampling(), _GROUP))
     times: dict[str, list[float]] = {"plain": [], "fused": []}
     for repeat in range(repeats + 1):
         for name, step in (("plain", plain), ("fused", fused)):

@@ -13,18 +13,16 @@ import jax
 from rich.console import Console
 from rich.table import Table
 
-from clp_jax.benchmarks.small import HORIZON, PROMPT, SMALL, random_observations
+from clp_jax.benchmarks.small import LENGTHS, SMALL, random_observations
 from clp_jax.benchmarks.steps import alternating, training_step
 from clp_jax.data import CalibrationData
 from clp_jax.errors import InputError
 from clp_jax.flops import forward_flops, sample_flops
-from clp_jax.models import Architecture, Pi0, build, init_params
-from clp_jax.models.pi0 import sample_actions
+from clp_jax.models import Architecture, Gates, build, depths, family_of, init_params
 from clp_jax.training import StepSettings
 
 DEPTHS = (18, 12, 9)
 NUM_STEPS = 10
-_SHAPE = {"cameras": 3, "prompt": PROMPT, "horizon": HORIZON}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +34,7 @@ class Row:
       depth: blocks of the language stack.
       step_seconds: a training step.
       step_bytes: state and temporary memory of the step on one device, as the compiler plans it.
-      prefix_seconds: images and prompt of one observation to keys and values.
+      prefix_seconds: all of a chunk that is no integration step: images and prompt.
       sample_seconds: a whole action chunk.
       train_flops: of the forward pass, relative to the first row's.
       sample_flops: of sampling, relative to the first row's.
@@ -61,42 +59,59 @@ def run(models: Mapping[str, Architecture], *, batch_size: int = 4, repeats: int
     """Measure models, the first of which is what the others are compared with.
 
     Raises:
-      InputError: a π0-FAST, whose sampling takes as long as its answer is.
+      InputError: a model that samples no actions.
     """
-    if any(architecture.action is None for architecture in models.values()):
-        raise InputError("the depth benchmark measures flow matching, pi0 and pi0.5; a pi0_fast was given.")
+    for architecture in models.values():
+        if (reason := family_of(architecture).why_no_actions(architecture)) is not None:
+            raise InputError(f"the depth benchmark measures the sampling of actions: {reason}")
     calls, memory = {}, {}
     for name, architecture in models.items():
         data = random_observations(architecture, batch_size * jax.device_count())
         calls[name, "step"], memory[name] = training_step(architecture, data, StepSettings(augment=False))
-        calls[name, "prefix"], calls[name, "sample"] = _inference(architecture, data.take([0]))
+        calls[name, "one step"], calls[name, "sample"] = _inference(architecture, data.take([0]))
     seconds = alternating(calls, repeats)
     first = next(iter(models.values()))
     return [
         Row(
             name,
-            architecture.vlm.depth,
+            depths(architecture)[architecture.groups[0][0]],
             seconds[name, "step"],
             memory[name],
-            seconds[name, "prefix"],
+            _prefix_seconds(seconds[name, "one step"], seconds[name, "sample"]),
             seconds[name, "sample"],
-            forward_flops(architecture, **_SHAPE) / forward_flops(first, **_SHAPE),
-            sample_flops(architecture, **_SHAPE) / sample_flops(first, **_SHAPE),
+            _share(forward_flops, architecture, first),
+            _share(sample_flops, architecture, first),
         )
         for name, architecture in models.items()
     ]
 
 
+def _share(count: Callable[..., int], architecture: Architecture, first: Architecture) -> float:
+    """Operations relative to the first model's."""
+    cameras = len(family_of(first).camera_names(first))
+    return count(architecture, LENGTHS, cameras=cameras) / count(first, LENGTHS, cameras=cameras)
+
+
+def _prefix_seconds(one_step: float, all_steps: float) -> float:
+    """What a chunk takes beside its integration steps, from chunks of 1 and of `NUM_STEPS` steps."""
+    return max(0.0, one_step - (all_steps - one_step) / (NUM_STEPS - 1))
+
+
 def _inference(architecture: Architecture, data: CalibrationData) -> tuple[Callable[[], Any], Callable[[], Any]]:
-    model = build(architecture)
-    assert isinstance(model, Pi0)
+    """Calls that sample one chunk in one step, and in `NUM_STEPS`."""
+    family, model = family_of(architecture), build(architecture)
     params = jax.jit(functools.partial(init_params, architecture))(jax.random.key(0))
-    observation, noise = data.observation(), data.arrays["noise"]
-    prefix = jax.jit(lambda params, observation: model.apply({"params": params}, observation, method="prefill"))
-    sample = jax.jit(
-        lambda params, observation, noise: sample_actions(model, params, observation, noise=noise, num_steps=NUM_STEPS)
-    )
-    return lambda: prefix(params, observation), lambda: sample(params, observation, noise)
+    inputs, noise = data.arrays, data.arrays["noise"]
+
+    def call(num_steps: int) -> Callable[[], Any]:
+        sample = jax.jit(
+            lambda params, inputs, noise: family.sample(
+                model, params, inputs, noise=noise, num_steps=num_steps, gates=Gates()
+            )
+        )
+        return lambda: sample(params, inputs, noise)
+
+    return call(1), call(NUM_STEPS)
 
 
 def show(rows: list[Row], console: Console) -> None:

@@ -22,11 +22,13 @@ from rich.table import Table
 
 from clp_jax.benchmarks.checkpoint_io import in_own_process, make_checkpoint, peak_memory
 from clp_jax.benchmarks.small import random_observations
-from clp_jax.data import norm_stats, observation_of
+from clp_jax.processing import norm_stats
+from clp_jax.data import load_npz
 from clp_jax.flops import parameter_count
 from clp_jax.loading import load_model
-from clp_jax.models import PI0, Architecture, Pi0, abstract_params, build
-from clp_jax.models.pi0 import sample_actions
+from clp_jax.models import Architecture, abstract_params
+from clp_jax.models.pi0 import PI0
+from clp_jax.sampling import sample
 from clp_jax.trees import flatten
 
 OBSERVATIONS, KEEP = 2, 9
@@ -82,7 +84,7 @@ def run(scratch: Path, console: Console, *, architecture: Architecture = PI0) ->
 
 def show(steps: list[Step], console: Console, *, architecture: Architecture = PI0) -> None:
     """Print the steps, and the parameters before and after."""
-    smaller = architecture.with_depths(dict.fromkeys(("vlm", "action"), KEEP))
+    smaller = architecture.with_depths(dict.fromkeys(architecture.groups[0], KEEP))
     table = Table(
         title=f"{parameter_count(architecture):,} random bfloat16 parameters to {parameter_count(smaller):,}, "
         f"{OBSERVATIONS} observations, {jax.devices()[0].device_kind}"
@@ -117,9 +119,4 @@ def _clp(words: str) -> None:
 
 def _sample(checkpoint: Path, data: Path) -> None:
     model = load_model(checkpoint)
-    module = build(model.architecture)
-    assert isinstance(module, Pi0)
-    with np.load(data) as archive:
-        one = {key: archive[key][:1] for key in archive.files}
-    sample = jax.jit(lambda params, one: sample_actions(module, params, observation_of(one), noise=one["noise"]))
-    assert np.isfinite(np.asarray(sample(model.params, one))).all()
+    assert np.isfinite(sample(model, load_npz(data, model.architecture).take([0]))).all()

@@ -10,10 +10,10 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from clp_jax.benchmarks.small import random_observations
 from clp_jax.benchmarks.websocket_load import closed_loop
-from clp_jax.data.chain import default_horizon, default_prompt_length
 from clp_jax.loading import LoadedModel, load_model
-from clp_jax.models import CAMERAS
+from clp_jax.models import depths, family_of
 from clp_jax.serving import wire
 from clp_jax.serving.policy import Policy
 from clp_jax.serving.requests import ModelRequests
@@ -64,7 +64,7 @@ def run(
     return {
         "models": {
             name: {
-                "depth": dict(models[name].architecture.depths),
+                "depth": depths(models[name].architecture),
                 "clients": {str(count): _summary(found[name, count]) for count in clients},
             }
             for name in models
@@ -85,28 +85,21 @@ def run(
 
 
 def _policy(model: LoadedModel, max_batch: int) -> Policy:
-    requests = ModelRequests(model.architecture, default_prompt_length(model.architecture))
-    policy = Policy(model, requests, action_horizon=default_horizon(model.architecture), max_batch=max_batch)
+    lengths = family_of(model.architecture).lengths(model.architecture)
+    requests = ModelRequests(model.architecture, lengths)
+    policy = Policy(model, requests, action_horizon=lengths.horizon, max_batch=max_batch)
     for bucket in policy.buckets:
         policy.compile(bucket)
     return policy
 
 
 def _request(policy: Policy) -> dict[str, np.ndarray]:
-    """A model-ready observation: three cameras, every token valid."""
-    rng, requests = np.random.default_rng(0), policy.requests
+    """A model-ready observation: all cameras, every token valid."""
+    requests = policy.requests
     assert isinstance(requests, ModelRequests)
-    architecture, length = requests.architecture, requests.prompt_length
-    size = architecture.vision.image_size
-    request: dict[str, np.ndarray] = {
-        "state": rng.standard_normal(requests.action_dim, np.float32),
-        "tokenized_prompt": rng.integers(0, architecture.vocab_size, length).astype(np.int32),
-        "tokenized_prompt_mask": np.ones(length, bool),
-    }
-    for camera in CAMERAS:
-        request[f"image/{camera}"] = rng.integers(0, 256, (size, size, 3)).astype(np.uint8)
-        request[f"image_mask/{camera}"] = np.asarray(True)  # noqa: FBT003
-    return request
+    observation = random_observations(requests.architecture, 1, requests.lengths).arrays
+    request = {key: observation[key][0] for key in requests.keys}
+    return request | {key: np.asarray(value) for key, value in request.items() if value.ndim == 0}
 
 
 def _summary(rounds: list[tuple[list[float], float]]) -> dict[str, float]:

@@ -2,10 +2,13 @@
 
 import numpy as np
 
-from clp_jax.data import CalibrationData, fixed_noise_and_time
-from clp_jax.models import CAMERAS, FAST_CAMERAS, Architecture, GemmaSizes, SiglipSizes
+from clp_jax.data import CalibrationData
+from clp_jax.models import Architecture, Lengths, family_of
+from clp_jax.models import pi0
+from clp_jax.models.layers.siglip import SiglipSizes
+from clp_jax.models.pi0 import GemmaSizes
 
-SMALL = Architecture(
+SMALL = pi0.Architecture(
     kind="pi0",
     vision=SiglipSizes(width=128, depth=4, mlp_dim=512, num_heads=4, patch_size=14, num_tokens=64),
     vlm=GemmaSizes(width=256, depth=18, mlp_dim=2048, num_heads=8, num_kv_heads=1, head_dim=64),
@@ -15,25 +18,22 @@ SMALL = Architecture(
     dtype="float32",
 )
 
-PROMPT, HORIZON = 48, 50
+LENGTHS = Lengths(horizon=50, prompt=48)
 
 
-def random_observations(architecture: Architecture, count: int) -> CalibrationData:
+def random_observations(architecture: Architecture, count: int, lengths: Lengths = LENGTHS) -> CalibrationData:
     """Made-up observations that fit a model, full prompts and all cameras; one episode each."""
-    rng, size = np.random.default_rng(0), architecture.vision.image_size
-    width = architecture.action_dim or 32
-    actions = rng.standard_normal((count, HORIZON, width), np.float32)
-    noise, time = fixed_noise_and_time(actions.shape)
-    tokens = rng.integers(0, architecture.vocab_size, (count, PROMPT)).astype(np.int32)
-    arrays: dict[str, np.ndarray] = {
-        "state": rng.standard_normal((count, width), np.float32),
-        "tokenized_prompt": tokens,
-        "tokenized_prompt_mask": np.ones((count, PROMPT), bool),
-        "actions": actions,
-        "noise": noise,
-        "time": time,
-    }
-    for camera in FAST_CAMERAS if architecture.kind == "pi0_fast" else CAMERAS:
-        arrays[f"image/{camera}"] = rng.integers(0, 256, (count, size, size, 3)).astype(np.uint8)
-        arrays[f"image_mask/{camera}"] = np.ones(count, bool)
-    return CalibrationData(arrays, "random")
+    family, rng = family_of(architecture), np.random.default_rng(0)
+    described = family.inputs(architecture, lengths)
+    arrays = {key: _random(rng, key, (count, *leaf.shape), leaf.dtype, architecture) for key, leaf in described.items()}
+    return CalibrationData(family.fixed_draw(architecture, arrays) | arrays, "random")
+
+
+def _random(
+    rng: np.random.Generator, key: str, shape: tuple[int, ...], dtype: np.dtype, architecture: Architecture
+) -> np.ndarray:
+    if dtype == bool:
+        return np.ones(shape, bool)
+    if dtype == np.float32:
+        return rng.standard_normal(shape, np.float32)
+    return rng.integers(0, architecture.vocab_size if key == "tokenized_prompt" else 256, shape).astype(dtype)

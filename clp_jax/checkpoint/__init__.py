@@ -12,15 +12,19 @@ from clp_jax.lazy import importer
 
 if TYPE_CHECKING:
     from clp_jax.checkpoint.rewriting import RewriteReport, rewrite
-    from clp_jax.checkpoint.spec import CheckpointSpec, fingerprint, read_spec
+    from clp_jax.checkpoint.opening import Spec, fingerprint, read_spec
+    from clp_jax.checkpoint.safetensors_folder import FolderSpec
+    from clp_jax.checkpoint.spec import CheckpointSpec
     from clp_jax.checkpoint.values import LeafReader, copy_files, read_params, write_beside, write_params, write_stream
 
 _HOME = {
     "RewriteReport": "rewriting",
     "rewrite": "rewriting",
     "CheckpointSpec": "spec",
-    "fingerprint": "spec",
-    "read_spec": "spec",
+    "FolderSpec": "safetensors_folder",
+    "Spec": "opening",
+    "fingerprint": "opening",
+    "read_spec": "opening",
     "LeafReader": "values",
     "copy_files": "values",
     "read_params": "values",

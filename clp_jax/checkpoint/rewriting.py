@@ -35,6 +35,7 @@ class RewriteReport:
       bytes_in: size of the source's arrays, decoded.
       bytes_out: size of the written arrays, decoded.
       seconds: wall time.
+      notes: what else there is to know, for people.
     """
 
     leaves: int
@@ -42,6 +43,7 @@ class RewriteReport:
     bytes_in: int
     bytes_out: int
     seconds: float
+    notes: tuple[str, ...] = ()
 
 
 def rewrite(

@@ -33,6 +33,9 @@ class CheckpointSpec:
       plan_record: content of ``clp.json`` in the step folder, if there is one.
     """
 
+    folder = None
+    """An openpi checkpoint has no configuration beside its weights."""
+
     path: epath.Path
     tree: dict[str, Any]
     value_suffix: bool

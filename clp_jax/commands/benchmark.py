@@ -13,7 +13,8 @@ from clp_jax.benchmarks import action_samples, analysis_overhead, checkpoint_io,
 from clp_jax.checkpoint import read_spec
 from clp_jax.errors import InputError
 from clp_jax.loading import default_dtype, read_architecture
-from clp_jax.models import PI0, Architecture, abstract_params
+from clp_jax.models import Architecture, abstract_params
+from clp_jax.models.pi0 import PI0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -29,7 +29,7 @@ def run(config: Check) -> None:
     console = Console()
     if config.tolerance is not None and not 0 < config.tolerance < float("inf"):
         raise InputError(f"a tolerance of {config.tolerance} s is none; give a number above 0.")
-    robot = config.find_robot()
+    robot = config.find_robot(None)
     checks = check_set(
         config.data,
         columns=None if robot is None else (*robot.state, robot.actions),

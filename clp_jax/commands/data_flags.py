@@ -7,12 +7,12 @@ from etils import epath
 
 from clp_jax.checkpoint.stored import files_below
 from clp_jax.commands.chain_flags import ChainFlags
-from clp_jax.data import TrainingData, norm_stats, open_dataset
-from clp_jax.data.norm_stats import NormStats
-from clp_jax.data.robots import Robot, find_robot
-from clp_jax.data.tokenizer import load_tokenizer
+from clp_jax.data import TrainingData, open_dataset
+from clp_jax.processing import norm_stats
+from clp_jax.processing.norm_stats import NormStats
+from clp_jax.processing.robots import Robot, find_robot
 from clp_jax.errors import InputError
-from clp_jax.models import Architecture
+from clp_jax.models import Architecture, family_of, robots
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -26,14 +26,27 @@ class ObservationFlags:
     state_key: tuple[str, ...] = ()
     """Keys of the state's parts, instead of the robot's."""
 
-    def find_robot(self) -> Robot | None:
-        """The robot, None if no flag says anything about one."""
-        return self._robot_with(None)
+    def find_robot(self, architecture: Architecture | None) -> Robot | None:
+        """The robot; None if neither a flag nor the checkpoint says anything about one.
 
-    def _robot_with(self, actions: str | None) -> Robot | None:
-        if not (self.robot or self.image or self.state_key or actions):
-            return None
-        return find_robot(self.robot, images=self.image, state=self.state_key, actions=actions)
+        Args:
+          architecture: of the checkpoint; without one, no camera is checked.
+        """
+        return self._robot_with(None, architecture)
+
+    def names_robot(self) -> bool:
+        """Whether a flag says something about a robot."""
+        return bool(self.robot or self.image or self.state_key or getattr(self, "action_key", None))
+
+    def _robot_with(self, actions: str | None, architecture: Architecture | None) -> Robot | None:
+        own = None if architecture is None else family_of(architecture).own_robot(architecture)
+        if not self.names_robot():
+            return own
+        known = robots() if architecture is None else family_of(architecture).ROBOTS
+        cameras = None if architecture is None else family_of(architecture).camera_names(architecture)
+        return find_robot(
+            self.robot, known, cameras=cameras, start=own, images=self.image, state=self.state_key, actions=actions
+        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -43,9 +56,9 @@ class RobotFlags(ObservationFlags):
     action_key: str | None = None
     """Key of the actions, instead of the robot's."""
 
-    def find_robot(self) -> Robot | None:
-        """The robot, None if no flag says anything about one."""
-        return self._robot_with(self.action_key)
+    def find_robot(self, architecture: Architecture | None) -> Robot | None:
+        """As `ObservationFlags.find_robot`, with the key of the actions."""
+        return self._robot_with(self.action_key, architecture)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -78,7 +91,7 @@ def open_data(
       InputError: as `open_dataset`; or several statistics in the checkpoint, of which none was chosen.
     """
     ready = source.endswith(".npz")
-    robot = flags.find_robot()
+    robot = None if ready and not flags.names_robot() else flags.find_robot(architecture)
     asset_id = flags.asset_id
     if stats is None and flags.norm_stats not in (None, "data"):
         stats = norm_stats.load(flags.norm_stats)
@@ -89,7 +102,7 @@ def open_data(
         source,
         architecture,
         robot=robot,
-        tokenizer=load_tokenizer(flags.tokenizer, assets=assets) if wants_tokenizer else None,
+        tokenizer=family_of(architecture).load_tokenizer(architecture, flags.tokenizer, assets) if wants_tokenizer else None,
         norm_stats=stats,
         asset_id=asset_id,
         action_horizon=flags.action_horizon,

@@ -17,8 +17,7 @@ from clp_jax.commands import finetune as finetune_command
 from clp_jax.commands import prune as prune_command
 from clp_jax.errors import InputError
 from clp_jax.loading import LoadedModel, load_model
-from clp_jax.models import Gates, Pi0, build
-from clp_jax.models.pi0 import sample_actions
+from clp_jax.models import Gates, build, family_of
 from clp_jax.plan import PrunePlan
 from clp_jax.selection import CRITERIA
 from clp_jax.sensitivity import plan_gates
@@ -62,7 +61,7 @@ def run(config: Demo) -> None:
             checkpoint=example.CHECKPOINT,
             data=example.DEMONSTRATIONS,
             out=analysis,
-            keep_layers=config.keep_layers,
+            keep_layers=(str(config.keep_layers),),
             max_observations=64,
             compare=tuple(name for name in CRITERIA if name not in ("greedy", "gauss-newton")),
             **_DATA_FLAGS,
@@ -131,15 +130,17 @@ def _roll_out(console: Console, checkpoint: Path, out: Path, episodes: int) -> N
 def compare(console: Console, full: LoadedModel, pruned: LoadedModel, plan: PrunePlan) -> None:
     """Check the pruned checkpoint against the full model with gates, and time both."""
     some = example.observations(4)
-    observation, noise = some.observation(), some.arrays["noise"]
+    inputs, noise = some.arrays, some.arrays["noise"]
 
     def sampler(model: LoadedModel, gates: Gates):
-        module = build(model.architecture)
-        assert isinstance(module, Pi0)
+        family, module = family_of(model.architecture), build(model.architecture)
+        steps = family.num_steps(model.architecture)
         sample = jax.jit(
-            lambda params, observation, noise: sample_actions(module, params, observation, noise=noise, gates=gates)
+            lambda params, inputs, noise: family.sample(
+                module, params, inputs, noise=noise, num_steps=steps, gates=gates
+            )
         )
-        return lambda: jax.block_until_ready(sample(model.params, observation, noise))
+        return lambda: jax.block_until_ready(sample(model.params, inputs, noise))
 
     run_full, run_pruned = sampler(full, Gates()), sampler(pruned, Gates())
     gated = sampler(full, plan_gates(full.architecture, plan))()

@@ -7,18 +7,19 @@ from rich.console import Console
 from rich.markup import escape
 
 from clp_jax.checkpoint import CheckpointSpec, read_spec
+from clp_jax.commands.model_flags import ModelFlags
 from clp_jax.errors import InputError
 from clp_jax.export import Options, Target, Weights, export_checkpoint
 from clp_jax.export.weights import Dtype
 from clp_jax.loading import read_architecture
-from clp_jax.models import Architecture
+from clp_jax.data.dataset import chosen_lengths
+from clp_jax.models import Architecture, depths, family_of
+from clp_jax.record import trained_with
 from clp_jax.trees import flatten
-
-_PROMPT_LENGTHS = {"pi0": 48, "pi05": 200, "pi0_fast": 250}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Export:
+class Export(ModelFlags):
     """Write a checkpoint in the form of openpi, openpi's PyTorch, lerobot or StableHLO; read it back and compare."""
 
     checkpoint: str
@@ -35,16 +36,14 @@ class Export:
     """What a StableHLO program computes in."""
     merge_lora: bool = False
     """openpi: multiply LoRA adapters into their weights (all other targets always do)."""
-    lora_scale: float = 1.0
-    """alpha / rank of attention adapters."""
     asset_id: str | None = None
     """lerobot: which norm stats, if the checkpoint has several."""
-    action_horizon: int = 50
-    """Actions of a chunk, as in the training config."""
+    action_horizon: int | None = None
+    """Actions of a chunk. Default: those that the run was trained with, else upstream's for this kind of model."""
     prompt_length: int | None = None
-    """Prompt tokens, padding included. Default: openpi's for this kind of model."""
-    num_steps: int = 10
-    """Euler steps of sampling."""
+    """Prompt tokens, padding included. Default: as for --action-horizon."""
+    num_steps: int | None = None
+    """Integration steps of sampling. Default: the model's own number, 10 in openpi."""
     batch_size: int | None = None
     """StableHLO: fix the batch. Default: any."""
     platforms: str = "cpu,cuda,tpu"
@@ -63,12 +62,17 @@ def run(config: Export) -> None:
         if value is not None and value < 1:
             raise InputError(f"--{flag.replace('_', '-')} {value} must be at least 1.")
     spec = read_spec(config.checkpoint, live=config.raw)
-    architecture = read_architecture(spec, dtype=config.activations, lora_scale=config.lora_scale)
+    architecture = read_architecture(spec, dtype=config.activations, **config.model_settings())
+    trained = trained_with(spec.plan_record)
+    horizon, prompt = config.action_horizon, config.prompt_length
     weights = Weights(spec, architecture, *_form(config, spec))
     options = Options(
-        horizon=config.action_horizon,
-        prompt_length=config.prompt_length or _PROMPT_LENGTHS[architecture.kind],
-        num_steps=config.num_steps,
+        lengths=chosen_lengths(
+            architecture,
+            trained.get("action_horizon") if horizon is None else horizon,
+            trained.get("max_token_len") if prompt is None else prompt,
+        ),
+        num_steps=family_of(architecture).num_steps(architecture) if config.num_steps is None else config.num_steps,
         asset_id=config.asset_id,
         batch_size=config.batch_size,
         platforms=tuple(name.strip() for name in config.platforms.split(",")),
@@ -93,6 +97,6 @@ def _form(config: Export, spec: CheckpointSpec) -> tuple[bool, Dtype | None]:
 
 
 def _report(console: Console, architecture: Architecture, config: Export) -> None:
-    depths = ", ".join(f"{name} {depth}" for name, depth in architecture.depths.items())
+    blocks = ", ".join(f"{name} {depth}" for name, depth in depths(architecture).items())
     weights = "live weights" if config.raw else "weights"
-    console.print(f"{architecture.kind} with blocks {depths}; {weights} for {config.to}.")
+    console.print(f"{architecture.kind} with blocks {blocks}; {weights} for {config.to}.")

@@ -13,12 +13,13 @@ from rich.console import Console
 
 from clp_jax.checkpoint import CheckpointSpec, copy_files, fingerprint, read_spec
 from clp_jax.commands.data_flags import DataFlags, open_data
-from clp_jax.data import CalibrationData, TrainingData, arrange, norm_stats, tokenizer
+from clp_jax.commands.model_flags import ModelFlags
+from clp_jax.data import CalibrationData, TrainingData, arrange
+from clp_jax.processing import norm_stats, tokenizer
 from clp_jax.distributed import DistributedFlags, barrier, is_first, join
 from clp_jax.errors import InputError
 from clp_jax.loading import default_dtype, read_architecture
-from clp_jax.models import Architecture, Gates, abstract_params
-from clp_jax.models.pi0.architecture import Remat
+from clp_jax.models import Architecture, Gates, Lengths, Remat, abstract_params, coupled, depths, family_of
 from clp_jax.plan import PrunePlan
 from clp_jax.progress import progress
 from clp_jax.record import training_record
@@ -26,7 +27,7 @@ from clp_jax.sensitivity import make_loss
 from clp_jax.sharding import Rules, make_mesh
 from clp_jax.similarity import batches
 from clp_jax.training import OptimizerSettings, Run, Steps, StepSettings, check_batch_size, train
-from clp_jax.training.adapters import ACTION_RANK, VLM_RANK, with_adapters
+from clp_jax.training.adapters import with_adapters
 from clp_jax.training.freezing import frozen_paths
 from clp_jax.training.logs import LOG_FILE, Logs, import_wandb
 from clp_jax.training.throughput import step_flops, utilisation
@@ -43,7 +44,7 @@ _SHOWN = ("loss", "grad_norm", "learning_rate", "samples_per_second", "mfu", "he
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Finetune(DataFlags, OptimizerSettings, DistributedFlags):
+class Finetune(DataFlags, ModelFlags, OptimizerSettings, DistributedFlags):
     """Train a checkpoint on data. Defaults are openpi's; a killed run goes on with the same flags and --resume."""
 
     checkpoint: str
@@ -72,10 +73,8 @@ class Finetune(DataFlags, OptimizerSettings, DistributedFlags):
     """Delete --out first if it exists."""
     lora: bool = False
     """Add LoRA adapters to both experts and train them, the image encoder and the projections."""
-    lora_ranks: tuple[int, int] = (VLM_RANK, ACTION_RANK)
-    """Ranks of new adapters in the VLM and in the action expert."""
-    lora_scale: float = 1.0
-    """Alpha / rank of the attention adapters."""
+    lora_ranks: tuple[int, ...] = ()
+    """Ranks of new adapters, of the VLM and of the action expert; 16 32 if absent, as in openpi."""
     freeze: tuple[str, ...] = ()
     """Parameters that are not trained: regular expressions over whole names, e.g. 'PaliGemma/img/.*'."""
     train: tuple[str, ...] = ()
@@ -129,8 +128,8 @@ def run(config: Finetune) -> None:
     held = _held_out(config, architecture, spec, data)
     mesh = make_mesh(config.fsdp_devices)
     names = {path: leaf.size for path, leaf in flatten(abstract_params(architecture)).items()}
-    has_adapters = any("lora" in path for path in names)
-    frozen = frozen_paths(tuple(names), freeze=config.freeze, train=config.train, lora=has_adapters)
+    rules = family_of(architecture).frozen_rules(architecture)
+    frozen = frozen_paths(tuple(names), freeze=config.freeze, train=config.train, default=rules)
     todo = _todo(config, frozen)
     check_batch_size(todo, mesh)
     out = _open_folder(config)
@@ -147,8 +146,10 @@ def run(config: Finetune) -> None:
     trained = sum(size for path, size in names.items() if path not in frozen)
     _introduce(console, config, data, mesh, start, trained, sum(names.values()))
     share = trained / sum(names.values())
-    flops = step_flops(architecture, share, **_lengths(data), action_samples=config.action_samples)
-    plan = PrunePlan.of(architecture.kind, architecture.depths, coupled=architecture.coupled)
+    flops = step_flops(
+        architecture, share, _lengths(data), cameras=len(data.cameras), action_samples=config.action_samples
+    )
+    plan = PrunePlan.of(architecture.kind, depths(architecture), coupled=coupled(architecture))
     logs = Logs(out, start=start, wandb_project=config.wandb, config=entry["config"]) if is_first() else None
     lines = Console(stderr=True, quiet=not is_first())
     with progress("training", total=max(config.steps - start, 0), unit="steps", console=lines) as advance:
@@ -209,13 +210,17 @@ def _architecture(config: Finetune, spec: CheckpointSpec) -> Architecture:
     dtype = config.dtype or default_dtype()
     if dtype not in ("float32", "bfloat16"):
         raise InputError(f"--dtype {dtype} is not an activation dtype; give float32 or bfloat16.")
-    architecture = read_architecture(spec, dtype=dtype, lora_scale=config.lora_scale)
+    architecture = read_architecture(spec, dtype=dtype, **config.model_settings())
     if config.lora:
-        vlm_rank, action_rank = config.lora_ranks
-        architecture = with_adapters(architecture, vlm_rank=vlm_rank, action_rank=action_rank)
-    if architecture.kind == "pi0_fast" and config.action_samples != 1:
-        raise InputError("--action-samples is for flow matching (pi0, pi05); a pi0_fast draws no noise, leave it out.")
-    return dataclasses.replace(architecture, remat=config.remat, skip_dead=config.skip_dead)
+        architecture = with_adapters(architecture, config.lora_ranks)
+    if architecture.action_dim is None and config.action_samples != 1:
+        raise InputError(f"--action-samples is for flow matching; a {architecture.kind} draws no noise, leave it out.")
+    changes: dict[str, Any] = {"remat": config.remat}
+    if config.skip_dead is not None:
+        if not hasattr(architecture, "skip_dead"):
+            raise InputError(f"--skip-dead is not for a {architecture.kind} model; leave it out.")
+        changes["skip_dead"] = config.skip_dead
+    return dataclasses.replace(architecture, **changes)
 
 
 def _todo(config: Finetune, frozen: frozenset[str]) -> Run:
@@ -306,10 +311,8 @@ def _defaults() -> dict[str, Any]:
     return {name: value for name, value in known.items() if value is not dataclasses.MISSING}
 
 
-def _lengths(data: TrainingData) -> dict[str, int]:
-    one = data.read(data.rows[:1])
-    horizon = one["actions"].shape[1] if "actions" in one else 0
-    return {"cameras": len(data.cameras), "prompt": one["tokenized_prompt"].shape[1], "horizon": horizon}
+def _lengths(data: TrainingData) -> Lengths:
+    return CalibrationData(data.read(data.rows[:1]), data.fingerprint).lengths
 
 
 def _held_out(

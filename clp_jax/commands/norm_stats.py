@@ -9,8 +9,8 @@ from rich.table import Table
 
 from clp_jax.checkpoint import read_spec, staged
 from clp_jax.commands.data_flags import RobotFlags
-from clp_jax.data import norm_stats
-from clp_jax.data.chain import default_horizon
+from clp_jax.processing import norm_stats
+from clp_jax.models import family_of
 from clp_jax.data.recording import open_recording
 from clp_jax.errors import InputError
 from clp_jax.loading import read_architecture
@@ -28,7 +28,7 @@ class NormStats(RobotFlags):
     out: str
     """Folder to create: <asset id>/norm_stats.json, as in a checkpoint's assets."""
     checkpoint: str | None = None
-    """Take the action horizon that openpi uses for this kind of model."""
+    """Take the action horizon of this checkpoint, or of its kind of model."""
     action_horizon: int | None = None
     """Actions of a chunk, over which the actions' statistics run; 50 if neither this nor a checkpoint is given."""
     asset_id: str | None = None
@@ -40,12 +40,13 @@ class NormStats(RobotFlags):
 def run(config: NormStats) -> None:
     """Run the command."""
     console = Console()
-    robot = config.find_robot()
+    robot = config.find_robot(None)
     if robot is None:
         raise InputError("say which robot the data are of: --robot, or --image, --state-key and --action-key.")
     horizon = _OPENPI_HORIZON if config.action_horizon is None else config.action_horizon
     if config.checkpoint is not None and config.action_horizon is None:
-        horizon = default_horizon(read_architecture(read_spec(config.checkpoint)))
+        architecture = read_architecture(read_spec(config.checkpoint))
+        horizon = family_of(architecture).lengths(architecture).horizon
     if horizon < 1:
         raise InputError(f"an action chunk of {horizon} actions is none; give at least 1.")
     with staged(config.out, overwrite=config.overwrite, sources=[config.data]) as folder:

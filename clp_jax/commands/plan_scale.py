@@ -15,11 +15,12 @@ from rich.table import Table
 
 from clp_jax.aliases import Tree
 from clp_jax.checkpoint import read_spec
+from clp_jax.commands.model_flags import ModelFlags
 from clp_jax.errors import InputError
 from clp_jax.loading import read_architecture
-from clp_jax.models import PI0, PI0_FAST, PI05, Architecture, abstract_params
-from clp_jax.models.pi0.architecture import Remat
+from clp_jax.models import FAMILIES, Architecture, Remat, abstract_params, coupled, depths
 from clp_jax.plan import PrunePlan
+from clp_jax.planning import groups_of, per_group
 from clp_jax.progress import progress
 from clp_jax.prune import apply_plan
 from clp_jax.scale.chips import CPU, GIB
@@ -29,18 +30,18 @@ from clp_jax.scale.programs import Task, Workload, programs
 from clp_jax.scale.topologies import CHIPS, Topology, devices_of, parse, usual_names
 from clp_jax.sharding import make_mesh
 
-_BY_NAME = {"pi0": PI0, "pi05": PI05, "pi0-fast": PI0_FAST}
+_RELEASED = {name: architecture for family in FAMILIES.values() for name, architecture in family.RELEASED.items()}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class PlanScale:
+class PlanScale(ModelFlags):
     """Compile what analyse, finetune or serve run for TPU slices, and print what they need. No TPU is touched.
 
     Times are lower bounds from the makers' numbers, not predictions. One program takes a minute or two to compile.
     """
 
     checkpoint: str
-    """A checkpoint, or pi0, pi05 or pi0-fast for openpi's sizes (float32) without any."""
+    """A checkpoint, or the name of a released model (pi0, pi05, pi0-fast, smolvla, groot-n15) for its sizes alone."""
     topology: tuple[str, ...]
     """Slices: v5e:4x4 v5p:2x2x2 v6e-256..., or a kind alone (v5e), which finds the smallest that fits from 1 chip to
     256; cpu:8 tries everything out where there is no TPU compiler."""
@@ -66,14 +67,14 @@ class PlanScale:
     """analyse and infer: parameters as stored, or in another dtype. Training always keeps float32."""
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     """Activations."""
-    num_steps: int = 10
-    """infer: Euler steps from noise to actions."""
+    num_steps: int | None = None
+    """infer: integration steps from noise to actions; the model's own number if absent."""
     group_size: int = 4
     """analyse: observations of a group."""
     action_horizon: int | None = None
-    """Actions of a chunk; openpi's if absent."""
+    """Actions of a chunk; the model's own if absent."""
     max_token_len: int | None = None
-    """Tokens of a prompt; openpi's if absent."""
+    """Tokens of a prompt; the model's own if absent."""
     out: str | None = None
     """Folder for plan-scale.json and plan-scale.png."""
 
@@ -123,23 +124,34 @@ def _models(config: PlanScale) -> dict[str, tuple[Architecture, Tree]]:
         for word in (config.keep_layers or "").split(",") if name == config.checkpoint else ():
             if not word:
                 continue
-            depth = architecture.vlm.depth
-            if not word.strip().isdigit() or not 0 < int(word) <= depth:
-                raise InputError(f"--keep-layers {config.keep_layers}: give numbers from 1 to {depth}, like 12,9.")
-            keep = {tower: range(int(word)) for tower in architecture.depths if tower != "vision"}
-            plan = PrunePlan.of(architecture.kind, architecture.depths, keep, coupled=architecture.coupled)
+            keep = _first_blocks(architecture, word, config)
+            plan = PrunePlan.of(architecture.kind, depths(architecture), keep, coupled=coupled(architecture))
             smaller = architecture.with_depths({tower: len(blocks) for tower, blocks in keep.items()})
             models[_label(name, smaller)] = smaller, apply_plan(params, plan)
     return models
 
 
+def _first_blocks(architecture: Architecture, word: str, config: PlanScale) -> dict[str, range]:
+    """So many blocks of every tower that is always cut: 9, or llm=5+vl=3+dit=8 where towers are cut on their own."""
+    groups, blocks = groups_of(architecture)[0], depths(architecture)
+    pairs = dict(part.rpartition("=")[::2] for part in word.strip().split("+"))
+    chosen = per_group(pairs[""] if list(pairs) == [""] else pairs, groups, "keep_layers")
+    keep = {}
+    for group, number in chosen.items():
+        depth = blocks[group[0]]
+        if not number.isdigit() or not 0 < int(number) <= depth:
+            raise InputError(f"--keep-layers {config.keep_layers}: give numbers from 1 to {depth}, like 12,9.")
+        keep |= dict.fromkeys(group, range(int(number)))
+    return keep
+
+
 def _model(name: str, config: PlanScale) -> tuple[Architecture, Tree]:
-    if name in _BY_NAME:
-        architecture = dataclasses.replace(_BY_NAME[name], dtype=config.dtype)
+    if name in _RELEASED:
+        architecture = dataclasses.replace(_RELEASED[name], dtype=config.dtype)
         params = abstract_params(architecture)
     else:
         spec = read_spec(name)
-        architecture, params = read_architecture(spec, dtype=config.dtype), spec.tree
+        architecture, params = read_architecture(spec, dtype=config.dtype, **config.model_settings()), spec.tree
     if config.params_dtype != "keep":
         params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.dtype(config.params_dtype)), params)
     params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), params)
@@ -147,7 +159,8 @@ def _model(name: str, config: PlanScale) -> tuple[Architecture, Tree]:
 
 
 def _label(name: str, architecture: Architecture) -> str:
-    return f"{Path(name).name}, {architecture.vlm.depth} blocks"
+    blocks = "+".join(str(depths(architecture)[group[0]]) for group in groups_of(architecture)[0])
+    return f"{Path(name).name}, {blocks} blocks"
 
 
 def _first_that_fits(candidates: list[Topology], plan: Callable[[Topology], list[Forecast]]) -> list[Forecast]:

@@ -9,16 +9,16 @@ from rich.filesize import decimal
 
 from clp_jax.analysis import Analysis, loss_of
 from clp_jax.checkpoint import CheckpointSpec, RewriteReport, fingerprint, read_spec
-from clp_jax.commands.analyse import DepthFlags, MeasureFlags, check_depth, load, measure, reading_of, removals
+from clp_jax.commands.measuring import DepthFlags, MeasureFlags, evidence_options, load, measure
 from clp_jax.errors import InputError
 from clp_jax.flops import parameter_count
-from clp_jax.loading import LoadedModel, read_architecture
+from clp_jax.loading import read_architecture
 from clp_jax.models import Architecture, Gates
 from clp_jax.plan import PrunePlan
+from clp_jax.planning import check_depth, check_plan, choose, plan_of_blocks
 from clp_jax.progress import progress
 from clp_jax.prune import prune_checkpoint
-from clp_jax.selection import select
-from clp_jax.sensitivity import make_group_loss, plan_gates
+from clp_jax.sensitivity import plan_gates
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -35,8 +35,8 @@ class Prune(MeasureFlags, DepthFlags):
     """Folder of clp analyse: its plan, or a new choice from its matrices if a depth is given."""
     plan: str | None = None
     """Plan file, perhaps edited."""
-    keep: str | None = None
-    """Blocks of the language stack that stay, e.g. 0,1,2,5."""
+    keep: tuple[str, ...] = ()
+    """Blocks that stay, e.g. 0,1,2,5; where towers are cut on their own, e.g. llm=0,1,2 dit=0,3,8,9."""
     overwrite: bool = False
     """Replace --out if it exists."""
 
@@ -45,20 +45,20 @@ def run(config: Prune) -> None:
     """Run the command."""
     console = Console()
     ways = {name: getattr(config, name) for name in ("data", "analysis", "plan", "keep")}
-    given = [name for name, value in ways.items() if value is not None]
+    given = [name for name, value in ways.items() if value not in (None, ())]
     if len(given) != 1:
         raise InputError(
             f"give exactly one of --data, --analysis, --plan and --keep; given: {', '.join(given) or 'none'}."
         )
-    if given[0] in ("plan", "keep") and config.asks_for_depth():
+    if given[0] in ("plan", "keep") and config.depth().is_given:
         raise InputError(f"--{given[0]} already says which blocks stay; leave out the depth.")
-    if given[0] == "data" and not config.asks_for_depth():
+    if given[0] == "data" and not config.depth().is_given:
         raise InputError("say how deep: --keep-layers, --keep-ratio, --threshold or --auto.")
     spec = read_spec(config.checkpoint)
-    architecture = read_architecture(spec, lora_scale=config.lora_scale)
-    check_depth(config, architecture)
+    architecture = read_architecture(spec, **config.model_settings())
+    check_depth(config.depth(), config.rule(), architecture)
     plan, calibration = _plan(config, spec, architecture, console)
-    _check_plan(plan, architecture)
+    check_plan(plan, architecture)
     report = write(spec, plan, config, calibration)
     smaller = architecture.with_depths({name: len(tower.keep) for name, tower in plan.towers.items()})
     before, after = parameter_count(architecture), parameter_count(smaller)
@@ -98,17 +98,16 @@ def _plan(
     """The plan, and what is to be recorded of the data behind it."""
     if config.plan is not None:
         return PrunePlan.load(config.plan), None
-    if config.keep is not None:
-        language = [name for name in architecture.depths if name != "vision"]
-        keep = dict.fromkeys(language, _indices(config.keep))
-        return PrunePlan.of(architecture.kind, architecture.depths, keep, coupled=architecture.coupled), None
+    if config.keep:
+        return plan_of_blocks(architecture, blocks_of(config.keep)), None
     if config.analysis is not None:
         return _plan_of_analysis(config, spec)
     assert config.data is not None
     model, calibration, evaluation = load(config.checkpoint, config.data, config)
     analysis = measure(model, calibration, config, [config.rule()])
     loss = loss_of(model, calibration) if config.rule() == "greedy" else None
-    plan = choose(analysis, config, model=model, loss=loss)
+    options = evidence_options(config)
+    plan = choose(analysis, config.rule(), config.depth(), options, loss=loss, seed=config.seed)
     held, name = (calibration, "calibration") if evaluation is None else (evaluation, "held-out")
     evaluate = loss_of(model, held)
     full, pruned = evaluate(Gates()), evaluate(plan_gates(model.architecture, plan))
@@ -116,24 +115,6 @@ def _plan(
         f"zero-shot loss on {len(held)} {name} observations: {full:.4f} -> {pruned:.4f} (before any fine-tuning)"
     )
     return plan, analysis.meta | {"loss": {"data": name, "full": full, "pruned": pruned}}
-
-
-def choose(analysis: Analysis, config: Prune, *, model: LoadedModel | None = None, loss=None) -> PrunePlan:
-    """Select with the criterion of the flags, each group of towers on its own.
-
-    Args:
-      analysis: what was measured.
-      config: flags.
-      model: for the criterion greedy, which runs it.
-      loss: of the model on calibration data, as a function of its gates.
-    """
-    reading = reading_of(config)
-    picks = {}
-    for group, count in removals(analysis, config, reading).items():
-        group_loss = None if loss is None or model is None else make_group_loss(model.architecture, group, loss)
-        evidence = analysis.evidence(group, reading, loss=group_loss)
-        picks[group] = select(config.rule(), evidence, remove=count, seed=config.seed)
-    return analysis.plan(picks, config.rule())
 
 
 def _plan_of_analysis(config: Prune, spec: CheckpointSpec) -> tuple[PrunePlan, dict]:
@@ -144,26 +125,32 @@ def _plan_of_analysis(config: Prune, spec: CheckpointSpec) -> tuple[PrunePlan, d
             f"{folder} is the analysis of {analysis.meta.get('checkpoint')}, whose content differs from {spec.path}; "
             "analyse this checkpoint, or give the plan alone with --plan."
         )
-    if not config.asks_for_depth() and config.keep_vision_layers is None:
+    if not config.depth().is_given and config.keep_vision_layers is None:
         return PrunePlan.load(f"{folder}/plan.json"), analysis.meta
-    return choose(analysis, config), analysis.meta
+    options = evidence_options(config)
+    return choose(analysis, config.rule(), config.depth(), options, seed=config.seed), analysis.meta
 
 
-def _check_plan(plan: PrunePlan, architecture: Architecture) -> None:
-    if plan.kind != architecture.kind:
-        raise InputError(f"the plan is for a {plan.kind} model, the checkpoint is a {architecture.kind}.")
-    plan.check_against(architecture.depths)
-    for group in architecture.coupled:
-        kept = {plan.removed(name) for name in group}
-        if len(kept) > 1:
-            raise InputError(
-                f"towers {' and '.join(group)} share one stack and must keep the same blocks; the plan removes "
-                f"{' and '.join(str(list(blocks)) for blocks in sorted(kept))}."
-            )
+def blocks_of(words: tuple[str, ...]) -> list[int] | dict[str, list[int]]:
+    """The blocks of ``--keep``: one list, or a list per tower.
+
+    Raises:
+      InputError: a word is no list of blocks.
+
+    >>> blocks_of(("0,1,2",)), blocks_of(("llm=0,1", "dit=0,3"))
+    ([0, 1, 2], {'llm': [0, 1], 'dit': [0, 3]})
+    """
+    pairs = [word.rpartition("=") for word in words]
+    if len(words) > 1 and any(not equals for _, equals, _ in pairs):
+        raise InputError(f"--keep {' '.join(words)}: give one list, or a list for each tower as in llm=0,1 dit=0,3.")
+    if len({tower for tower, _, _ in pairs}) < len(pairs):
+        raise InputError(f"--keep {' '.join(words)} names a tower twice.")
+    found = {tower: _indices(text) for tower, _, text in pairs}
+    return found[""] if "" in found else found
 
 
 def _indices(text: str) -> list[int]:
     try:
         return [int(part) for part in text.split(",")]
     except ValueError:
-        raise InputError(f"--keep {text!r} is no list of block numbers; write for example 0,1,2,5.") from None
+        raise InputError(f"--keep {text!r} is no list of block numbers; write for example 0,1,2,5, or llm=0,1,2 dit=0,3,8,9.") from None

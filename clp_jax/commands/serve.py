@@ -15,24 +15,23 @@ from rich.console import Console
 
 from clp_jax.checkpoint import CheckpointSpec, read_spec
 from clp_jax.commands.chain_flags import ChainFlags
+from clp_jax.commands.model_flags import ModelFlags
 from clp_jax.commands.data_flags import ObservationFlags, stats_of_checkpoint
-from clp_jax.data import norm_stats
-from clp_jax.data.chain import Chain, default_horizon, default_prompt_length
-from clp_jax.data.norm_stats import NormStats
-from clp_jax.data.tokenizer import load_tokenizer
+from clp_jax.processing import norm_stats
+from clp_jax.data.dataset import chosen_lengths
+from clp_jax.processing.norm_stats import NormStats
 from clp_jax.errors import InputError
 from clp_jax.loading import check_finite, load_model, read_architecture
-from clp_jax.models import Architecture
+from clp_jax.models import Architecture, Lengths, family_of
 from clp_jax.progress import progress
+from clp_jax.record import trained_with
 from clp_jax.serving.policy import Policy, check_servable
 from clp_jax.serving.requests import ModelRequests, Requests, RobotRequests
 from clp_jax.serving.server import ServerSettings, run_server
 
-_OF_TRAINING = ("action_horizon", "max_token_len", "state_in_prompt")
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Serve(ObservationFlags, ChainFlags):
+class Serve(ObservationFlags, ChainFlags, ModelFlags):
     """Serve a checkpoint with openpi's protocol, so that openpi-client works unchanged.
 
     Without a robot, requests are model-ready and so are the answers. SIGTERM and Ctrl-C end it.
@@ -51,16 +50,14 @@ class Serve(ObservationFlags, ChainFlags):
     """Requests that may wait; one more is answered "busy"."""
     max_message_mb: float = 16.0
     """Largest request."""
-    num_steps: int = 10
-    """Euler steps from noise to actions."""
+    num_steps: int | None = None
+    """Integration steps from noise to actions; the model's own number if absent (10 in openpi)."""
     seed: int = 0
     """Of the noise."""
     dtype: str | None = None
     """Activations: float32 or bfloat16; if absent bfloat16, on CPUs float32."""
     params_dtype: Literal["keep", "bfloat16"] = "keep"
     """Parameters: as stored, or bfloat16, as openpi serves them."""
-    lora_scale: float = 1.0
-    """alpha / rank of LoRA adapters in attention; openpi's variants have 1."""
     fsdp_devices: int = 1
     """Split large parameters over this many devices."""
 
@@ -91,12 +88,13 @@ def make_policy(config: Serve, spec: CheckpointSpec) -> Policy:
     Raises:
       InputError: a checkpoint, statistics, tokenizer or flags that cannot be used.
     """
-    architecture, trained = read_architecture(spec, lora_scale=config.lora_scale), trained_with(spec.plan_record)
-    horizon = _first(config.action_horizon, trained.get("action_horizon"), default_horizon(architecture))
-    sizes = {"action_horizon": horizon, "max_batch": config.max_batch, "num_steps": config.num_steps}
+    architecture, trained = read_architecture(spec, **config.model_settings()), trained_with(spec.plan_record)
+    lengths = _lengths(config, architecture, trained)
+    steps = family_of(architecture).num_steps(architecture) if config.num_steps is None else config.num_steps
+    sizes = {"action_horizon": lengths.horizon, "max_batch": config.max_batch, "num_steps": steps}
     check_servable(architecture, **sizes)
-    requests = _requests(config, spec, architecture, trained, horizon)
-    model = load_model(spec, dtype=config.dtype, lora_scale=config.lora_scale, fsdp_devices=config.fsdp_devices)
+    requests = _requests(config, spec, architecture, trained, lengths)
+    model = load_model(spec, dtype=config.dtype, fsdp_devices=config.fsdp_devices, **config.model_settings())
     check_finite(model.params)
     if config.params_dtype != "keep":
         cast = jax.jit(lambda tree: jax.tree.map(lambda x: x.astype(jnp.dtype(config.params_dtype)), tree))
@@ -104,27 +102,29 @@ def make_policy(config: Serve, spec: CheckpointSpec) -> Policy:
     return Policy(model, requests, **sizes, seed=config.seed)
 
 
-def trained_with(record: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Horizon, prompt length and state in the prompt that the last fine-tuning was told, where it was."""
-    steps = [] if record is None else [step for step in record.get("steps", ()) if step.get("command") == "finetune"]
-    config = steps[-1].get("config", {}) if steps else {}
-    return {key: config[key] for key in _OF_TRAINING if config.get(key) is not None}
-
-
 def _requests(
-    config: Serve, spec: CheckpointSpec, architecture: Architecture, trained: Mapping[str, Any], horizon: int
+    config: Serve, spec: CheckpointSpec, architecture: Architecture, trained: Mapping[str, Any], lengths: Lengths
 ) -> Requests:
-    robot = config.find_robot()
-    length = _first(config.max_token_len, trained.get("max_token_len"), default_prompt_length(architecture))
-    if length < 1:
-        raise InputError(f"--max-token-len is {length}; give at least 1.")
+    robot = config.find_robot(architecture)
     if robot is None:
         _refuse_robot_flags(config)
-        return ModelRequests(architecture, length)
-    in_prompt = _first(config.state_in_prompt, trained.get("state_in_prompt"), architecture.kind == "pi05")
-    tokenizer = load_tokenizer(config.tokenizer, assets=spec.assets)
-    chain = Chain(robot, architecture, _statistics(config, spec.assets), tokenizer, horizon, length, in_prompt)
-    return RobotRequests(chain, config.prompt)
+        return ModelRequests(architecture, lengths)
+    family = family_of(architecture)
+    in_prompt = trained.get("state_in_prompt") if config.state_in_prompt is None else config.state_in_prompt
+    tokenizer = family.load_tokenizer(architecture, config.tokenizer, spec.assets)
+    statistics = _statistics(config, spec.assets)
+    processing = family.processing(architecture, robot, statistics, tokenizer, lengths, state_in_prompt=in_prompt)
+    return RobotRequests(processing, architecture, config.prompt)
+
+
+def _lengths(config: Serve, architecture: Architecture, trained: Mapping[str, Any]) -> Lengths:
+    """Chunk and prompt as given, else as trained, else as the model has them."""
+    given = {name: getattr(config, name) for name in ("action_horizon", "max_token_len")}
+    for name, value in given.items():
+        if value is not None and value < 1:
+            raise InputError(f"--{name.replace('_', '-')} is {value}; give at least 1.")
+    chosen = {name: trained.get(name) if value is None else value for name, value in given.items()}
+    return chosen_lengths(architecture, **chosen)
 
 
 def _refuse_robot_flags(config: Serve) -> None:
@@ -142,11 +142,6 @@ def _statistics(config: Serve, assets: epath.Path | None) -> Mapping[str, NormSt
         named = "" if config.asset_id is None else f" named {config.asset_id}"
         raise InputError(f"the checkpoint has no norm stats{named}; give a norm_stats.json with --norm-stats.")
     return stats
-
-
-def _first(*values: Any) -> Any:
-    """The first that is not None."""
-    return next(value for value in values if value is not None)
 
 
 async def _serve(policy: Policy, settings: ServerSettings, on_ready: Any) -> None:

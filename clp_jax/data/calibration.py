@@ -1,28 +1,23 @@
 """Calibration data: model-ready observations from a ``.npz``, split by episode and arranged into groups.
 
-Keys are openpi's model inputs flattened with "/": ``image/<camera>`` uint8 or float32 in [-1, 1] [n, h, w, 3],
-``image_mask/<camera>`` bool [n], ``state`` float32 [n, adim], ``tokenized_prompt`` int32 [n, s],
-``tokenized_prompt_mask`` bool [n, s], ``actions`` float32 [n, horizon, adim]; optional ``noise`` (like actions),
-``time`` float32 [n] in (0, 1], ``episode_index`` int [n], ``action_is_pad`` bool [n, horizon]; π0-FAST also
-``token_ar_mask`` int32 and ``token_loss_mask`` bool [n, s]. The cameras are openpi's three of the model's kind.
+Keys are a model's inputs flattened with "/", each with a first axis of observations: what the family's ``inputs``
+describes (``image/<camera>`` may be uint8 of any size or float32 in [-1, 1]), and optional ``noise`` (like actions),
+``time`` float32 in (0, 1], ``episode_index`` int, ``action_is_pad`` bool [horizon].
 """
 
 import dataclasses
 import hashlib
 import os
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from etils import epath
 from jaxtyping import Int
 
-from clp_jax.aliases import Leaf
 from clp_jax.errors import InputError
-from clp_jax.models import CAMERAS, FAST_CAMERAS, Architecture, Observation
-
-_TOKEN_KEYS = ("tokenized_prompt", "tokenized_prompt_mask")
-_FAST_KEYS = ("token_ar_mask", "token_loss_mask")
+from clp_jax.models import Architecture, Lengths, family_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,32 +45,15 @@ class CalibrationData:
         """Camera names, sorted: the order in which the model reads them."""
         return tuple(sorted(key.removeprefix("image/") for key in self.arrays if key.startswith("image/")))
 
+    @property
+    def lengths(self) -> Lengths:
+        """Actions of a chunk, 0 without actions, and tokens of a prompt."""
+        horizon = self.arrays["actions"].shape[1] if "actions" in self.arrays else 0
+        return Lengths(horizon, self.arrays["tokenized_prompt"].shape[1])
+
     def take(self, rows: Sequence[int] | np.ndarray) -> "CalibrationData":
         """The observations at these rows, in this order."""
         return dataclasses.replace(self, arrays={key: value[rows] for key, value in self.arrays.items()})
-
-    def observation(self) -> Observation:
-        """All rows as the model's input."""
-        return observation_of(self.arrays)
-
-
-def observation_of(arrays: Mapping[str, Leaf]) -> Observation:
-    """The model's input from arrays by flat key; cameras in sorted order, whatever the order of the keys."""
-    cameras = sorted(key.removeprefix("image/") for key in arrays if key.startswith("image/"))
-    return Observation(
-        images={camera: arrays[f"image/{camera}"] for camera in cameras},
-        image_masks={camera: arrays[f"image_mask/{camera}"] for camera in cameras},
-        state=arrays["state"],
-        tokenized_prompt=arrays["tokenized_prompt"],
-        tokenized_prompt_mask=arrays["tokenized_prompt_mask"],
-        token_ar_mask=arrays.get("token_ar_mask"),
-        token_loss_mask=arrays.get("token_loss_mask"),
-    )
-
-
-def camera_names(architecture: Architecture) -> tuple[str, ...]:
-    """The model's cameras in the order in which it reads them, which is also the sorted one."""
-    return FAST_CAMERAS if architecture.kind == "pi0_fast" else CAMERAS
 
 
 def load_npz(path: str | os.PathLike[str], architecture: Architecture) -> CalibrationData:
@@ -86,8 +64,8 @@ def load_npz(path: str | os.PathLike[str], architecture: Architecture) -> Calibr
       architecture: the model that will read it.
 
     Returns:
-      The observations without the cameras that none of them has, and with ``noise`` and ``time`` filled in where a
-      flow-matching model needs them and the file has none (see `fixed_noise_and_time`).
+      The observations without the cameras that none of them has where those change nothing, and with ``noise`` and
+      ``time`` filled in where the model needs them and the file has none: the same in every run.
 
     Raises:
       InputError: the file is missing or broken, a key is missing, or an array does not fit the model.
@@ -109,28 +87,11 @@ def load_npz(path: str | os.PathLike[str], architecture: Architecture) -> Calibr
         raise InputError(f"{path} is not a readable .npz file: {error}") from error
     except TypeError as error:  # np.load gives a bare .npy as an array, which is no context
         raise InputError(f"{path} holds one bare array; give a .npz with the keys of openpi's model inputs.") from error
+    family = family_of(architecture)
+    arrays = family.complete(architecture, arrays)
     _check(arrays, architecture, str(path))
-    arrays = _without_absent_cameras(arrays, architecture)
-    if architecture.kind != "pi0_fast":
-        noise, time = fixed_noise_and_time(arrays["actions"].shape)
-        arrays.setdefault("noise", noise)
-        arrays.setdefault("time", time)
-    return CalibrationData(arrays, fingerprint)
-
-
-def fixed_noise_and_time(shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
-    """The same noise and times for the same shape, so that runs compare.
-
-    Times are quantiles of openpi's t ~ 0.999 Beta(1.5, 1) + 0.001, whose distribution function is t^1.5, at the points
-    of a golden-ratio sequence: any stretch of rows covers all noise levels evenly.
-
-    >>> [round(float(t), 3) for t in fixed_noise_and_time((3, 1, 2))[1]]
-    [0.63, 0.241, 0.815]
-    """
-    golden = (np.sqrt(5.0) - 1.0) / 2.0
-    uniform = (0.5 + golden * np.arange(shape[0])) % 1.0
-    time = (uniform ** (2.0 / 3.0) * 0.999 + 0.001).astype(np.float32)
-    return np.random.default_rng(0).standard_normal(shape, dtype=np.float32), time
+    arrays = family.without_unseen(architecture, arrays)
+    return CalibrationData(family.fixed_draw(architecture, arrays) | arrays, fingerprint)
 
 
 def hold_out(episodes: Int[np.ndarray, " n"], ratio: float, *, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -192,14 +153,13 @@ def arrange(episodes: Int[np.ndarray, " n"], group_size: int, *, seed: int = 0) 
 
 def _check(arrays: dict[str, np.ndarray], architecture: Architecture, path: str) -> None:
     """Raise on anything that the model cannot read."""
-    fast = architecture.kind == "pi0_fast"
-    cameras = camera_names(architecture)
-    wanted = ["state", *_TOKEN_KEYS, *(_FAST_KEYS if fast else ("actions",))]
-    wanted += [f"{prefix}/{camera}" for camera in cameras for prefix in ("image", "image_mask")]
-    missing = [key for key in wanted if key not in arrays]
+    family = family_of(architecture)
+    cameras = family.camera_names(architecture)
+    required = family.inputs(architecture, _lengths(arrays), cameras)
+    missing = [key for key in required if key not in arrays]
     if missing:
         raise InputError(f"{path} lacks {', '.join(missing)}; it holds {', '.join(sorted(arrays)) or 'nothing'}.")
-    unknown = sorted(key for key in arrays if key.startswith(("image/", "image_mask/")) and key not in wanted)
+    unknown = sorted(key for key in arrays if key.startswith(("image/", "image_mask/")) and key not in required)
     if unknown:
         raise InputError(
             f"{path} holds {', '.join(unknown)}; the cameras of a {architecture.kind} model are {', '.join(cameras)}."
@@ -207,9 +167,17 @@ def _check(arrays: dict[str, np.ndarray], architecture: Architecture, path: str)
     rows = len(arrays["state"]) if arrays["state"].ndim else 0
     if rows == 0:
         raise InputError(f"{path} holds no observations.")
-    for key, (kinds, shape) in _expected(arrays, architecture, cameras, rows).items():
+    free = family.any_size(architecture)
+    for key, leaf in required.items():
+        kinds, shape = _rule(key, leaf)
+        _check_array(arrays[key], key, kinds, (rows, *(None if key in free else n for n in shape)), path)
+    for key, (kinds, shape) in _optional(required).items():
         if key in arrays:
-            _check_array(arrays[key], key, kinds, shape, path)
+            _check_array(arrays[key], key, kinds, (rows, *shape), path)
+    _check_values(arrays, architecture, cameras, path)
+
+
+def _check_values(arrays: dict[str, np.ndarray], architecture: Architecture, cameras: Sequence[str], path: str) -> None:
     tokens = arrays["tokenized_prompt"]
     if tokens.min(initial=0) < 0 or tokens.max(initial=0) >= architecture.vocab_size:
         raise InputError(
@@ -218,45 +186,40 @@ def _check(arrays: dict[str, np.ndarray], architecture: Architecture, path: str)
         )
     if "time" in arrays and not ((arrays["time"] > 0) & (arrays["time"] <= 1)).all():
         raise InputError(f"{path}: time must lie in (0, 1], where 1 is noise.")
-    seen = np.stack([arrays[f"image_mask/{c}"] for c in cameras] + [arrays["tokenized_prompt_mask"].any(axis=1)])
-    blind = np.flatnonzero(~seen.any(axis=0))
+    masks = [arrays[f"image_mask/{camera}"] for camera in cameras if f"image_mask/{camera}" in arrays]
+    blind = np.flatnonzero(~np.stack([*masks, arrays["tokenized_prompt_mask"].any(axis=1)]).any(axis=0))
     if blind.size:
         raise InputError(
             f"{path}: observation {blind[0]} has no valid token: every camera and its whole prompt are masked."
         )
 
 
-def _without_absent_cameras(arrays: dict[str, np.ndarray], architecture: Architecture) -> dict[str, np.ndarray]:
-    """Drop cameras that are masked in every observation: nothing attends to their tokens, so nothing changes but time.
-
-    One camera stays in any case. (π0-FAST keeps all: its masked tokens hold places in the cache.)
-    """
-    if architecture.kind == "pi0_fast":
-        return arrays
-    absent = [c for c in camera_names(architecture) if not arrays[f"image_mask/{c}"].any()]
-    dropped = {f"{prefix}/{c}" for c in absent[-(len(CAMERAS) - 1) :] for prefix in ("image", "image_mask")}
-    return {key: array for key, array in arrays.items() if key not in dropped}
+def _lengths(arrays: dict[str, np.ndarray]) -> Lengths:
+    """Chunk and prompt of the file; -1, which fits no array, where an array has not that many axes."""
+    sizes = [
+        arrays[key].shape[1] if key in arrays and arrays[key].ndim == axes else -1
+        for key, axes in (("actions", 3), ("tokenized_prompt", 2))
+    ]
+    return Lengths(*sizes)
 
 
-def _expected(arrays, architecture: Architecture, cameras, rows: int) -> dict[str, tuple[str, tuple]]:
-    """Per key the kinds of dtype ("f", "i", "b", "u") and the shape; None is any size."""
-    prompt = (rows, arrays["tokenized_prompt"].shape[1] if arrays["tokenized_prompt"].ndim == 2 else None)
-    # π0 projects the state; π0.5 and π0-FAST have it in the prompt and never read this array.
-    state_dim = architecture.action_dim if architecture.kind == "pi0" else None
-    actions = (rows, arrays["actions"].shape[1] if arrays.get("actions", np.zeros(0)).ndim == 3 else None)
-    expected: dict[str, tuple[str, tuple]] = {f"image/{c}": ("uf", (rows, None, None, 3)) for c in cameras}
-    expected |= {f"image_mask/{c}": ("b", (rows,)) for c in cameras}
-    expected |= {
-        "state": ("f", (rows, state_dim)),
-        "tokenized_prompt": ("iu", prompt),
-        "tokenized_prompt_mask": ("b", prompt),
-    }
-    expected |= {"token_ar_mask": ("iub", prompt), "token_loss_mask": ("b", prompt), "episode_index": ("iu", (rows,))}
-    expected |= {"action_is_pad": ("b", actions)}
-    if architecture.action_dim is not None:
-        expected |= dict.fromkeys(("actions", "noise"), ("f", (*actions, architecture.action_dim)))
-        expected |= {"time": ("f", (rows,))}
-    return expected
+def _rule(key: str, leaf: Any) -> tuple[str, tuple]:
+    """Kinds of dtype ("f", "i", "b", "u") that an array may have, and its shape; None is any size."""
+    if key.startswith("image/"):
+        return "uf", (None, None, 3)
+    if key == "token_ar_mask":
+        return "iub", leaf.shape
+    return {"f": "f", "i": "iu", "b": "b"}[leaf.dtype.kind], tuple(None if n == -1 else n for n in leaf.shape)
+
+
+def _optional(required: dict[str, Any]) -> dict[str, tuple[str, tuple]]:
+    """Rules of the keys that any file may hold beside what the model needs."""
+    rules: dict[str, tuple[str, tuple]] = {"episode_index": ("iu", ())}
+    if "actions" in required:
+        horizon, dim = required["actions"].shape
+        known = None if horizon == -1 else horizon
+        rules |= {"noise": ("f", (known, dim)), "time": ("f", ()), "action_is_pad": ("b", (known,))}
+    return rules
 
 
 def _check_array(array: np.ndarray, key: str, kinds: str, shape: tuple, path: str) -> None:

@@ -7,15 +7,14 @@ from collections.abc import Mapping
 import numpy as np
 from jaxtyping import Bool, Int
 
-from clp_jax.data.calibration import CalibrationData, fixed_noise_and_time, hold_out, load_npz
-from clp_jax.data.chain import Chain, default_horizon, default_prompt_length
+from clp_jax.data.calibration import CalibrationData, hold_out, load_npz
 from clp_jax.data.loader import BatchIterator, Read
-from clp_jax.data.norm_stats import NormStats
+from clp_jax.processing.norm_stats import NormStats
 from clp_jax.data.recording import open_recording
-from clp_jax.data.robots import Robot
-from clp_jax.data.tokenizer import PromptTokenizer, load_tokenizer
+from clp_jax.processing.robots import Robot
+from clp_jax.processing.tokenizer import PromptTokenizer, load_tokenizer
 from clp_jax.errors import InputError
-from clp_jax.models import Architecture
+from clp_jax.models import Architecture, Lengths, family_of
 
 _NOT_IN_BATCHES = ("noise", "time", "episode_index")
 
@@ -26,7 +25,7 @@ class TrainingData:
 
     Attributes:
       source: where it came from.
-      kind: of the model that reads it.
+      architecture: of the model that reads it.
       read: the observations at these rows, by the keys of `calibration`.
       episodes: the episode of each row of the source [n].
       rows: the rows for training, `len` of them.
@@ -39,7 +38,7 @@ class TrainingData:
     """
 
     source: str
-    kind: str
+    architecture: Architecture
     read: Read
     episodes: Int[np.ndarray, " n"]
     rows: Int[np.ndarray, " r"]
@@ -100,11 +99,8 @@ class TrainingData:
             rows = np.sort(np.random.default_rng(seed).choice(rows, most, replace=False))
         arrays = self.read(rows)
         arrays["episode_index"] = self.episodes[rows]
-        if self.kind != "pi0_fast":
-            noise, time = fixed_noise_and_time(arrays["actions"].shape)
-            arrays.setdefault("noise", noise)
-            arrays.setdefault("time", time)
-        return CalibrationData(arrays, self.fingerprint)
+        drawn = family_of(self.architecture).fixed_draw(self.architecture, arrays)
+        return CalibrationData(drawn | arrays, self.fingerprint)
 
 
 def open_dataset(
@@ -132,9 +128,9 @@ def open_dataset(
       norm_stats: of ``state`` and ``actions``; computed from the data set if None. A ``.npz`` is normalised already and
         only passes them on.
       asset_id: where they belong in a checkpoint; by default the hub id, or the folder's name.
-      action_horizon: actions of a chunk; openpi's default of the model's kind if None.
-      max_token_len: tokens of a prompt, padding included; openpi's default of the model's kind if None.
-      state_in_prompt: whether the prompt spells the state; if None it does for π0.5, as in openpi.
+      action_horizon: actions of a chunk; the model's, or upstream's for its kind, if None.
+      max_token_len: tokens of a prompt, padding included; likewise.
+      state_in_prompt: whether the prompt spells the state; upstream's rule for the kind of model if None.
       prompt: for every observation, instead of the data set's tasks.
       hold_out_ratio: share of the episodes kept apart, in [0, 1).
       seed: of the choice of these episodes.
@@ -157,34 +153,49 @@ def open_dataset(
         return _of_npz(str(source), architecture, norm_stats, asset_id, hold_out_ratio, seed)
     if robot is None:
         raise InputError(f"{source} is a LeRobot data set: say which robot it is of (--robot).")
-    horizon = default_horizon(architecture) if action_horizon is None else action_horizon
-    length = default_prompt_length(architecture) if max_token_len is None else max_token_len
-    if horizon < 1 or length < 1:
-        raise InputError(f"chunks of {horizon} actions and prompts of {length} tokens cannot be; give at least 1.")
+    family = family_of(architecture)
+    lengths = chosen_lengths(architecture, action_horizon, max_token_len)
     recorded = open_recording(source, robot)
-    chain = Chain(
-        recorded.robot,
+    processing = family.processing(
         architecture,
-        recorded.norm_stats(horizon) if norm_stats is None else norm_stats,
+        recorded.robot,
+        recorded.norm_stats(lengths.horizon) if norm_stats is None else norm_stats,
         load_tokenizer() if tokenizer is None else tokenizer,
-        horizon,
-        length,
-        architecture.kind == "pi05" if state_in_prompt is None else state_in_prompt,
+        lengths,
+        state_in_prompt=state_in_prompt,
     )
     rows, held = hold_out(recorded.episodes, hold_out_ratio, seed=seed)
     return TrainingData(
         source=str(source),
-        kind=architecture.kind,
-        read=recorded.reader(chain, prompt),
+        architecture=architecture,
+        read=recorded.reader(processing, prompt),
         episodes=recorded.episodes,
         rows=rows,
         held=held,
-        cameras=chain.cameras,
-        action_dim=chain.action_dim,
-        norm_stats=chain.norm_stats,
+        cameras=processing.cameras,
+        action_dim=processing.action_dim,
+        norm_stats=processing.norm_stats,
         asset_id=asset_id or recorded.asset_id,
         fingerprint=recorded.fingerprint(),
     )
+
+
+def chosen_lengths(architecture: Architecture, action_horizon: int | None, max_token_len: int | None) -> Lengths:
+    """Chunk and prompt as given, else as the model has them.
+
+    Raises:
+      InputError: a length below one.
+    """
+    default = family_of(architecture).lengths(architecture)
+    lengths = Lengths(
+        default.horizon if action_horizon is None else action_horizon,
+        default.prompt if max_token_len is None else max_token_len,
+    )
+    if min(lengths) < 1:
+        raise InputError(
+            f"chunks of {lengths.horizon} actions and prompts of {lengths.prompt} tokens cannot be; give at least 1."
+        )
+    return lengths
 
 
 def _of_npz(
@@ -199,7 +210,7 @@ def _of_npz(
     rows, held = hold_out(data.episodes, hold_out_ratio, seed=seed)
     return TrainingData(
         source=source,
-        kind=architecture.kind,
+        architecture=architecture,
         read=lambda chosen: {key: value[chosen] for key, value in data.arrays.items()},
         episodes=data.episodes,
         rows=rows,

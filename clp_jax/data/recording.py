@@ -7,16 +7,16 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float, Int
 
-from clp_jax.data import norm_stats
-from clp_jax.data.chain import Chain, to_model_units
 from clp_jax.data.identity import fingerprint_of_pictures, fingerprint_of_rows
 from clp_jax.data.lerobot import LeRobotData
 from clp_jax.data.lerobot_meta import described, find_folder, read_meta
 from clp_jax.data.loader import Read
-from clp_jax.data.norm_stats import NormStats
 from clp_jax.data.proof import Proof, prove
-from clp_jax.data.robots import Robot
 from clp_jax.errors import InputError
+from clp_jax.models.family import Processing
+from clp_jax.processing import norm_stats
+from clp_jax.processing.norm_stats import NormStats
+from clp_jax.processing.robots import Robot, to_model_units
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,25 +50,25 @@ class Recording:
         assert actions is not None
         return norm_stats.of_robot(state, actions, self.data.ends, horizon, self.robot.delta)
 
-    def reader(self, chain: Chain, prompt: str | None = None) -> Read:
+    def reader(self, processing: Processing, prompt: str | None = None) -> Read:
         """What reads rows as a model's inputs, with ``action_is_pad``; for use by several threads.
 
         Args:
-          chain: between the robot and the model.
+          processing: between the robot and the model.
           prompt: for every row, instead of the data set's tasks.
 
         Raises:
           InputError: a row has no task and there is no other prompt, or a prompt is too long.
         """
-        self._check_fits(chain)
+        self._check_fits(processing)
         numbers, texts = self._prompts(prompt)
         for text in texts.values():  # now, and not after a night of training
-            chain.tokenizer(text, chain.max_token_len, np.zeros(self.state.shape[1]) if chain.state_in_prompt else None)
+            processing.check_prompt(text)
 
         def observation(row: int) -> dict[str, np.ndarray]:
-            chunk, is_pad = self.data.chunk(row, chain.action_horizon)
+            chunk, is_pad = self.data.chunk(row, processing.action_horizon)
             images = {camera: self.data.image(key, row) for camera, key in self.robot.images.items()}
-            inputs = chain.inputs(
+            inputs = processing.inputs(
                 state=self.state[row], images=images, prompt=texts[numbers[row]], actions=self.actions[chunk]
             )
             return inputs | {"action_is_pad": is_pad}
@@ -96,12 +96,10 @@ class Recording:
             raise InputError(f"the data set has no text for task {nameless[0]}; give --prompt.")
         return numbers, {number: text or "" for number, text in texts.items()}
 
-    def _check_fits(self, chain: Chain) -> None:
-        most = chain.architecture.action_dim or 0
+    def _check_fits(self, processing: Processing) -> None:
+        processing.check_dims(self.state.shape[1], self.actions.shape[1])
         for name, column in (("state", self.state), ("actions", self.actions)):
-            dims, known = column.shape[1], len(chain.norm_stats[name].mean)
-            if dims > most:
-                raise InputError(f"the robot's {name} have {dims} dimensions, the model at most {most}.")
+            dims, known = column.shape[1], len(processing.norm_stats[name].mean)
             if known < dims:
                 raise InputError(f"the norm stats know {known} dimensions of {name}, the robot has {dims}.")
 

@@ -6,10 +6,11 @@
 from pathlib import Path
 
 from clp_jax.checkpoint import read_spec
-from clp_jax.data import CalibrationData, norm_stats, open_dataset
-from clp_jax.data.robots import find_robot
-from clp_jax.data.tokenizer import load_tokenizer
+from clp_jax.data import CalibrationData, open_dataset
+from clp_jax.processing import norm_stats
+from clp_jax.processing.tokenizer import load_tokenizer
 from clp_jax.loading import read_architecture
+from clp_jax.models import robots
 
 FOLDER = Path(__file__).resolve().parent
 CHECKPOINT, DEMONSTRATIONS = str(FOLDER / "checkpoint"), str(FOLDER / "demonstrations")
@@ -28,7 +29,7 @@ def observations(most: int) -> CalibrationData:
     data = open_dataset(
         DEMONSTRATIONS,
         read_architecture(spec),
-        robot=find_robot(ROBOT),
+        robot=robots()[ROBOT],
         tokenizer=load_tokenizer(None, assets=spec.assets),
         norm_stats=norm_stats.load(spec.assets / ROBOT / norm_stats.FILE),
         action_horizon=HORIZON,

@@ -16,6 +16,7 @@ from clp_jax.export import lerobot, openpi, pytorch, stablehlo
 from clp_jax.export.model_card import model_card
 from clp_jax.export.result import EXPORT_FILE, Check, Options, export_record, write_json
 from clp_jax.export.weights import Weights
+from clp_jax.models import family_of
 
 Target = Literal["openpi", "openpi-pytorch", "lerobot", "stablehlo"]
 
@@ -23,13 +24,13 @@ Target = Literal["openpi", "openpi-pytorch", "lerobot", "stablehlo"]
 class _Exporter(NamedTuple):
     write: Callable[[Weights, Path, Options], None]
     check: Callable[[Weights, Path, Options], Check]
-    load: str
+    load: str | None
 
 
 _EXPORTERS: Mapping[Target, _Exporter] = {
     "openpi": _Exporter(openpi.write, openpi.check, openpi.LOAD),
     "openpi-pytorch": _Exporter(pytorch.write, pytorch.check, pytorch.LOAD),
-    "lerobot": _Exporter(lerobot.write, lerobot.check, lerobot.LOAD),
+    "lerobot": _Exporter(lerobot.write, lerobot.check, None),
     "stablehlo": _Exporter(stablehlo.write, stablehlo.check, stablehlo.LOAD),
 }
 
@@ -62,7 +63,8 @@ def export_checkpoint(
     with staged(out, overwrite=overwrite, sources=[weights.spec.path.parent]) as folder:
         exporter.write(weights, Path(folder), options)
         check = exporter.check(weights, Path(folder), options)
-        card = model_card(weights, target, options, check, load=exporter.load)
+        load = exporter.load or family_of(weights.architecture).LEROBOT.LOAD
+        card = model_card(weights, target, options, check, load=load)
         (Path(folder) / "README.md").write_text(card)
         write_json(Path(folder) / EXPORT_FILE, export_record(weights, target, options, check))
     return check

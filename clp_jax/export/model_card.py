@@ -8,9 +8,8 @@ from clp_jax.export.reference import CHECK_FILE
 from clp_jax.export.result import Check, Options
 from clp_jax.export.weights import Weights
 from clp_jax.flops import parameter_count, sample_flops
-from clp_jax.models import Architecture
+from clp_jax.models import Architecture, depths, family_of
 
-_NAMES = {"pi0": "π0", "pi05": "π0.5", "pi0_fast": "π0-FAST"}
 _CAMERAS = 3
 
 _UNCHECKED = """
@@ -29,7 +28,8 @@ def model_card(weights: Weights, target: str, options: Options, check: Check, *,
       load: Markdown on how to load it.
     """
     record = weights.spec.plan_record
-    name = _NAMES[weights.architecture.kind]
+    family = family_of(weights.architecture)
+    name = family.TITLES[weights.architecture.kind]
     source = weights.spec.path
     parts = [
         f"# A pruned {name} for {target}" if record else f"# {name} for {target}",
@@ -38,14 +38,12 @@ def model_card(weights: Weights, target: str, options: Options, check: Check, *,
         "## What was removed\n\n" + _removed(record),
         "## Size\n\n" + _sizes(weights, options, record),
         "## Checked\n\n" + _checked(check),
-        "## Licences\n\n" + _LICENCES,
+        "## Licences\n\n" + family.LICENCES + _OURS,
     ]
     return "\n\n".join(parts) + "\n"
 
 
-_LICENCES = """The weights derive from Gemma and PaliGemma: they are under Google's [Gemma terms of use]\
-(https://ai.google.dev/gemma/terms), pruned, fine-tuned or converted; who passes them on passes the terms and the
-prohibited-use policy on, too, and says that the files were changed. openpi's own weights and code are under Apache-2.0.
+_OURS = """
 The code files in this folder are part of clp_jax, Apache-2.0. The data that the model was fine-tuned on may have terms
 of its own."""
 
@@ -104,14 +102,13 @@ def _sizes(weights: Weights, options: Options, record: Mapping[str, Any] | None)
     before = after.with_depths(depths)
     rows = [("blocks", _depths(before), _depths(after))]
     rows.append(("parameters", f"{parameter_count(before):,}", f"{parameter_count(after):,}"))
-    if after.action is not None:
+    family = family_of(after)
+    if family.why_no_actions(after) is None:
+        cameras = min(_CAMERAS, len(family.camera_names(after)))
         flops = [
-            sample_flops(
-                a, cameras=_CAMERAS, prompt=options.prompt_length, horizon=options.horizon, num_steps=options.num_steps
-            )
-            for a in (before, after)
+            sample_flops(a, options.lengths, cameras=cameras, num_steps=options.num_steps) for a in (before, after)
         ]
-        what = f"GFLOP to sample a chunk ({_CAMERAS} cameras, {options.num_steps} steps)"
+        what = f"GFLOP to sample a chunk ({cameras} cameras, {options.num_steps} steps)"
         rows.append((what, *(f"{count / 1e9:,.4g}" for count in flops)))
     lines = ["| | before pruning | here |", "|---|---|---|", *(f"| {' | '.join(row)} |" for row in rows)]
     dtypes = ", ".join(sorted({leaf.dtype.name for leaf in weights.leaves.values()}))
@@ -125,7 +122,7 @@ measures latency and throughput of both checkpoints on your machine."""
 
 
 def _depths(architecture: Architecture) -> str:
-    return ", ".join(f"{name} {depth}" for name, depth in architecture.depths.items())
+    return ", ".join(f"{name} {depth}" for name, depth in depths(architecture).items())
 
 
 def _checked(check: Check) -> str:

@@ -11,7 +11,7 @@ from clp_jax.errors import InputError
 from clp_jax.export import reference
 from clp_jax.export.result import Check, Options, same_bits
 from clp_jax.export.weights import Weights
-from clp_jax.prune import tower_of
+from clp_jax.models import family_of
 
 LOAD = """In openpi's environment, with clp_jax installed (its `openpi_patches` reads the depth from the weights):
 
@@ -44,18 +44,19 @@ def check(weights: Weights, folder: Path, options: Options) -> Check:
     written = read_spec(folder)
     reader = LeafReader(written)
     for path in weights.leaves:
-        read = reader.layers(path) if tower_of(path) else iter([reader.whole(path)])
+        read = reader.layers(path) if weights.stacked(path) else iter([reader.whole(path)])
         if not all(same_bits(a, b) for a, b in zip(weights.parts(path), read, strict=True)):
             raise InputError(f"{path} does not read back as it was written; check the disk and export again.")
     record = json.loads((folder / RECORD_FILE).read_text()) if (folder / RECORD_FILE).exists() else None
     assert record == weights.spec.plan_record
-    what = "logits" if weights.source.kind == "pi0_fast" else "sampled actions"
+    acts = family_of(weights.source).why_no_actions(weights.source) is None
+    what = "sampled actions" if acts else "logits"
     what = f"{what} of the source's weights (its dtypes and adapters) and of the exported ones, float32 arithmetic"
     if not options.run:
         return Check(len(weights.leaves), None, what, "not asked for (--check bits)")
     if not weights.changes_values():
         return Check(len(weights.leaves), 0.0, f"{what}: the weights are the same")
-    inputs = reference.example_inputs(weights.source, horizon=options.horizon, prompt_length=options.prompt_length)
+    inputs = reference.example_inputs(weights.source, options.lengths)
     source = reference.run_model(weights.source, read_params(weights.spec), inputs)
     exported = reference.run_model(weights.architecture, read_params(written), inputs)
     return Check(len(weights.leaves), reference.largest_difference(source, exported), what)

@@ -1,9 +1,9 @@
 """openpi's PyTorch π0 and π0.5: ``model.safetensors``, ``config.json`` and norm stats where openpi looks for them."""
 
+import functools
 import importlib.util
 import shutil
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from etils import epath
@@ -13,14 +13,13 @@ from clp_jax.errors import InputError
 from clp_jax.export import reference
 from clp_jax.export.result import Check, Options, check_tolerance, export_record, run_check, same_bits, write_json
 from clp_jax.checkpoint.tensorfile import TensorWriter, read_tensors
-from clp_jax.export.torch_layout import from_torch, tensors_of, to_torch
 from clp_jax.export.weights import Weights
-from clp_jax.models import Architecture
+from clp_jax.models import Architecture, blocks_of, family_of
+from clp_jax.models.layers.torch_rules import Blocks, Layout, from_tensors, tensors_of, to_tensors
 
 WEIGHTS_FILE = "model.safetensors"
 LOADER = "check_openpi.py"
 TEMPLATES = Path(__file__).resolve().parent / "templates"
-_HEADS = 8
 
 LOAD = """In openpi's environment (its `transformers_replace` copied over transformers 4.53.2), with clp_jax installed
 (its `openpi_patches` reads the depth from the weights):
@@ -39,7 +38,8 @@ model has it, and nothing uses it."""
 def write(weights: Weights, folder: Path, options: Options) -> None:
     """Writes everything but the comparison into a folder that is being staged."""
     write_tensors(weights, folder / WEIGHTS_FILE)
-    write_json(folder / "config.json", config_of(weights, options))
+    config = family_of(weights.architecture).torch_config
+    write_json(folder / "config.json", config(weights.architecture, options.lengths, weights.dtype or "float32"))
     write_beside(epath.Path(folder), assets=weights.spec.assets, record=weights.spec.plan_record)
     shutil.copyfile(TEMPLATES / LOADER, folder / LOADER)
 
@@ -62,29 +62,10 @@ def check_architecture(architecture: Architecture, target: str) -> None:
     """Refuses what PyTorch's models cannot be.
 
     Raises:
-      InputError: π0-FAST, or a number of heads that their code does not have.
+      InputError: a kind of model without PyTorch code for this target, or sizes that its code does not have.
     """
-    if architecture.kind == "pi0_fast":
-        raise InputError(f"there is no π0-FAST to export to in {target}; use --to openpi.")
-    if any(expert.num_heads != _HEADS for expert in architecture.experts):
-        raise InputError(
-            f"{target} has {_HEADS} attention heads written in its code, this model has {architecture.vlm.num_heads}."
-        )
-
-
-def config_of(weights: Weights, options: Options) -> dict[str, Any]:
-    """``config.json``: what openpi's converter writes, and what it leaves out."""
-    a = weights.architecture
-    return {
-        "action_dim": a.action_dim,
-        "action_horizon": options.horizon,
-        "paligemma_variant": "gemma_2b",
-        "action_expert_variant": "gemma_300m",
-        "precision": weights.dtype or "float32",
-        "pi05": a.kind == "pi05",
-        "max_token_len": options.prompt_length,
-        "depths": a.depths,
-    }
+    if (reason := family_of(architecture).why_no_torch(architecture, target)) is not None:
+        raise InputError(reason)
 
 
 def write_tensors(weights: Weights, file: Path, *, prefix: str = "") -> None:
@@ -95,10 +76,14 @@ def write_tensors(weights: Weights, file: Path, *, prefix: str = "") -> None:
       file: to create.
       prefix: of every name.
     """
-    tensors = {prefix + name: t for name, t in tensors_of(weights.leaves, weights.architecture).items()}
+    layout, blocks = _layout(weights)
+    zeros = family_of(weights.architecture).zero_tensors(weights.architecture, weights.leaves)
+    tensors = {prefix + name: t for name, t in (tensors_of(weights.leaves, layout, blocks) | zeros).items()}
     with TensorWriter(file, tensors, {"format": "pt"}) as writer:
-        for name, tensor in to_torch(weights.leaves, weights.parts):
-            writer.write(prefix + name, None if tensor is None else [tensor])
+        for name, tensor in to_tensors(weights.leaves, layout, blocks, weights.parts):
+            writer.write(prefix + name, [tensor])
+        for name in zeros:
+            writer.write(prefix + name, None)
 
 
 def check_tensors(weights: Weights, file: Path, *, prefix: str = "") -> int:
@@ -109,18 +94,24 @@ def check_tensors(weights: Weights, file: Path, *, prefix: str = "") -> int:
     """
     tensors = {name.removeprefix(prefix): tensor for name, tensor in read_tensors(file).items()}
     source = ((path, i, part) for path in weights.leaves for i, part in enumerate(weights.parts(path)))
-    for (path, i, back), (expected_path, j, part) in zip(from_torch(weights.leaves, tensors), source, strict=True):
+    layout, blocks = _layout(weights)
+    read_back = from_tensors(weights.leaves, layout, blocks, tensors)
+    for (path, i, back), (expected_path, j, part) in zip(read_back, source, strict=True):
         assert (path, i) == (expected_path, j)
         if not same_bits(back, part):
             raise InputError(f"layer {i} of {path} does not read back as it was written; check the disk, export again.")
     return len(weights.leaves)
 
 
+def _layout(weights: Weights) -> tuple[Layout, Blocks]:
+    """The rule of every leaf, and which leaves are stacked."""
+    family = family_of(weights.architecture)
+    return family.layout(weights.leaves), functools.partial(blocks_of, family.STACKS)
+
+
 def write_reference(weights: Weights, folder: Path, options: Options) -> None:
     """Writes ``check.npz``: inputs and the JAX model's actions."""
-    inputs = reference.example_inputs(
-        weights.architecture, horizon=options.horizon, prompt_length=options.prompt_length
-    )
+    inputs = reference.example_inputs(weights.architecture, options.lengths)
     actions = reference.run_model(weights.architecture, weights.read(), inputs, num_steps=options.num_steps)
     np.savez(folder / reference.CHECK_FILE, **inputs, actions=actions)
 

@@ -1,47 +1,53 @@
 """What an export is compared with: fixed inputs, and what the JAX model makes of them."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from clp_jax.data import observation_of
-from clp_jax.models import CAMERAS, FAST_CAMERAS, Architecture, Pi0, build
-from clp_jax.models.pi0 import sample_actions
+from clp_jax.models import Architecture, Gates, Lengths, build, family_of
+
+_OF_TRAINING = ("actions", "token_loss_mask")
 
 CHECK_FILE = "check.npz"
 """Inputs, noise and the JAX model's actions, beside an export: whoever loads it can compare again."""
 
 
-def example_inputs(
-    architecture: Architecture, *, horizon: int, prompt_length: int, batch_size: int = 2
-) -> dict[str, np.ndarray]:
-    """Random observations by flat key (openpi's model inputs), the same in every run; the last camera is absent.
+def example_inputs(architecture: Architecture, lengths: Lengths, *, batch_size: int = 2) -> dict[str, np.ndarray]:
+    """Random observations by flat key, the same in every run; of several cameras the last is absent.
 
     Args:
       architecture: of the model.
-      horizon: actions of a chunk.
-      prompt_length: tokens of a prompt, padding included.
+      lengths: chunk and prompt.
       batch_size: observations.
     """
-    rng, size = np.random.default_rng(0), architecture.vision.image_size
-    cameras = FAST_CAMERAS if architecture.kind == "pi0_fast" else CAMERAS
-    arrays: dict[str, np.ndarray] = {}
-    for camera in cameras:
-        arrays[f"image/{camera}"] = rng.integers(0, 256, (batch_size, size, size, 3)).astype(np.uint8)
-        arrays[f"image_mask/{camera}"] = np.full(batch_size, camera != cameras[-1])
-    dim = architecture.action_dim or 32
-    arrays["state"] = rng.standard_normal((batch_size, dim), np.float32)
-    arrays["tokenized_prompt"] = rng.integers(0, architecture.vocab_size, (batch_size, prompt_length)).astype(np.int32)
-    lengths = np.linspace(prompt_length, max(1, prompt_length // 2), batch_size).astype(int)
-    arrays["tokenized_prompt_mask"] = np.arange(prompt_length) < lengths[:, None]
-    if architecture.kind == "pi0_fast":
-        arrays["token_ar_mask"] = np.zeros((batch_size, prompt_length), np.int32)
-    else:
-        arrays["noise"] = rng.standard_normal((batch_size, horizon, dim), np.float32)
+    family, rng = family_of(architecture), np.random.default_rng(0)
+    arrays = {
+        key: _random(rng, key, (batch_size, *leaf.shape), leaf.dtype, architecture.vocab_size)
+        for key, leaf in family.inputs(architecture, lengths).items()
+        if key not in _OF_TRAINING
+    }
+    *others, last = family.camera_names(architecture)
+    if others:
+        arrays[f"image_mask/{last}"][:] = False
+    sizes = np.linspace(lengths.prompt, max(1, lengths.prompt // 2), batch_size).astype(int)
+    arrays["tokenized_prompt_mask"] = np.arange(lengths.prompt) < sizes[:, None]
+    if architecture.action_dim is not None:
+        arrays["noise"] = rng.standard_normal((batch_size, lengths.horizon, architecture.action_dim), np.float32)
     return arrays
+
+
+def _random(rng: np.random.Generator, key: str, shape: tuple[int, ...], dtype: Any, vocab_size: int) -> np.ndarray:
+    if key.startswith("image/"):
+        return rng.integers(0, 256, shape).astype(np.uint8)
+    if key == "tokenized_prompt":
+        return rng.integers(0, vocab_size, shape).astype(np.int32)
+    if dtype == bool:
+        return np.ones(shape, bool)
+    return np.zeros(shape, dtype) if dtype.kind in "iu" else rng.standard_normal(shape, np.float32)
 
 
 def run_model(
@@ -62,16 +68,17 @@ def run_model(
       dtype: of activations; float32 also casts the parameters.
 
     Returns:
-      Sampled actions [b, horizon, adim]; for π0-FAST, logits of the prompt tokens.
+      Sampled actions [b, horizon, adim]; of a model that samples none, the logits of the prompt tokens.
     """
-    model = build(dataclasses.replace(architecture, dtype=dtype))
+    family, model = family_of(architecture), build(dataclasses.replace(architecture, dtype=dtype))
+    acts = family.why_no_actions(architecture) is None
     if dtype == "float32":
         params = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), params)
 
     def run(params, arrays):
-        if isinstance(model, Pi0):
-            return sample_actions(model, params, observation_of(arrays), noise=arrays["noise"], num_steps=num_steps)
-        return model.apply({"params": params}, observation_of(arrays))[0]
+        if acts:
+            return family.sample(model, params, arrays, noise=arrays["noise"], num_steps=num_steps, gates=Gates())
+        return family.forward(model, params, arrays, gates=Gates())[0]
 
     with jax.default_matmul_precision("highest"):
         return np.asarray(jax.jit(run)(params, arrays), np.float32)

@@ -12,6 +12,7 @@ import numpy as np
 
 from clp_jax.errors import InputError
 from clp_jax.export.weights import Weights
+from clp_jax.models import Lengths
 from clp_jax.record import versions
 
 EXPORT_FILE = "export.json"
@@ -26,8 +27,7 @@ class Options:
     """What weights cannot tell.
 
     Attributes:
-      horizon: actions of a chunk.
-      prompt_length: prompt tokens, padding included.
+      lengths: actions of a chunk and prompt tokens, padding included.
       num_steps: Euler steps.
       asset_id: which norm stats; None where there is one.
       batch_size: of a StableHLO program; None for any.
@@ -35,8 +35,7 @@ class Options:
       run: also run the models and compare what they answer, not only the bytes.
     """
 
-    horizon: int = 50
-    prompt_length: int = 48
+    lengths: Lengths
     num_steps: int = 10
     asset_id: str | None = None
     batch_size: int | None = None
@@ -80,7 +79,7 @@ def export_record(weights: Weights, target: str, options: Options, check: Check 
         "target": target,
         "architecture": dataclasses.asdict(weights.architecture),
         "dtype": sorted({leaf.dtype.name for leaf in weights.leaves.values()}),
-        "options": dataclasses.asdict(options),
+        "options": dataclasses.asdict(options) | {"lengths": options.lengths._asdict()},
         "source": str(weights.spec.path),
         "lora_merged": weights.merge and weights.architecture != weights.source,
         "check": None if check is None else dataclasses.asdict(check),

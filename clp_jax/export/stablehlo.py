@@ -10,16 +10,13 @@ import numpy as np
 from etils import epath
 
 from clp_jax.checkpoint import write_beside
-from clp_jax.data import observation_of
 from clp_jax.errors import InputError
 from clp_jax.export import reference
 from clp_jax.export.pytorch import TEMPLATES, WEIGHTS_FILE
 from clp_jax.export.result import TOLERANCE, Check, Options, check_tolerance, run_check, same_bits, write_json
 from clp_jax.checkpoint.tensorfile import TensorWriter, read_tensors
 from clp_jax.export.weights import Weights
-from clp_jax.models import Architecture, Pi0, build
-from clp_jax.models.pi0 import sample_actions
-from clp_jax.prune import tower_of
+from clp_jax.models import Architecture, Gates, build, family_of
 from clp_jax.trees import unflatten
 
 PROGRAM_FILE = "model.stablehlo"
@@ -65,7 +62,7 @@ def check(weights: Weights, folder: Path, options: Options) -> Check:
     """Reads the weights back bit for bit, and runs the loader that lies in the folder, in a process of its own."""
     tensors = read_tensors(folder / WEIGHTS_FILE)
     for path in weights.leaves:
-        layers = tensors[path] if tower_of(path) else [tensors[path]]
+        layers = tensors[path] if weights.stacked(path) else [tensors[path]]
         if not all(same_bits(a, b) for a, b in zip(weights.parts(path), layers, strict=True)):
             raise InputError(f"{path} does not read back as it was written; check the disk and export again.")
     dtype = weights.architecture.dtype
@@ -73,9 +70,7 @@ def check(weights: Weights, folder: Path, options: Options) -> Check:
     missing = None if options.run else "not asked for (--check bits)"
     if options.run:
         rows = options.batch_size
-        inputs = reference.example_inputs(
-            weights.architecture, horizon=options.horizon, prompt_length=options.prompt_length, batch_size=rows or 2
-        )
+        inputs = reference.example_inputs(weights.architecture, options.lengths, batch_size=rows or 2)
         actions = reference.run_model(
             weights.architecture, weights.read(), inputs, num_steps=options.num_steps, dtype=dtype
         )
@@ -90,19 +85,19 @@ def check_possible(architecture: Architecture, options: Options) -> None:
     """Refuses what cannot be exported.
 
     Raises:
-      InputError: π0-FAST, which has no sampling of actions, or a platform that JAX does not know.
+      InputError: a model that has no sampling of actions, or a platform that JAX does not know.
     """
     if unknown := sorted(set(options.platforms) - set(_PLATFORMS)):
         raise InputError(
             f"there is no platform {', '.join(unknown)}; --platforms takes some of {','.join(_PLATFORMS)}."
         )
-    if architecture.kind == "pi0_fast":
-        raise InputError("π0-FAST generates tokens step by step, which this export does not cover; use --to openpi.")
+    if (reason := family_of(architecture).why_no_actions(architecture)) is not None:
+        raise InputError(f"there is no program of actions to export: {reason}")
 
 
 def abstract_inputs(architecture: Architecture, options: Options) -> dict[str, jax.ShapeDtypeStruct]:
     """Names, shapes and dtypes of the program's inputs; the batch is a symbol where none is fixed."""
-    example = reference.example_inputs(architecture, horizon=options.horizon, prompt_length=options.prompt_length)
+    example = reference.example_inputs(architecture, options.lengths)
     from jax import export
 
     batch: Any = options.batch_size if options.batch_size is not None else export.symbolic_shape(_BATCH)[0]
@@ -113,13 +108,12 @@ def export_program(weights: Weights, inputs: dict[str, jax.ShapeDtypeStruct], op
     """Traces and lowers the sampling for all platforms; no parameter is read."""
     from jax import export
 
-    model = build(weights.architecture)
-    assert isinstance(model, Pi0)
+    family, model = family_of(weights.architecture), build(weights.architecture)
 
     def sample(parameters: dict, arrays: dict) -> jax.Array:
-        observation = observation_of(arrays)
-        return sample_actions(
-            model, unflatten(parameters), observation, noise=arrays["noise"], num_steps=options.num_steps
+        params = unflatten(parameters)
+        return family.sample(
+            model, params, arrays, noise=arrays["noise"], num_steps=options.num_steps, gates=Gates()
         )
 
     return export.export(jax.jit(sample), platforms=options.platforms)(dict(weights.leaves), inputs)
@@ -135,7 +129,7 @@ def signature(
             name: {"shape": [n if isinstance(n, int) else str(n) for n in x.shape], "dtype": x.dtype.name}
             for name, x in inputs.items()
         },
-        "output": {"shape": [str(options.batch_size or _BATCH), options.horizon, a.action_dim], "dtype": "float32"},
+        "output": {"shape": [str(options.batch_size or _BATCH), options.lengths.horizon, a.action_dim], "dtype": "float32"},
         "about": {
             "image/<camera>": "uint8 0..255, height x width x channels, or any content where image_mask is false",
             "state": "normalised and padded",

@@ -11,9 +11,7 @@ import numpy as np
 from jaxtyping import Num
 
 from clp_jax.checkpoint import CheckpointSpec, LeafReader, read_params
-from clp_jax.models import Architecture
-from clp_jax.models.pi0.lora import adapter_paths, is_adapter, merge_lora, merge_weight
-from clp_jax.prune import tower_of
+from clp_jax.models import Architecture, family_of, stack_of
 from clp_jax.trees import flatten, unflatten
 
 Dtype = Literal["float32", "bfloat16"]
@@ -38,20 +36,14 @@ class Weights:
     @cached_property
     def architecture(self) -> Architecture:
         """The architecture of what is written."""
-        if not self.merge:
+        if not self.merges:
             return self.source
-        plain = {
-            name: dataclasses.replace(getattr(self.source, name), attn_lora_rank=0, ffn_lora_rank=0, lora_scale=1.0)
-            for name in ("vlm", "action")
-            if getattr(self.source, name) is not None
-        }
-        changes: dict[str, Any] = plain
-        return dataclasses.replace(self.source, **changes)
+        return self._lora.without_adapters(self.source)
 
     @cached_property
     def leaves(self) -> Mapping[str, jax.ShapeDtypeStruct]:
         """Path, shape and dtype of every parameter that is written, in the order of the tree."""
-        tree = jax.eval_shape(merge_lora, self.spec.tree) if self.merge else self.spec.tree
+        tree = jax.eval_shape(self._lora.merge_lora, self.spec.tree) if self.merges else self.spec.tree
         return {
             path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype if self.dtype is None else jnp.dtype(self.dtype))
             for path, leaf in flatten(tree).items()
@@ -69,39 +61,48 @@ class Weights:
           path: of a parameter in `leaves`.
         """
         dtype, factors = self.leaves[path].dtype, self._factors(path)
-        read = self._reader.layers if tower_of(path) else lambda name: iter([self._reader.whole(name)])
+        read = self._reader.layers if self.stacked(path) else lambda name: iter([self._reader.whole(name)])
         streams = [read(name) for name in (path, *factors)]
         for w, *factor in zip(*streams, strict=True):
             if factor:
                 a, b = factor
-                yield merge_weight(path, w, a, b, lora_scale=self.source_scale(path)).astype(dtype)
+                scale = self._lora.lora_scale(self.source, path)
+                yield self._lora.merge_weight(path, w, a, b, lora_scale=scale).astype(dtype)
             else:
                 yield w.astype(dtype, copy=False)
 
     def read(self) -> dict[str, Any]:
         """All parameters as a tree, in memory."""
-        if not self.merge:
+        if not self.merges:
             return read_params(self.spec, dtype=None if self.dtype is None else jnp.dtype(self.dtype))
         return unflatten({path: self._whole(path) for path in self.leaves})
 
-    def source_scale(self, path: str) -> float:
-        """alpha / rank of the attention adapters of the expert that a parameter belongs to."""
-        expert = self.source.action if tower_of(path) == "action" else self.source.vlm
-        return 1.0 if expert is None else expert.lora_scale
+    @property
+    def merges(self) -> bool:
+        """Whether there are adapters to be merged."""
+        return self.merge and self._lora is not None and self._lora.has_adapters(self.source)
+
+    @property
+    def _lora(self) -> Any:
+        return family_of(self.source).LORA
+
+    def stacked(self, path: str) -> bool:
+        """Whether axis 0 of a parameter counts blocks."""
+        return stack_of(family_of(self.source).STACKS, path) is not None
 
     @cached_property
     def _reader(self) -> LeafReader:
         return LeafReader(self.spec)
 
     def _factors(self, path: str) -> tuple[str, ...]:
-        if not self.merge or is_adapter(path):
+        if not self.merges or self._lora.is_adapter(path):
             return ()
-        factors = adapter_paths(path)
+        factors = self._lora.adapter_paths(path)
         return factors if factors[0] in flatten(self.spec.tree) else ()
 
     def _whole(self, path: str) -> np.ndarray:
         leaf = self.leaves[path]
         values = np.empty(leaf.shape, leaf.dtype)
         for i, part in enumerate(self.parts(path)):
-            values[i if tower_of(path) else ...] = part
+            values[i if self.stacked(path) else ...] = part
         return values

@@ -12,7 +12,8 @@ from clp_jax.errors import InputError
 from clp_jax.models import pi0
 from clp_jax.models.family import Architecture, Family, Gates, Lengths, Loss, Remat, Stack, Tower, TowerStates
 from clp_jax.models.layers.scan import Rows
-from clp_jax.models.stacks import blocks_of, depths, rows_kept, stack_of
+from clp_jax.models.stacks import blocks_of, coupled, depths, rows_kept, stack_of, towers_measured
+from clp_jax.processing.robots import Robot
 from clp_jax.trees import flatten
 
 FAMILIES: dict[str, Any] = {"pi0": pi0}
@@ -50,6 +51,11 @@ def family_of_tree(tree: Tree) -> Any:
     raise InputError(f"this is no checkpoint of a family that clp_jax knows ({', '.join(FAMILIES)}); it holds {held}.")
 
 
+def robots() -> dict[str, Robot]:
+    """Every robot that some family's upstream knows, by name."""
+    return {name: robot for family in FAMILIES.values() for name, robot in family.ROBOTS.items()}
+
+
 def build(architecture: Architecture, rows: Rows = None) -> Any:
     """The model of an architecture, without parameters; ``rows`` is how a batch is split over devices."""
     return family_of(architecture).build(architecture, rows)
@@ -84,11 +90,14 @@ __all__ = [
     "abstract_params",
     "blocks_of",
     "build",
+    "coupled",
     "depths",
     "family_of",
     "family_of_kind",
     "family_of_tree",
     "init_params",
+    "robots",
     "rows_kept",
     "stack_of",
+    "towers_measured",
 ]

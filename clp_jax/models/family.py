@@ -15,6 +15,8 @@ from jaxtyping import Bool, Float
 
 from clp_jax.aliases import AnyArray, Array, Leaf, Tree
 from clp_jax.models.layers.scan import Rows
+from clp_jax.processing.norm_stats import NormStats
+from clp_jax.processing.robots import Robot
 
 Remat = Literal["all", "dots", "none"]
 """What the backward pass of a block computes again: all of it, all but its matrix products, or nothing."""
@@ -138,6 +140,58 @@ class Architecture(Protocol):
 
 
 @runtime_checkable
+class Processing(Protocol):
+    """Everything between one robot and one model, in upstream's order.
+
+    Attributes:
+      robot: the robot.
+      norm_stats: of ``state`` and ``actions``.
+      action_horizon: actions of a chunk.
+      max_token_len: tokens of a prompt, padding included.
+    """
+
+    robot: Robot
+    norm_stats: Mapping[str, NormStats]
+    action_horizon: int
+    max_token_len: int
+
+    @property
+    def cameras(self) -> tuple[str, ...]:
+        """The model's cameras that the robot has, in the model's order."""
+        ...
+
+    @property
+    def action_dim(self) -> int:
+        """Dimensions of the robot's actions."""
+        ...
+
+    def check_dims(self, state: int, actions: int) -> None:
+        """Raise an `InputError` if the model cannot hold so many dimensions."""
+        ...
+
+    def check_prompt(self, prompt: str) -> None:
+        """Raise an `InputError` if a prompt cannot be told to the model."""
+        ...
+
+    def inputs(
+        self,
+        *,
+        state: Float[np.ndarray, " d"],
+        images: Mapping[str, np.ndarray],
+        prompt: str,
+        actions: Float[np.ndarray, "h adim"] | None = None,
+    ) -> dict[str, np.ndarray]:
+        """What the model reads of one observation, without a batch axis."""
+        ...
+
+    def outputs(
+        self, actions: Float[np.ndarray, "h adim"], *, state: Float[np.ndarray, " d"]
+    ) -> Float[np.ndarray, "h rdim"]:
+        """The robot's actions from the model's."""
+        ...
+
+
+@runtime_checkable
 class Family(Protocol):
     """The module of a family.
 
@@ -149,11 +203,20 @@ class Family(Protocol):
       KINDS: values of ``Architecture.kind``.
       RELEASED: sizes as published, by the name that people give.
       STACKS: the stacked leaves; the first match wins.
+      ROBOTS: robots that upstream knows, by name.
+      LORA: the module of its adapters, None without: ``with_adapters``, ``without_adapters``, ``has_adapters``,
+        ``is_adapter``, ``adapter_paths``, ``merge_lora``, ``merge_weight``, ``lora_scale``.
+      TITLES: names of the kinds for people.
+      LICENCES: under which terms the weights are, for whoever passes them on.
     """
 
     KINDS: tuple[str, ...]
     RELEASED: Mapping[str, Any]
     STACKS: tuple[Stack, ...]
+    ROBOTS: Mapping[str, Robot]
+    LORA: Any
+    TITLES: Mapping[str, str]
+    LICENCES: str
 
     def recognises(self, tree: Tree) -> bool:
         """Whether a parameter tree is of this family, by names alone."""
@@ -213,6 +276,27 @@ class Family(Protocol):
         """The arrays without the cameras that no observation has, where that changes nothing but time."""
         ...
 
+    def own_robot(self, architecture: Any) -> Robot | None:
+        """The robot that the checkpoint itself describes, if it does."""
+        ...
+
+    def load_tokenizer(self, architecture: Any, path: str | None, assets: epath.Path | None) -> Any:
+        """The tokenizer of prompts: the file given, else the checkpoint's own, else upstream's."""
+        ...
+
+    def processing(
+        self,
+        architecture: Any,
+        robot: Robot,
+        norm_stats: Mapping[str, NormStats],
+        tokenizer: Any,
+        lengths: Lengths,
+        *,
+        state_in_prompt: bool | None = None,
+    ) -> "Processing":
+        """What stands between a robot and the model."""
+        ...
+
     def draw(
         self, architecture: Any, rng: jax.Array, batch: Mapping[str, Leaf], samples: int = 1
     ) -> tuple[dict[str, Leaf], jax.Array]:
@@ -221,6 +305,10 @@ class Family(Protocol):
 
     def fixed_draw(self, architecture: Any, batch: Mapping[str, AnyArray]) -> dict[str, AnyArray]:
         """Noise and times that are the same in every run and cover all noise levels; empty where none are drawn."""
+        ...
+
+    def frozen_rules(self, architecture: Any) -> tuple[tuple[str, bool], ...]:
+        """What upstream does not train: (regular expression over a whole name, whether it is frozen), in order."""
         ...
 
     def augment(self, architecture: Any, key: jax.Array, inputs: Mapping[str, Leaf]) -> dict[str, Leaf]:

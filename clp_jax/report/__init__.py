@@ -6,7 +6,7 @@ from functools import partial
 from etils import epath
 from matplotlib.figure import Figure
 
-from clp_jax.analysis import Analysis, Reading
+from clp_jax.analysis import Analysis, EvidenceOptions
 from clp_jax.findings import Findings
 from clp_jax.report.canvas import file_name, inline_svg, png, style
 from clp_jax.report.criteria import comparison, pruned_groups
@@ -16,7 +16,7 @@ from clp_jax.report.profiles import cost_curve, profile, variants
 from clp_jax.report.view import GroupView, group_views
 
 
-def write_report(folder: epath.Path, analysis: Analysis, findings: Findings, reading: Reading) -> None:
+def write_report(folder: epath.Path, analysis: Analysis, findings: Findings, options: EvidenceOptions) -> None:
     """Writes ``report.html`` and its figures into an existing folder.
 
     The page embeds its figures and loads nothing. The PNG files are ``cka_<tower>``, ``profile_<group>``,
@@ -26,16 +26,16 @@ def write_report(folder: epath.Path, analysis: Analysis, findings: Findings, rea
       folder: where to write; files of the same names are replaced.
       analysis: from ``analyse``.
       findings: what it comes to.
-      reading: which variant of CKA the selection read.
+      options: which variant of CKA the selection read.
     """
-    views = group_views(analysis, findings, reading)
+    views = group_views(analysis, findings, options)
     drawings = {}
     for name, draw in _figures(findings, views):
         with style(name):
             figure = draw()
             (folder / file_name(name)).write_bytes(png(figure))
             drawings[name] = inline_svg(figure, name.replace("_", " "))
-    (folder / "report.html").write_text(page(analysis, findings, reading, views, drawings), encoding="utf-8")
+    (folder / "report.html").write_text(page(analysis, findings, options, views, drawings), encoding="utf-8")
 
 
 def _figures(findings: Findings, views: tuple[GroupView, ...]) -> Iterator[tuple[str, Callable[[], Figure]]]:

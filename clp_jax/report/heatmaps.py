@@ -42,7 +42,7 @@ def heat_map(view: GroupView, tower: str, colours: tuple[float, float]) -> Figur
         for corner in ((block + 0.5, block - 0.5), (block - 0.5, block + 0.5)):
             axes.add_patch(Rectangle(corner, 1, 1, fill=False, edgecolor=LIGHT["removed"], linewidth=1.3))
     _state_axes(axes, states)
-    axes.set_title(f"{tower}: CKA of hidden states ({view.reading.states}, {view.reading.estimator})", pad=8)
+    axes.set_title(f"{tower}: CKA of hidden states ({view.options.states}, {view.options.estimator})", pad=8)
     bar = figure.colorbar(image, ax=axes, shrink=0.75, aspect=30, pad=0.02)
     at = ticks(*colours)
     bar.set_ticks(at, labels=[alike_label(value) for value in at])

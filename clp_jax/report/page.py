@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from importlib import resources
 
-from clp_jax.analysis import Analysis, Reading
+from clp_jax.analysis import Analysis, EvidenceOptions
 from clp_jax.findings import Findings, Size
 from clp_jax.record import versions
 from clp_jax.report.canvas import colours_css, file_name
@@ -27,7 +27,7 @@ from clp_jax.report.view import GroupView
 def page(
     analysis: Analysis,
     findings: Findings,
-    reading: Reading,
+    options: EvidenceOptions,
     views: tuple[GroupView, ...],
     drawings: Mapping[str, str],
 ) -> str:
@@ -36,7 +36,7 @@ def page(
     Args:
       analysis: from ``analyse``.
       findings: what it comes to.
-      reading: which variant of CKA the selection read.
+      options: which variant of CKA the selection read.
       views: the groups of towers.
       drawings: figures as SVG elements, by the name of their PNG without its ending.
     """
@@ -51,7 +51,7 @@ def page(
         _criteria(findings, views),
         *(_group(view, findings, drawings) for view in views),
         _limits(findings),
-        _settings(analysis, findings, reading, drawings),
+        _settings(analysis, findings, options, drawings),
     ]
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
@@ -85,8 +85,8 @@ def _warnings(findings: Findings) -> str:
 
 def _headline(analysis: Analysis, findings: Findings) -> str:
     cards = []
-    coupled = {name for group in analysis.coupled for name in group}
-    for group in (*analysis.coupled, *((name,) for name in analysis.depths if name not in coupled)):
+    grouped = {name for group in analysis.groups for name in group}
+    for group in (*analysis.groups, *((name,) for name in analysis.depths if name not in grouped)):
         depth, gone = analysis.depths[group[0]], len(findings.plan.removed(group[0]))
         note = f"{gone} removed" if gone else "untouched"
         cards.append(_card(f"blocks, {'+'.join(group)}", str(depth), str(depth - gone), note))
@@ -212,9 +212,9 @@ def _limits(findings: Findings) -> str:
     )
 
 
-def _settings(analysis: Analysis, findings: Findings, reading: Reading, drawings: Mapping[str, str]) -> str:
+def _settings(analysis: Analysis, findings: Findings, options: EvidenceOptions, drawings: Mapping[str, str]) -> str:
     files = ", ".join(f"<code>{html.escape(file_name(name))}</code>" for name in drawings)
-    settings = {"kind": analysis.kind, "checkpoint": findings.checkpoint, "reading": dataclasses.asdict(reading)}
+    settings = {"kind": analysis.kind, "checkpoint": findings.checkpoint, "options": dataclasses.asdict(options)}
     return (
         f"<footer><h2>Settings and versions</h2>{settings_list(settings | analysis.meta)}{settings_list(versions())}"
         f"<p>The figures for slides are beside this page: {files}.</p></footer>"

@@ -63,7 +63,7 @@ def variants(view: GroupView) -> Figure:
             for other in curves:
                 axes.plot(other, color=LIGHT["unread"], linewidth=0.9)
             _marked(axes, view, curve, small=True)
-            used = variant == (view.reading.states, view.reading.estimator)
+            used = variant == (view.options.states, view.options.estimator)
             axes.set_title(f"{tower}: {', '.join(variant)}{' (used)' if used else ''}", size=9)
         logarithmic(row[0], *limits(np.stack(curves)), alike=True)
     for axes in panels[-1]:
@@ -100,7 +100,7 @@ def _similarity(axes: Axes, view: GroupView, tower: str) -> None:
     if len(view.towers) > 1:
         axes.plot(distance(own(view.evidence.similarity)), **_JOINED)
     _marked(axes, view, curve)
-    axes.set_title(f"{tower}: CKA to the predecessor ({view.reading.states}, {view.reading.estimator})")
+    axes.set_title(f"{tower}: CKA to the predecessor ({view.options.states}, {view.options.estimator})")
     logarithmic(axes, *limits(np.concatenate([curve, *interval, distance(level)])), alike=True, room_below=0.25)
     if tau is not None:
         axes.axhline(distance(level)[0], color=LIGHT["ink"], linewidth=0.8, linestyle=(0, (6, 3)))
@@ -137,7 +137,7 @@ def _legend(view: GroupView) -> list[Line2D]:
     if view.intervals:
         marks.append(Line2D([], [], label="95 % interval (episodes)", **_INTERVAL))
     if len(view.towers) > 1:
-        label = f"towers joined ({view.reading.couple})"
+        label = f"towers joined ({view.options.couple})"
         marks.append(Line2D([], [], label=label, **_JOINED))
     if view.twins.get("runs"):
         marks.append(Line2D([], [], label="anchor of a twin run", **_ANCHOR))

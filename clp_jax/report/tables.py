@@ -125,7 +125,7 @@ def blocks_table(view: GroupView, criterion: str) -> str:
 
 def readings_table(view: GroupView) -> str:
     """What the paper's rule would remove under each variant of CKA."""
-    used = VARIANTS.index((view.reading.states, view.reading.estimator))
+    used = VARIANTS.index((view.options.states, view.options.estimator))
     reference = view.clp_under(used)
     rows = []
     for index, variant in enumerate(VARIANTS):

@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Float
 
 from clp_jax import selection
-from clp_jax.analysis import Analysis, Reading
+from clp_jax.analysis import Analysis, EvidenceOptions
 from clp_jax.errors import InputError
 from clp_jax.findings import Findings
 from clp_jax.selection import Evidence, GateEvidence
@@ -21,7 +21,7 @@ class GroupView:
     Attributes:
       name: "vlm+action".
       towers: similarity per tower.
-      reading: which variant of CKA the selection read.
+      options: which variant of CKA the selection read.
       removed: blocks that the plan removes.
       evidence: what is known about the towers jointly.
       variants: the joint evidence under each of `VARIANTS`.
@@ -33,7 +33,7 @@ class GroupView:
 
     name: str
     towers: dict[str, TowerSimilarity]
-    reading: Reading
+    options: EvidenceOptions
     removed: tuple[int, ...]
     evidence: Evidence
     variants: tuple[Evidence, ...]
@@ -53,8 +53,8 @@ class GroupView:
         return self.evidence.gates or GateEvidence()
 
     def known(self, tower: str) -> Evidence:
-        """One tower's own values under the reading, NaN where nothing reads a state."""
-        return self.towers[tower].evidence(self.reading.states, self.reading.estimator)
+        """One tower's own values under the options, NaN where nothing reads a state."""
+        return self.towers[tower].evidence(self.options.states, self.options.estimator)
 
     def blocks(self, tower: str, name: str) -> Float[np.ndarray, " depth"]:
         """Each block's own entry of one of a tower's matrices: "similarity", "cosine" or "residual"."""
@@ -97,7 +97,7 @@ def own(matrix: Float[np.ndarray, "l l"]) -> Float[np.ndarray, " depth"]:
     return np.diagonal(matrix, offset=1).astype(np.float64)
 
 
-def group_views(analysis: Analysis, findings: Findings, reading: Reading) -> tuple[GroupView, ...]:
+def group_views(analysis: Analysis, findings: Findings, options: EvidenceOptions) -> tuple[GroupView, ...]:
     """One view per group of measured towers, the language stack first."""
     clp = next((choice.plan for choice in findings.choices if choice.criterion == "clp"), None)
     views = []
@@ -107,10 +107,10 @@ def group_views(analysis: Analysis, findings: Findings, reading: Reading) -> tup
             GroupView(
                 name=name,
                 towers={tower: analysis.towers[tower] for tower in group},
-                reading=reading,
+                options=options,
                 removed=findings.plan.removed(group[0]),
-                evidence=analysis.evidence(group, reading),
-                variants=tuple(analysis.evidence(group, Reading(*pair, reading.couple)) for pair in VARIANTS),
+                evidence=analysis.evidence(group, options),
+                variants=tuple(analysis.evidence(group, EvidenceOptions(*pair, options.couple)) for pair in VARIANTS),
                 chosen=findings.plan.scores.get(name, {}),
                 twins=clp.scores.get(name, {}) if clp else {},
                 intervals={tower: findings.intervals[tower] for tower in group if tower in findings.intervals},

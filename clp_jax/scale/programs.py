@@ -9,13 +9,12 @@ import jax
 import jax.numpy as jnp
 
 from clp_jax.aliases import Leaf, Tree
-from clp_jax.data import camera_names
-from clp_jax.data.chain import default_horizon, default_prompt_length
-from clp_jax.models import Architecture
+from clp_jax.data.dataset import chosen_lengths
+from clp_jax.models import Architecture, Lengths, abstract_params, family_of
 from clp_jax.sensitivity import gate_step
 from clp_jax.serving.policy import abstract_rows, check_servable, trace_sampling
 from clp_jax.sharding import batch_sharding, parameter_shardings
-from clp_jax.similarity import Batch, Sampling, statistics_step
+from clp_jax.similarity import CalibrationBatch, Sampling, statistics_step
 from clp_jax.training import OptimizerSettings, Run, StepSettings, check_batch_size
 from clp_jax.training.adapters import with_adapters
 from clp_jax.training.freezing import frozen_paths
@@ -36,9 +35,9 @@ class Workload:
       ema_decay: of the average that is trained along; None without.
       augment: images in training.
       group_size: observations of a group in analyse.
-      num_steps: Euler steps of infer.
-      action_horizon: actions of a chunk; openpi's if None.
-      prompt_length: tokens of a prompt; openpi's if None.
+      num_steps: integration steps of infer; the model's own number if None.
+      action_horizon: actions of a chunk; the model's own if None.
+      prompt_length: tokens of a prompt; the model's own if None.
     """
 
     task: Task
@@ -47,14 +46,17 @@ class Workload:
     ema_decay: float | None = 0.99
     augment: bool = True
     group_size: int = 4
-    num_steps: int = 10
+    num_steps: int | None = None
     action_horizon: int | None = None
     prompt_length: int | None = None
 
-    def lengths(self, architecture: Architecture) -> tuple[int, int]:
+    def lengths(self, architecture: Architecture) -> Lengths:
         """Actions of a chunk and tokens of a prompt."""
-        horizon = self.action_horizon or default_horizon(architecture)
-        return horizon, self.prompt_length or default_prompt_length(architecture)
+        return chosen_lengths(architecture, self.action_horizon, self.prompt_length)
+
+    def steps(self, architecture: Architecture) -> int:
+        """Integration steps of infer."""
+        return family_of(architecture).num_steps(architecture) if self.num_steps is None else self.num_steps
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,7 +100,7 @@ def programs(
             lambda: _gates(workload, architecture, params, mesh),
         ]
     if workload.task == "infer":
-        check_servable(architecture, batch_size=workload.batch_size, num_steps=workload.num_steps)
+        check_servable(architecture, batch_size=workload.batch_size, num_steps=workload.steps(architecture))
         return [lambda: _sampling(workload, architecture, params, mesh)]
     if workload.task == "lora":
         architecture = with_adapters(architecture)
@@ -144,8 +146,7 @@ def _similarity(workload: Workload, architecture: Architecture, params: Tree, me
 
 
 def _gates(workload: Workload, architecture: Architecture, params: Tree, mesh: jax.sharding.Mesh) -> Program:
-    group = architecture.coupled[0] if architecture.coupled else ("vlm",)
-    step = gate_step(architecture, group, batch_sharding(mesh), curvature=False)
+    step = gate_step(architecture, architecture.groups[0], batch_sharding(mesh), curvature=False)
     return _analysis_program("gate derivatives", step, workload, architecture, params, mesh)
 
 
@@ -155,17 +156,16 @@ def _analysis_program(
     groups = math.ceil(workload.batch_size / (workload.group_size * mesh.size)) * mesh.size
     count = groups * workload.group_size
     inputs = _observations(workload, architecture, count)
-    if architecture.kind != "pi0_fast":
+    if architecture.action_dim is not None:
         inputs["noise"] = inputs["actions"]
         inputs["time"] = jax.ShapeDtypeStruct((count,), jnp.float32)
-    batch = _placed(Batch(inputs, jax.ShapeDtypeStruct((count,), jnp.bool_)), batch_sharding(mesh))
+    batch = _placed(CalibrationBatch(inputs, jax.ShapeDtypeStruct((count,), jnp.bool_)), batch_sharding(mesh))
     return _inference_program(name, step.trace(_sharded(params, mesh), batch), params, batch, mesh, count, mesh.size)
 
 
 def _sampling(workload: Workload, architecture: Architecture, params: Tree, mesh: jax.sharding.Mesh) -> Program:
-    horizon, prompt = workload.lengths(architecture)
-    batch = abstract_rows(architecture, workload.batch_size, action_horizon=horizon, prompt_length=prompt)
-    traced = trace_sampling(architecture, params, batch, mesh, num_steps=workload.num_steps)
+    batch = abstract_rows(architecture, workload.batch_size, workload.lengths(architecture))
+    traced = trace_sampling(architecture, params, batch, mesh, num_steps=workload.steps(architecture))
     # A batch that the devices do not divide is computed on all of them, or split as the parameters are.
     even = workload.batch_size % mesh.size == 0
     split = mesh.size if even else mesh.shape["fsdp"]
@@ -186,28 +186,14 @@ _WHOLE = jax.sharding.PartitionSpec()
 
 def _frozen(architecture: Architecture) -> frozenset[str]:
     """What ``finetune`` freezes without further flags."""
-    from clp_jax.models import abstract_params
-
     names = tuple(flatten(abstract_params(architecture)))
-    return frozen_paths(names, lora=any("lora" in name for name in names))
+    return frozen_paths(names, default=family_of(architecture).frozen_rules(architecture))
 
 
 def _observations(workload: Workload, architecture: Architecture, count: int) -> dict[str, jax.ShapeDtypeStruct]:
     """A batch of a data set: what the commands read from a ``.npz`` or make from a LeRobot set."""
-    horizon, prompt = workload.lengths(architecture)
-    size, fast = architecture.vision.image_size, architecture.kind == "pi0_fast"
-    shapes: dict[str, Any] = {}
-    for camera in camera_names(architecture):
-        shapes[f"image/{camera}"] = ((size, size, 3), jnp.uint8)
-        shapes[f"image_mask/{camera}"] = ((), jnp.bool_)
-    width = architecture.action_dim or 32
-    shapes |= {"state": ((width,), jnp.float32)}
-    shapes |= {"tokenized_prompt": ((prompt,), jnp.int32), "tokenized_prompt_mask": ((prompt,), jnp.bool_)}
-    if fast:
-        shapes |= {"token_ar_mask": ((prompt,), jnp.int32), "token_loss_mask": ((prompt,), jnp.bool_)}
-    else:
-        shapes |= {"actions": ((horizon, width), jnp.float32)}
-    return {key: jax.ShapeDtypeStruct((count, *shape), dtype) for key, (shape, dtype) in shapes.items()}
+    described = family_of(architecture).inputs(architecture, workload.lengths(architecture))
+    return {key: jax.ShapeDtypeStruct((count, *leaf.shape), leaf.dtype) for key, leaf in described.items()}
 
 
 def _sharded(params: Tree, mesh: jax.sharding.Mesh) -> Leaf:

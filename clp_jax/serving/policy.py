@@ -13,11 +13,9 @@ import numpy as np
 from jaxtyping import Bool, Float, UInt32
 
 from clp_jax.aliases import AnyArray, Array, Leaf
-from clp_jax.data import observation_of
 from clp_jax.errors import InputError
 from clp_jax.loading import LoadedModel
-from clp_jax.models import CAMERAS, Architecture, Pi0, build
-from clp_jax.models.pi0 import sample_actions
+from clp_jax.models import Architecture, Gates, Lengths, build, depths, family_of
 from clp_jax.serving.requests import Requests, chunk, flat
 from clp_jax.sharding import batch_sharding, parameter_shardings, replicated
 
@@ -40,7 +38,7 @@ class Prepared:
 
 
 class Policy:
-    """A loaded π0 or π0.5 that answers requests.
+    """A loaded model that answers requests.
 
     A request's noise comes from its number alone, ``fold_in(key(seed), number)``, or from the request: the answer does
     not depend on what it was batched with, beyond the rounding of another batch size.
@@ -54,7 +52,7 @@ class Policy:
       seed: of the noise.
 
     Raises:
-      InputError: a π0-FAST model, or sizes below one.
+      InputError: a model that has no actions to answer with, or sizes below one.
     """
 
     def __init__(
@@ -88,8 +86,7 @@ class Policy:
             abstract_rows(
                 architecture,
                 bucket,
-                action_horizon=horizon,
-                prompt_length=self.requests.prompt_length,
+                Lengths(horizon, self.requests.prompt_length),
                 cameras=self.requests.cameras,
             ),
             self._model.mesh,
@@ -167,7 +164,7 @@ class Policy:
         architecture, record = self._model.architecture, self._model.spec.plan_record
         return {
             "model": architecture.kind,
-            "depth": dict(architecture.depths),
+            "depth": depths(architecture),
             "plan": None if record is None else record.get("plan"),
             "action_horizon": self._chunk[0],
             "action_dim": self.requests.action_dim,
@@ -187,10 +184,10 @@ def check_servable(architecture: Architecture, **sizes: int) -> None:
       sizes: flags that are at least one.
 
     Raises:
-      InputError: a π0-FAST model, or a size below one.
+      InputError: a model that has no actions to answer with, or a size below one.
     """
-    if architecture.kind == "pi0_fast":
-        raise InputError("π0-FAST answers with tokens, which clp_jax cannot turn into actions; serve a π0 or π0.5.")
+    if (reason := family_of(architecture).why_no_actions(architecture)) is not None:
+        raise InputError(reason)
     for name, value in sizes.items():
         if value < 1:
             raise InputError(f"--{name.replace('_', '-')} is {value}; give at least 1.")
@@ -209,28 +206,19 @@ def buckets(largest: int) -> tuple[int, ...]:
 def abstract_rows(
     architecture: Architecture,
     bucket: int,
+    lengths: Lengths,
     *,
-    action_horizon: int,
-    prompt_length: int,
-    cameras: Sequence[str] = CAMERAS,
+    cameras: Sequence[str] | None = None,
 ) -> dict[str, Any]:
-    """Shapes and dtypes of a batch of requests."""
-    size, width = architecture.vision.image_size, architecture.action_dim
-    inputs = {f"image/{camera}": ((size, size, 3), np.uint8) for camera in cameras}
-    inputs |= {f"image_mask/{camera}": ((), np.bool_) for camera in cameras}
-    inputs |= {"state": ((width,), np.float32)}
-    inputs |= {"tokenized_prompt": ((prompt_length,), np.int32), "tokenized_prompt_mask": ((prompt_length,), np.bool_)}
+    """Shapes and dtypes of a batch of requests; all of the model's cameras if none are named."""
+    inputs = family_of(architecture).inputs(architecture, lengths, cameras)
     entries = {
         "inputs": inputs,
-        "noise": ((action_horizon, width), np.float32),
-        "given": ((), np.bool_),
-        "number": ((), np.uint32),
+        "noise": inputs.pop("actions"),
+        "given": jax.ShapeDtypeStruct((), np.bool_),
+        "number": jax.ShapeDtypeStruct((), np.uint32),
     }
-    return jax.tree.map(
-        lambda entry: jax.ShapeDtypeStruct((bucket, *entry[0]), entry[1]),
-        entries,
-        is_leaf=lambda x: isinstance(x, tuple),
-    )
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((bucket, *leaf.shape), leaf.dtype), entries)
 
 
 def trace_sampling(
@@ -254,9 +242,8 @@ def trace_sampling(
     """
     split = batch["number"].shape[0] % mesh.size == 0
     module = build(architecture, batch_sharding(mesh) if split else None)
-    assert isinstance(module, Pi0)
     shardings = parameter_shardings(params, mesh), batch_sharding(mesh) if split else replicated(mesh)
-    function = functools.partial(_sample, module, num_steps, seed)
+    function = functools.partial(_sample, family_of(architecture), module, num_steps, seed)
     return jax.jit(function, in_shardings=shardings, out_shardings=replicated(mesh)).trace(params, batch)
 
 
@@ -266,8 +253,8 @@ def noise_of(seed: int, numbers: UInt32[AnyArray, " b"], shape: tuple[int, int])
     return jax.vmap(lambda number: jax.random.normal(jax.random.fold_in(key, number), shape))(jnp.asarray(numbers))
 
 
-def _sample(module: Pi0, num_steps: int, seed: int, params: Leaf, batch: Mapping[str, Any]) -> Array:
+def _sample(family: Any, module: Any, num_steps: int, seed: int, params: Leaf, batch: Mapping[str, Any]) -> Array:
     given: Bool[Array, " b"] = batch["given"]
     drawn = noise_of(seed, batch["number"], batch["noise"].shape[1:])
     noise = jnp.where(given[:, None, None], batch["noise"], drawn)
-    return sample_actions(module, params, observation_of(batch["inputs"]), noise=noise, num_steps=num_steps)
+    return family.sample(module, params, batch["inputs"], noise=noise, num_steps=num_steps, gates=Gates())

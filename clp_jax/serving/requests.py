@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from clp_jax.data.chain import Chain
 from clp_jax.errors import InputError
-from clp_jax.models import CAMERAS, Architecture
+from clp_jax.models import Architecture, Lengths, family_of
+from clp_jax.models.family import Processing
 
 _DEEPEST = 4
 """Maps inside maps of a request: openpi's clients have two."""
@@ -27,43 +27,45 @@ class RobotRequests:
     """Requests in a robot's units.
 
     Attributes:
-      chain: between the robot and the model.
+      processing: between the robot and the model.
+      architecture: of the model.
       prompt: the instruction where a request has none; None uses the robot's, if it has one.
     """
 
-    chain: Chain
+    processing: Processing
+    architecture: Architecture
     prompt: str | None = None
 
     @property
     def name(self) -> str:
         """The robot's."""
-        return self.chain.robot.name
+        return self.processing.robot.name
 
     @property
     def cameras(self) -> tuple[str, ...]:
         """The model's cameras that the robot has."""
-        return self.chain.cameras
+        return self.processing.cameras
 
     @property
     def images(self) -> dict[str, str]:
         """Per camera of the model the key of a request."""
-        return {camera: self._key(key) for camera, key in self.chain.robot.images.items()}
+        return {camera: self._key(key) for camera, key in self.processing.robot.images.items()}
 
     @property
     def keys(self) -> tuple[str, ...]:
         """What a request must hold."""
-        state = tuple(map(self._key, self.chain.robot.state))
+        state = tuple(map(self._key, self.processing.robot.state))
         return (*self.images.values(), *state, *(() if self._default_prompt else ("prompt",)))
 
     @property
     def prompt_length(self) -> int:
         """Tokens of a prompt, padding included."""
-        return self.chain.max_token_len
+        return self.processing.max_token_len
 
     @property
     def action_dim(self) -> int:
         """Dimensions of an answer's actions."""
-        return self.chain.action_dim
+        return self.processing.action_dim
 
     def inputs(self, values: Mapping[str, Any]) -> tuple[dict[str, np.ndarray], Float[np.ndarray, " d"]]:
         """The model's inputs by the keys of `clp_jax.data.calibration`, without a batch axis, and the robot's state.
@@ -75,7 +77,7 @@ class RobotRequests:
           InputError: a value is missing or is not what the key says.
         """
         _check_present(values, self.keys)
-        state = np.concatenate([_vector(values, self._key(key)) for key in self.chain.robot.state])
+        state = np.concatenate([_vector(values, self._key(key)) for key in self.processing.robot.state])
         self._check_state(state)
         images = {camera: _image(values, key) for camera, key in self.images.items()}
         prompt = values.get("prompt", self._default_prompt)
@@ -84,7 +86,7 @@ class RobotRequests:
         if len(prompt) > _CHARACTERS_PER_TOKEN * self.prompt_length:
             raise InputError(f"the prompt has {len(prompt)} characters; {self.prompt_length} tokens cannot hold it.")
         with np.errstate(over="ignore"):  # of float64 in float32; what becomes infinite is refused
-            inputs = self.chain.inputs(state=state, images=images, prompt=prompt)
+            inputs = self.processing.inputs(state=state, images=images, prompt=prompt)
         _check_finite(inputs["state"], "the normalised state")
         return inputs, state
 
@@ -92,20 +94,20 @@ class RobotRequests:
         self, actions: Float[np.ndarray, "h adim"], state: Float[np.ndarray, " d"]
     ) -> Float[np.ndarray, "h rdim"]:
         """The robot's actions from the model's."""
-        return self.chain.outputs(actions, state=state)
+        return self.processing.outputs(actions, state=state)
 
     @property
     def _default_prompt(self) -> str | None:
-        return self.prompt if self.prompt is not None else self.chain.robot.prompt
+        return self.prompt if self.prompt is not None else self.processing.robot.prompt
 
     def _key(self, key: str) -> str:
-        return canonical(self.chain.robot.client.get(key, key))
+        return canonical(self.processing.robot.client.get(key, key))
 
     def _check_state(self, state: np.ndarray) -> None:
-        known = len(self.chain.norm_stats["state"].mean)
-        wanted = 14 if self.chain.robot.units == "aloha" else known
+        known = len(self.processing.norm_stats["state"].mean)
+        wanted = 14 if self.processing.robot.units == "aloha" else known
         # Statistics as long as the model's actions may be padded: then they do not tell the robot's dimensions.
-        padded = self.chain.robot.units != "aloha" and known == self.chain.architecture.action_dim
+        padded = self.processing.robot.units != "aloha" and known == self.architecture.action_dim
         if len(state) != wanted and not (padded and len(state) < known):
             raise InputError(f"the state has {len(state)} dimensions, {self.name} has {wanted}.")
 
@@ -116,19 +118,27 @@ class ModelRequests:
 
     Attributes:
       architecture: of the model.
-      prompt_length: tokens of a prompt, padding included.
+      lengths: chunk and prompt.
     """
 
     architecture: Architecture
-    prompt_length: int
+    lengths: Lengths
     name = "model-ready"
-    cameras = CAMERAS
+
+    @property
+    def cameras(self) -> tuple[str, ...]:
+        """All of the model's cameras."""
+        return family_of(self.architecture).camera_names(self.architecture)
+
+    @property
+    def prompt_length(self) -> int:
+        """Tokens of a prompt, padding included."""
+        return self.lengths.prompt
 
     @property
     def keys(self) -> tuple[str, ...]:
         """What a request must hold."""
-        images = [f"{prefix}/{camera}" for camera in CAMERAS for prefix in ("image", "image_mask")]
-        return (*images, "state", "tokenized_prompt", "tokenized_prompt_mask")
+        return tuple(self._rules())
 
     @property
     def action_dim(self) -> int:
@@ -138,17 +148,14 @@ class ModelRequests:
 
     def inputs(self, values: Mapping[str, Any]) -> tuple[dict[str, np.ndarray], Float[np.ndarray, " d"]]:
         """As `RobotRequests.inputs`."""
-        _check_present(values, self.keys)
-        size, length = self.architecture.vision.image_size, (self.prompt_length,)
-        result = {f"image/{c}": _exactly(values, f"image/{c}", np.uint8, (size, size, 3)) for c in CAMERAS}
-        result |= {f"image_mask/{c}": _exactly(values, f"image_mask/{c}", np.bool_, ()) for c in CAMERAS}
-        result["state"] = _exactly(values, "state", np.float32, (self.action_dim,))
+        rules = self._rules()
+        _check_present(values, tuple(rules))
+        result = {key: _exactly(values, key, leaf.dtype, leaf.shape) for key, leaf in rules.items()}
         _check_finite(result["state"], "state")
-        tokens = result["tokenized_prompt"] = _exactly(values, "tokenized_prompt", np.int32, length)
+        tokens, seen = result["tokenized_prompt"], result["tokenized_prompt_mask"]
         if tokens.min(initial=0) < 0 or tokens.max(initial=0) >= self.architecture.vocab_size:
             raise InputError(f"tokenized_prompt holds ids beyond the vocabulary of {self.architecture.vocab_size}.")
-        seen = result["tokenized_prompt_mask"] = _exactly(values, "tokenized_prompt_mask", np.bool_, length)
-        if not seen.any() and not any(result[f"image_mask/{camera}"] for camera in CAMERAS):
+        if not seen.any() and not any(result[f"image_mask/{camera}"] for camera in self.cameras):
             raise InputError("every camera and the whole prompt are masked; there is nothing to act on.")
         return result, result["state"]
 
@@ -158,6 +165,10 @@ class ModelRequests:
         """The model's actions as they are."""
         del state
         return actions
+
+    def _rules(self) -> dict[str, Any]:
+        described = family_of(self.architecture).inputs(self.architecture, self.lengths)
+        return {key: leaf for key, leaf in described.items() if key != "actions"}
 
 
 Requests = RobotRequests | ModelRequests
@@ -235,7 +246,7 @@ def _array(values: Mapping[str, Any], key: str, kinds: str) -> np.ndarray:
     return array
 
 
-def _exactly(values: Mapping[str, Any], key: str, dtype: type[np.generic], shape: tuple[int, ...]) -> np.ndarray:
+def _exactly(values: Mapping[str, Any], key: str, dtype: Any, shape: tuple[int, ...]) -> np.ndarray:
     array = _array(values, key, "fiub")
     if array.dtype != dtype or array.shape != shape:
         raise InputError(f"{key} is {array.dtype} {array.shape}, expected {np.dtype(dtype)} {shape}.")

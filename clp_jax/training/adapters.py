@@ -1,33 +1,22 @@
 """LoRA for a checkpoint that has none: new adapters beside its weights."""
 
-import dataclasses
-
 import jax
 
 from clp_jax.errors import InputError
-from clp_jax.models import Architecture, abstract_params, init_params
+from clp_jax.models import Architecture, abstract_params, family_of, init_params
 from clp_jax.sharding import parameter_shardings
 from clp_jax.trees import flatten, unflatten
 
-VLM_RANK, ACTION_RANK = 16, 32
-"""openpi's ranks, ``gemma_2b_lora`` and ``gemma_300m_lora``; alpha equals the rank."""
-
-
-def with_adapters(
-    architecture: Architecture, *, vlm_rank: int = VLM_RANK, action_rank: int = ACTION_RANK
-) -> Architecture:
-    """The architecture with adapters on the attention and the feed-forward of every expert.
+def with_adapters(architecture: Architecture, ranks: tuple[int, ...] = ()) -> Architecture:
+    """The architecture with new adapters; upstream's ranks where none are given.
 
     Raises:
-      InputError: it has adapters already.
+      InputError: this family has no adapters, or the checkpoint has some already.
     """
-    if any(expert.attn_lora_rank or expert.ffn_lora_rank for expert in architecture.experts):
-        raise InputError("the checkpoint has LoRA adapters already; leave out --lora, they are trained as they are.")
-    vlm = dataclasses.replace(architecture.vlm, attn_lora_rank=vlm_rank, ffn_lora_rank=vlm_rank)
-    action = architecture.action
-    if action is not None:
-        action = dataclasses.replace(action, attn_lora_rank=action_rank, ffn_lora_rank=action_rank)
-    return dataclasses.replace(architecture, vlm=vlm, action=action)
+    lora = family_of(architecture).LORA
+    if lora is None:
+        raise InputError(f"LoRA is not for a {architecture.kind} model; leave out --lora.")
+    return lora.with_adapters(architecture, *ranks)
 
 
 def init_adapters(architecture: Architecture, rng: jax.Array, mesh: jax.sharding.Mesh) -> dict:
@@ -35,7 +24,8 @@ def init_adapters(architecture: Architecture, rng: jax.Array, mesh: jax.sharding
 
     Both factors are drawn with a deviation of 0.01, as openpi has it: the model is not exactly what it was before.
     """
-    names = [path for path in flatten(abstract_params(architecture)) if "lora" in path]
+    is_adapter = family_of(architecture).LORA.is_adapter
+    names = [path for path in flatten(abstract_params(architecture)) if is_adapter(path)]
 
     def init(rng):
         flat = flatten(init_params(architecture, rng))  # XLA drops what is not returned

@@ -9,12 +9,12 @@ from clp_jax.trees import assign, flatten, unflatten
 
 _FROZEN, _TRAINED = True, False
 
-_LORA_RULES = ((".*lora.*", _TRAINED), ("PaliGemma/llm/.*", _FROZEN))
-"""openpi's rule for a model with adapters in both experts: of the language stack only the adapters are trained."""
+Rules = Sequence[tuple[str, bool]]
+"""(regular expression over a whole name, whether it is frozen) pairs; the first match wins."""
 
 
 def frozen_paths(
-    paths: Sequence[str], *, freeze: Sequence[str] = (), train: Sequence[str] = (), lora: bool = False
+    paths: Sequence[str], *, freeze: Sequence[str] = (), train: Sequence[str] = (), default: Rules = ()
 ) -> frozenset[str]:
     """Names of the parameters that stay as they are.
 
@@ -22,7 +22,7 @@ def frozen_paths(
       paths: names of all parameters, keys joined by "/".
       freeze: regular expressions; a parameter whose whole name matches one is frozen...
       train: ... unless its name matches one of these.
-      lora: freeze the language stack but for its adapters, beside what ``freeze`` says.
+      default: what is frozen where neither says anything; all is trained that no rule names.
 
     Raises:
       InputError: an expression decides about no parameter, or nothing is left to train.
@@ -31,7 +31,7 @@ def frozen_paths(
     ['img/kernel']
     """
     rules = [(rule, _TRAINED) for rule in train] + [(rule, _FROZEN) for rule in freeze]
-    rules += _LORA_RULES if lora else ()
+    rules += default
     for rule, _ in rules:
         try:
             re.compile(rule)

@@ -10,11 +10,7 @@ import optax
 from jaxtyping import Float
 
 from clp_jax.aliases import Array, Leaf, Tree
-from clp_jax.data import observation_of
-from clp_jax.errors import InputError
-from clp_jax.models import Architecture, Model, Pi0Fast, Rows, build, pi0, pi0_fast
-from clp_jax.models.pi0.augmentation import augment
-from clp_jax.models.pi0.observation import model_image
+from clp_jax.models import Architecture, Gates, Loss, Rows, build, family_of
 from clp_jax.training.freezing import merge_parts, split_frozen
 from clp_jax.training.state import TrainState
 from clp_jax.trees import flatten
@@ -68,16 +64,17 @@ def train_step(
     Returns:
       The state after the step, and ``loss``, ``grad_norm`` (before clipping) and ``param_norm`` (of the kernels).
     """
-    model = build(architecture, rows)
+    family, model = family_of(architecture), build(architecture, rows)
     trained, frozen = split_frozen(state.params, settings.frozen)
     key = jax.random.fold_in(rng, state.step)
-    inputs, augmentation_key = _draw(model, key, batch, settings.action_samples)
+    inputs, augmentation_key = family.draw(architecture, key, batch, settings.action_samples)
 
-    def loss(trained: Tree, inputs: Mapping[str, Leaf], number: Leaf) -> Float[Array, ""]:
+    def loss(trained: Tree, inputs: Mapping[str, Leaf], number: Leaf) -> tuple[Float[Array, ""], Float[Array, ""]]:
         if settings.augment:
             own = augmentation_key if settings.accumulate == 1 else jax.random.fold_in(augmentation_key, number)
-            inputs = _augmented(architecture.vision.image_size, own, inputs)
-        return jnp.mean(model_loss(model, merge_parts(trained, frozen), inputs))
+            inputs = family.augment(architecture, own, inputs)
+        found = family.losses(model, merge_parts(trained, frozen), inputs, gates=Gates())
+        return _weighted_mean(found)
 
     value, gradient = _mean_gradient(loss, trained, inputs, settings.accumulate)
     updates, opt_state = tx.update(gradient, state.opt_state, trained)
@@ -91,12 +88,10 @@ def train_step(
     return TrainState(state.step + 1, params, opt_state, average), info
 
 
-def model_loss(model: Model, params: Tree, rows: Mapping[str, Leaf]) -> Float[Array, "b *draws_and_horizon"]:
-    """openpi's loss of each observation (and action of the chunk); flow matching reads ``noise`` and ``time``."""
-    observation = observation_of(rows)
-    if isinstance(model, Pi0Fast):
-        return pi0_fast.compute_loss(model, params, observation)
-    return pi0.compute_loss(model, params, observation, rows["actions"], noise=rows["noise"], time=rows["time"])
+def _weighted_mean(loss: Loss) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """The loss of a batch, where draws of one observation count alike, and the batch's whole weight."""
+    each, total = loss.each.reshape(len(loss.weight), -1).mean(axis=1), jnp.sum(loss.weight)
+    return jnp.sum(loss.weight * each) / total, total
 
 
 def _norm(tree: Leaf) -> Float[Array, ""]:
@@ -104,32 +99,20 @@ def _norm(tree: Leaf) -> Float[Array, ""]:
     return jnp.sqrt(sum(jnp.sum(jnp.square(x)) for x in jax.tree.leaves(tree)))
 
 
-def _draw(model: Model, key: Array, batch: Mapping[str, Leaf], samples: int) -> tuple[dict[str, Leaf], Array]:
-    """The batch with fresh noise and times, and the key of the augmentation."""
-    if isinstance(model, Pi0Fast):
-        if samples != 1:
-            raise InputError(f"a π0-FAST draws no noise: {samples} action samples make no sense, leave 1.")
-        return dict(batch), key
-    noise, time = pi0.draw_noise_and_time(key, batch["actions"].shape, samples)
-    return {**batch, "noise": noise, "time": time}, jax.random.split(key, 3)[0]
-
-
-def _augmented(size: int, key: Array, rows: Mapping[str, Leaf]) -> dict[str, Leaf]:
-    images = {key.removeprefix("image/"): model_image(x, size) for key, x in rows.items() if key.startswith("image/")}
-    return {**rows, **{f"image/{camera}": image for camera, image in augment(key, images).items()}}
-
-
-def _mean_gradient(loss: Callable[..., Array], trained: Tree, rows: dict[str, Leaf], parts: int) -> tuple[Array, Any]:
-    """Value and gradient of the loss, averaged over ``parts`` microbatches that run one after another."""
-    value_and_gradient = jax.value_and_grad(loss)
+def _mean_gradient(loss: Callable[..., Any], trained: Tree, rows: dict[str, Leaf], parts: int) -> tuple[Array, Any]:
+    """Value and gradient of the loss over ``parts`` microbatches that run one after another, as of the whole batch."""
+    value_and_gradient = jax.value_and_grad(loss, has_aux=True)
     if parts == 1:
-        return value_and_gradient(trained, rows, 0)
+        (value, _), gradient = value_and_gradient(trained, rows, 0)
+        return value, gradient
     # Strided, so that every device finds its share of each microbatch among the rows that it already has.
     micro = jax.tree.map(lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1), rows)
 
     def add(total, part):
-        return jax.tree.map(jnp.add, total, value_and_gradient(trained, *part)), None
+        (value, weight), gradient = value_and_gradient(trained, *part)
+        weighted = jax.tree.map(lambda x: weight * x, (value, gradient))
+        return jax.tree.map(jnp.add, total, (*weighted, weight)), None
 
-    zeros = jax.tree.map(jnp.zeros_like, (jnp.float32(0), trained))
-    total, _ = jax.lax.scan(add, zeros, (micro, jnp.arange(parts)))
-    return jax.tree.map(lambda x: x / parts, total)
+    zeros = jax.tree.map(jnp.zeros_like, (jnp.float32(0), trained, jnp.float32(0)))
+    (value, gradient, weight), _ = jax.lax.scan(add, zeros, (micro, jnp.arange(parts)))
+    return jax.tree.map(lambda x: x / weight, (value, gradient))

@@ -3,7 +3,7 @@
 import jax
 
 from clp_jax.flops import forward_flops
-from clp_jax.models import Architecture
+from clp_jax.models import Architecture, Lengths
 
 PEAK_FLOPS = {
     "TPU v4": 275e12,
@@ -33,10 +33,9 @@ def peak_flops(device_kind: str) -> float | None:
 def step_flops(
     architecture: Architecture,
     trained_share: float,
+    lengths: Lengths,
     *,
     cameras: int,
-    prompt: int,
-    horizon: int,
     action_samples: int = 1,
 ) -> float:
     """One observation in a training step: forward, gradients of activations and of the weights that are trained.
@@ -44,8 +43,8 @@ def step_flops(
     Recomputation is not counted. ``trained_share`` is that of all parameters, so a partly frozen model's count is an
     estimate.
     """
-    shape = {"cameras": cameras, "prompt": prompt, "horizon": horizon, "action_samples": action_samples}
-    return forward_flops(architecture, **shape) * (2 + trained_share)
+    once = forward_flops(architecture, lengths, cameras=cameras, action_samples=action_samples)
+    return once * (2 + trained_share)
 
 
 def utilisation(flops_per_second: float) -> float | None:

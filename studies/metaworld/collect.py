@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from clp_jax.analysis import Analysis, Reading, loss_of
+from clp_jax.analysis import Analysis, EvidenceOptions, loss_of
 from clp_jax.commands.analyse import Analyse, load
 from clp_jax.flops import parameter_count
 from clp_jax.sensitivity import make_group_loss
@@ -68,7 +68,7 @@ def _arms(work: Path, base: Path, depth: int) -> dict[str, str]:
 def _ratings(work: Path, data: str) -> dict[str, Any]:
     analysis = Analysis.load(analysis_folder(work, protocol.DEPTHS[0], data) / "similarity.npz")
     return {
-        name: damage.measured(analysis.evidence(group, Reading()))
+        name: damage.measured(analysis.evidence(group, EvidenceOptions()))
         for name, group in {"vlm": ("vlm",), "action": ("action",), "both": damage.GROUP}.items()
     }
 

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from clp_jax.analysis import Analysis, Reading
+from clp_jax.analysis import Analysis, EvidenceOptions
 from clp_jax.selection import Evidence
 
 GROUP = ("vlm", "action")
@@ -21,7 +21,7 @@ def predictions(analysis: Analysis, loss: Callable[[Removed], float]) -> dict[st
       analysis: of the base.
       loss: of the base without these blocks, on the calibration data.
     """
-    evidence = analysis.evidence(GROUP, Reading())
+    evidence = analysis.evidence(GROUP, EvidenceOptions())
     gates = evidence.gates
     assert gates is not None and gates.sensitivity is not None
     assert gates.gradient is not None and gates.gauss_newton is not None

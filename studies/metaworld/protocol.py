@@ -4,7 +4,9 @@ import dataclasses
 
 import numpy as np
 
-from clp_jax.models import Architecture, GemmaSizes, SiglipSizes
+from clp_jax.models import Architecture
+from clp_jax.models.layers.siglip import SiglipSizes
+from clp_jax.models.pi0 import GemmaSizes
 
 BASE_TASKS = (
     *("drawer-open", "drawer-close", "faucet-close", "window-open", "door-lock", "door-unlock"),

@@ -14,6 +14,7 @@ from clp_jax.errors import InputError
 from clp_jax.models.family import Gates, Lengths, Loss, Stack, TowerStates
 from clp_jax.models.layers.flow import fixed_noise, noisy_actions, spread
 from clp_jax.models.layers.scan import Rows
+from clp_jax.models.pi0 import lerobot, lora
 from clp_jax.models.pi0.architecture import (
     PI0,
     PI0_FAST,
@@ -27,7 +28,14 @@ from clp_jax.models.pi0.augmentation import augment_images
 from clp_jax.models.pi0.fast import Pi0Fast, sample_tokens
 from clp_jax.models.pi0.fast import compute_loss as fast_loss
 from clp_jax.models.pi0.flow import Pi0, compute_loss, draw_noise_and_time, sample_actions
+from clp_jax.models.pi0.layout import layout, torch_config, why_no_torch, zero_tensors
 from clp_jax.models.pi0.observation import Observation, model_image
+from clp_jax.models.pi0.processing import CAMERAS, Processing
+from clp_jax.models.pi0.robots import ALOHA, ALOHA_SIM, DROID, LIBERO, METAWORLD
+from clp_jax.processing.norm_stats import NormStats
+from clp_jax.processing.robots import Robot
+from clp_jax.processing.tokenizer import PromptTokenizer
+from clp_jax.processing.tokenizer import load_tokenizer as load_paligemma_tokenizer
 
 KINDS = ("pi0", "pi05", "pi0_fast")
 
@@ -40,11 +48,20 @@ STACKS = (
     Stack(r"PaliGemma/llm/layers/.*", "vlm"),
 )
 
-CAMERAS = ("base_0_rgb", "left_wrist_0_rgb", "right_wrist_0_rgb")
-"""openpi's camera names for π0 and π0.5."""
-
 FAST_CAMERAS = ("base_0_rgb", "base_1_rgb", "wrist_0_rgb")
 """openpi's camera names for π0-FAST."""
+
+LORA = lora
+
+LEROBOT = lerobot
+
+TITLES = {"pi0": "π0", "pi05": "π0.5", "pi0_fast": "π0-FAST"}
+
+LICENCES = """The weights derive from Gemma and PaliGemma: they are under Google's [Gemma terms of use]\
+(https://ai.google.dev/gemma/terms), pruned, fine-tuned or converted; who passes them on passes the terms and the
+prohibited-use policy on, too, and says that the files were changed. openpi's own weights and code are under Apache-2.0."""
+
+ROBOTS = {robot.name: robot for robot in (LIBERO, ALOHA, ALOHA_SIM, DROID, METAWORLD)}
 
 _LENGTHS = {"pi0": Lengths(50, 48), "pi05": Lengths(50, 200), "pi0_fast": Lengths(32, 250)}
 _UNREAD_STATE = 32
@@ -152,6 +169,32 @@ def without_unseen(architecture: Architecture, arrays: Mapping[str, np.ndarray])
     return {key: array for key, array in arrays.items() if key not in dropped}
 
 
+def own_robot(architecture: Architecture) -> Robot | None:
+    """openpi's checkpoints say nothing about a robot."""
+    del architecture
+    return None
+
+
+def load_tokenizer(architecture: Architecture, path: str | None, assets: epath.Path | None) -> PromptTokenizer:
+    """PaliGemma's tokenizer: the file given, the checkpoint's, a cached one or the public one."""
+    del architecture
+    return load_paligemma_tokenizer(path, assets=assets)
+
+
+def processing(
+    architecture: Architecture,
+    robot: Robot,
+    norm_stats: Mapping[str, NormStats],
+    tokenizer: PromptTokenizer,
+    lengths: Lengths,
+    *,
+    state_in_prompt: bool | None = None,
+) -> Processing:
+    """What stands between a robot and the model; the state is spelled in the prompt of π0.5 where nothing is said."""
+    spelled = architecture.kind == "pi05" if state_in_prompt is None else state_in_prompt
+    return Processing(robot, architecture, norm_stats, tokenizer, lengths.horizon, lengths.prompt, spelled)
+
+
 def draw(
     architecture: Architecture, rng: jax.Array, batch: Mapping[str, Leaf], samples: int = 1
 ) -> tuple[dict[str, Leaf], jax.Array]:
@@ -174,6 +217,11 @@ def fixed_draw(architecture: Architecture, batch: Mapping[str, AnyArray]) -> dic
     shape = batch["actions"].shape
     time = (spread(shape[0]) ** (2.0 / 3.0) * 0.999 + 0.001).astype(np.float32)
     return {"noise": fixed_noise(shape), "time": time}
+
+
+def frozen_rules(architecture: Architecture) -> tuple[tuple[str, bool], ...]:
+    """openpi trains everything, but of a language stack with adapters only these."""
+    return lora.RULES if lora.has_adapters(architecture) else ()
 
 
 def augment(architecture: Architecture, key: jax.Array, inputs: Mapping[str, Leaf]) -> dict[str, Leaf]:
@@ -247,6 +295,10 @@ __all__ = [
     "Pi0Fast",
     "compute_loss",
     "draw_noise_and_time",
+    "layout",
     "sample_actions",
     "sample_tokens",
+    "torch_config",
+    "why_no_torch",
+    "zero_tensors",
 ]

@@ -4,10 +4,17 @@ Checked by numbers against openpi's models_pytorch, commit 15a9616, and lerobot 
 """
 
 from collections.abc import Mapping
+from typing import Any
 
+import jax
+
+from clp_jax.models.family import Lengths
 from clp_jax.models.layers.siglip import siglip_rules
 from clp_jax.models.layers.torch_rules import Layout, Rule, copy, from_heads, gating, linear, projection, projections
+from clp_jax.models.pi0.architecture import Architecture
 from clp_jax.trees import assign
+
+_HEADS = 8
 
 VLM_HEAD = "paligemma_with_expert.paligemma.lm_head.weight"
 """Tied to the token embedding, which openpi's files leave out."""
@@ -61,3 +68,36 @@ def layout(paths: Mapping[str, object]) -> Layout:
     for name in ("time_mlp_in", "time_mlp_out"):
         rules += [(f"{name}/kernel", linear(f"{name}.weight")), (f"{name}/bias", copy(f"{name}.bias"))]
     return assign([(path, rule) for path, rule in rules if path in paths], paths)
+
+
+def zero_tensors(
+    architecture: Architecture, leaves: Mapping[str, jax.ShapeDtypeStruct]
+) -> dict[str, jax.ShapeDtypeStruct]:
+    """Tensors of the PyTorch model that no JAX parameter stands for, because nothing uses them."""
+    assert architecture.action is not None
+    shape = (architecture.vocab_size, architecture.action.width)
+    return {EXPERT_HEAD: jax.ShapeDtypeStruct(shape, leaves["PaliGemma/llm/embedder/input_embedding"].dtype)}
+
+
+def why_no_torch(architecture: Architecture, target: str) -> str | None:
+    """Why PyTorch's π0 cannot be this model; None where it can."""
+    if architecture.kind == "pi0_fast":
+        return f"there is no π0-FAST to export to in {target}; use --to openpi."
+    if any(expert.num_heads != _HEADS for expert in architecture.experts):
+        found = architecture.vlm.num_heads
+        return f"{target} has {_HEADS} attention heads written in its code, this model has {found}."
+    return None
+
+
+def torch_config(architecture: Architecture, lengths: Lengths, dtype: str) -> dict[str, Any]:
+    """``config.json``: what openpi's converter writes, and what it leaves out."""
+    return {
+        "action_dim": architecture.action_dim,
+        "action_horizon": lengths.horizon,
+        "paligemma_variant": "gemma_2b",
+        "action_expert_variant": "gemma_300m",
+        "precision": dtype,
+        "pi05": architecture.kind == "pi05",
+        "max_token_len": lengths.prompt,
+        "depths": {tower.name: tower.depth for tower in architecture.towers},
+    }

@@ -5,6 +5,7 @@ Axes of an einsum weight: the last two are (in, out) in openpi's sense; ``lora_a
 sum over heads happens before ``lora_b`` and again inside it. Source: openpi models/lora.py, commit 15a9616.
 """
 
+import dataclasses
 import re
 from typing import Any
 
@@ -15,7 +16,14 @@ from jaxtyping import Float
 
 from clp_jax.aliases import AnyArray, Array, Tree
 from clp_jax.errors import InputError
+from clp_jax.models.pi0.architecture import Architecture
 from clp_jax.trees import flatten, unflatten
+
+VLM_RANK, ACTION_RANK = 16, 32
+"""openpi's ranks, ``gemma_2b_lora`` and ``gemma_300m_lora``; alpha equals the rank."""
+
+RULES = ((".*lora.*", False), ("PaliGemma/llm/.*", True))
+"""openpi's rule of what is frozen in a model with adapters: of the language stack only the adapters are trained."""
 
 _ADAPTER_INIT = nn.initializers.normal(stddev=0.01)
 
@@ -127,6 +135,44 @@ def merge_lora(tree: Tree, *, lora_scale: float = 1.0) -> dict:
     if lonely:
         raise InputError(f"these adapters have no weight or only one factor: {', '.join(lonely)}.")
     return unflatten(merged)
+
+
+def lora_scale(architecture: Architecture, path: str) -> float:
+    """alpha / rank of the attention adapters of the expert that a parameter belongs to."""
+    second = any(part.endswith("_1") for part in path.split("/"))
+    expert = architecture.action if second else architecture.vlm
+    return 1.0 if expert is None else expert.lora_scale
+
+
+def has_adapters(architecture: Architecture) -> bool:
+    """Whether some expert has adapters."""
+    return any(expert.attn_lora_rank or expert.ffn_lora_rank for expert in architecture.experts)
+
+
+def without_adapters(architecture: Architecture) -> Architecture:
+    """The architecture of the merged model."""
+    plain: dict[str, Any] = {
+        name: dataclasses.replace(getattr(architecture, name), attn_lora_rank=0, ffn_lora_rank=0, lora_scale=1.0)
+        for name in architecture.groups[0]
+    }
+    return dataclasses.replace(architecture, **plain)
+
+
+def with_adapters(
+    architecture: Architecture, vlm_rank: int = VLM_RANK, action_rank: int = ACTION_RANK
+) -> Architecture:
+    """The architecture with adapters on the attention and the feed-forward of every expert.
+
+    Raises:
+      InputError: it has adapters already.
+    """
+    if has_adapters(architecture):
+        raise InputError("the checkpoint has LoRA adapters already; leave out --lora, they are trained as they are.")
+    vlm = dataclasses.replace(architecture.vlm, attn_lora_rank=vlm_rank, ffn_lora_rank=vlm_rank)
+    action = architecture.action
+    if action is not None:
+        action = dataclasses.replace(action, attn_lora_rank=action_rank, ffn_lora_rank=action_rank)
+    return dataclasses.replace(architecture, vlm=vlm, action=action)
 
 
 def is_adapter(path: str) -> bool:

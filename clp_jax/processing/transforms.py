@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float, Shaped, UInt8
 
-from clp_jax.data.norm_stats import NormStats
+from clp_jax.processing.norm_stats import NormStats
 
 _EPSILON = 1e-6
 

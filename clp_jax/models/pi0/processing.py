@@ -9,19 +9,19 @@ from collections.abc import Mapping
 import numpy as np
 from jaxtyping import Float, Shaped
 
-from clp_jax.data import transforms
-from clp_jax.data.norm_stats import NormStats
-from clp_jax.data.robots import Robot
-from clp_jax.data.tokenizer import PromptTokenizer
+from clp_jax.processing import transforms
+from clp_jax.processing.norm_stats import NormStats
+from clp_jax.processing.robots import Robot
+from clp_jax.processing.tokenizer import PromptTokenizer
 from clp_jax.errors import InputError
-from clp_jax.models import CAMERAS, Architecture
+from clp_jax.models.pi0.architecture import Architecture
 
-_HORIZONS = {"pi0": 50, "pi05": 50}
-_PROMPTS = {"pi0": 48, "pi05": 200}
+CAMERAS = ("base_0_rgb", "left_wrist_0_rgb", "right_wrist_0_rgb")
+"""openpi's camera names for π0 and π0.5."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Chain:
+class Processing:
     """Everything between one robot and one model.
 
     Attributes:
@@ -72,6 +72,22 @@ class Chain:
     def action_dim(self) -> int:
         """Dimensions of the robot's actions; statistics may be padded to the model's."""
         return self.robot.action_dim or len(self.norm_stats["actions"].mean)
+
+    def check_dims(self, state: int, actions: int) -> None:
+        """Raise an `InputError` if the model cannot hold so many dimensions.
+
+        A state that is spelled in the prompt and never projected may have any number, as in openpi.
+        """
+        most = self.architecture.action_dim or 0
+        wide = {"state": 0 if self.architecture.kind != "pi0" else state, "actions": actions}
+        for name, dims in wide.items():
+            if dims > most:
+                raise InputError(f"the robot's {name} have {dims} dimensions, the model at most {most}.")
+
+    def check_prompt(self, prompt: str) -> None:
+        """Raise an `InputError` if a prompt cannot be told to the model."""
+        dims = self.architecture.action_dim or 0
+        self.tokenizer(prompt, self.max_token_len, np.zeros(dims) if self.state_in_prompt else None)
 
     def inputs(
         self,
@@ -134,23 +150,3 @@ class Chain:
             result[f"image/{camera}"] = transforms.resize_with_pad(image, size)
             result[f"image_mask/{camera}"] = np.bool_(1)
         return result
-
-
-def to_model_units(
-    robot: Robot, state: Float[np.ndarray, "*n d"], actions: Float[np.ndarray, "*m adim"] | None = None
-) -> tuple[Float[np.ndarray, "*n d"], Float[np.ndarray, "*m adim"] | None]:
-    """State and absolute actions in the units that the model knows; not normalised."""
-    if robot.units == "aloha":
-        state = transforms.aloha_state_to_pi(state)
-        actions = None if actions is None else transforms.aloha_actions_to_pi(actions)
-    return state, actions
-
-
-def default_horizon(architecture: Architecture) -> int:
-    """openpi's action horizon of a kind of model, which no shape tells."""
-    return _HORIZONS.get(architecture.kind, 32)
-
-
-def default_prompt_length(architecture: Architecture) -> int:
-    """openpi's prompt length of a kind of model, which no shape tells."""
-    return _PROMPTS.get(architecture.kind, 250)

@@ -1,8 +1,4 @@
-"""Robots as data: which column of a data set goes where, and what a robot's numbers mean to the model.
-
-The mappings are openpi's: LIBERO (policies/libero_policy.py), ALOHA (aloha_policy.py) and DROID (droid_policy.py) at
-commit 15a9616, with their data configurations. METAWORLD fits the sets that lerobot publishes.
-"""
+"""Robots as data: which column of a data set goes where, and what a robot's numbers mean to the model."""
 
 import dataclasses
 import os
@@ -10,9 +6,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+import numpy as np
+from jaxtyping import Float
+
 from clp_jax.editable_json import json_object, read_json, typed
 from clp_jax.errors import InputError
-from clp_jax.models import CAMERAS
+from clp_jax.processing import transforms
 
 Units = Literal["own", "aloha"]
 
@@ -53,55 +52,12 @@ def mask(*counts: int) -> tuple[bool, ...]:
     return tuple(value for count in counts for value in [count > 0] * abs(count))
 
 
-LIBERO = Robot(
-    "libero",
-    {"base_0_rgb": "image", "left_wrist_0_rgb": "wrist_image"},
-    state=("state",),
-    actions="actions",
-    action_dim=7,
-)
-"""openpi's LIBERO sets, whose actions are differences already."""
-
-ALOHA = Robot(
-    "aloha",
-    {
-        "base_0_rgb": "observation.images.cam_high",
-        "left_wrist_0_rgb": "observation.images.cam_left_wrist",
-        "right_wrist_0_rgb": "observation.images.cam_right_wrist",
-    },
-    delta=mask(6, -1, 6, -1),
-    units="aloha",
-    action_dim=14,
-)
-"""Real ALOHA."""
-
-ALOHA_SIM = dataclasses.replace(
-    ALOHA,
-    name="aloha-sim",
-    images={"base_0_rgb": "observation.images.top"},
-    prompt="Transfer cube",
-    client={"observation.images.top": "images/cam_high"},
-)
-"""lerobot's simulated ALOHA sets: one camera."""
-
-DROID = Robot(
-    "droid",
-    {"base_0_rgb": "exterior_image_1_left", "left_wrist_0_rgb": "wrist_image_left"},
-    state=("joint_position", "gripper_position"),
-    actions="actions",
-    action_dim=8,
-)
-"""Own data in DROID's form, with joint velocities as actions."""
-
-METAWORLD = Robot("metaworld", {"base_0_rgb": "observation.image"}, action_dim=4)
-"""lerobot's MetaWorld sets: one camera, position and gripper as state and action."""
-
-ROBOTS = {robot.name: robot for robot in (LIBERO, ALOHA, ALOHA_SIM, DROID, METAWORLD)}
-
-
 def find_robot(
     name: str | None,
+    known: Mapping[str, Robot],
     *,
+    cameras: Sequence[str] | None = None,
+    start: Robot | None = None,
     images: Sequence[str] = (),
     state: Sequence[str] = (),
     actions: str | None = None,
@@ -109,8 +65,11 @@ def find_robot(
     """The robot of these flags.
 
     Args:
-      name: one of `ROBOTS`, or a ``.json`` file with the fields of `Robot`; None is a robot with nothing but what the
-        other arguments say.
+      name: one of the known, or a ``.json`` file with the fields of `Robot`; None is ``start`` with what the other
+        arguments say.
+      known: robots by name.
+      cameras: those of the model; None does not check them.
+      start: what a checkpoint says of its robot; a robot with nothing if None.
       images: ``camera=key`` each, on top of the robot's.
       state: keys of the state, instead of the robot's.
       actions: key of the actions, instead of the robot's.
@@ -118,17 +77,19 @@ def find_robot(
     Raises:
       InputError: no such robot, a broken file, an unknown camera.
 
-    >>> find_robot("metaworld", images=["left_wrist_0_rgb=observation.wrist"]).images
-    {'base_0_rgb': 'observation.image', 'left_wrist_0_rgb': 'observation.wrist'}
+    >>> own = Robot("own", {"base_0_rgb": "top"})
+    >>> find_robot("own", {"own": own}, images=["left_wrist_0_rgb=wrist"]).images
+    {'base_0_rgb': 'top', 'left_wrist_0_rgb': 'wrist'}
     """
     if name is None:
-        robot = Robot("own", {})
-    elif name in ROBOTS:
-        robot = ROBOTS[name]
+        robot = start or Robot("own", {})
+    elif name in known:
+        robot = known[name]
     elif name.endswith(".json"):
         robot = read_robot(name)
     else:
-        raise InputError(f"there is no robot {name!r}; choose one of {', '.join(ROBOTS)}, or give a .json file.")
+        listed = f"choose one of {', '.join(known)}, or give" if known else "give"
+        raise InputError(f"there is no robot {name!r}; {listed} a .json file.")
     pairs = {camera: key for camera, _, key in (text.partition("=") for text in images)}
     if not all(camera and key for camera, key in pairs.items()):
         raise InputError(f"--image is written camera=key, for example base_0_rgb=observation.images.top, not {images}.")
@@ -138,7 +99,7 @@ def find_robot(
         state=tuple(state) or robot.state,
         actions=actions or robot.actions,
     )
-    return _checked(robot)
+    return _checked(robot, cameras)
 
 
 def read_robot(path: str | os.PathLike[str]) -> Robot:
@@ -163,7 +124,7 @@ def read_robot(path: str | os.PathLike[str]) -> Robot:
         fields |= {"delta": _delta(typed(value["delta"], list, "delta"))} if "delta" in value else {}
         if fields.get("units", "own") not in get_args(Units):
             raise InputError(f"units {fields['units']!r} are unknown; give {' or '.join(get_args(Units))}.")
-        return _checked(Robot(**fields))
+        return Robot(**fields)
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
 
@@ -190,10 +151,20 @@ def _delta(values: list[Any]) -> tuple[bool, ...]:
     return mask(*(typed(value, int, "a count of delta") for value in values))
 
 
-def _checked(robot: Robot) -> Robot:
-    unknown = sorted(set(robot.images) - set(CAMERAS))
+def _checked(robot: Robot, cameras: Sequence[str] | None) -> Robot:
+    unknown = [] if cameras is None else sorted(set(robot.images) - set(cameras))
     if unknown:
-        raise InputError(f"{', '.join(unknown)} is no camera of the model; it has {', '.join(CAMERAS)}.")
+        raise InputError(f"{', '.join(unknown)} is no camera of the model; it has {', '.join(cameras or ())}.")
     if not robot.images:
         raise InputError("the robot has no camera; give --robot, or --image base_0_rgb=<the data set's key>.")
     return robot
+
+
+def to_model_units(
+    robot: Robot, state: Float[np.ndarray, "*n d"], actions: Float[np.ndarray, "*m adim"] | None = None
+) -> tuple[Float[np.ndarray, "*n d"], Float[np.ndarray, "*m adim"] | None]:
+    """State and absolute actions in the units that the model knows; not normalised."""
+    if robot.units == "aloha":
+        state = transforms.aloha_state_to_pi(state)
+        actions = None if actions is None else transforms.aloha_actions_to_pi(actions)
+    return state, actions

@@ -1,0 +1,38 @@
+"""Every stored form behind the same few functions: openpi's Orbax items, and folders of safetensors files."""
+
+import os
+
+from clp_jax.checkpoint import spec as orbax
+from clp_jax.checkpoint.safetensors_folder import FolderSpec, fingerprint_folder, is_safetensors_folder, read_folder
+from clp_jax.checkpoint.spec import CheckpointSpec
+from clp_jax.errors import InputError
+
+Spec = CheckpointSpec | FolderSpec
+
+
+def read_spec(path: str | os.PathLike, *, live: bool = False) -> Spec:
+    """Reads what a checkpoint holds; no array is read. The form is recognised by what lies there.
+
+    Args:
+      path: step folder of openpi or of a run of ours, or its ``params`` child, local or any address etils understands
+        (``gs://...``); or a local folder of safetensors files with a ``config.json``.
+      live: the weights that were being trained, which openpi keeps in ``train_state`` where ``params`` is their moving
+        average (EMA).
+
+    Raises:
+      InputError: there is no complete checkpoint at `path`.
+    """
+    if not is_safetensors_folder(path):
+        return orbax.read_spec(path, live=live)
+    if live:
+        raise InputError(f"{os.fspath(path)} holds one set of weights; leave out --raw.")
+    return read_folder(path)
+
+
+def fingerprint(spec: Spec) -> str:
+    """Returns a short identity of a checkpoint that stays the same when its folder is copied: SHA-256 in hexadecimal.
+
+    Args:
+      spec: the checkpoint; its files are read again, but only in part.
+    """
+    return fingerprint_folder(spec) if isinstance(spec, FolderSpec) else orbax.fingerprint(spec)

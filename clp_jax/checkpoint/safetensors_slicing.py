@@ -1,0 +1,218 @@
+"""Write a folder of safetensors files with fewer blocks: bytes are copied, blocks renumbered, nothing else changes."""
+
+import contextlib
+import dataclasses
+import itertools
+import json
+import math
+import os
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from etils import epath
+
+from clp_jax.checkpoint.rewriting import RewriteReport
+from clp_jax.checkpoint.safetensors_copying import FileToWrite
+from clp_jax.checkpoint.safetensors_folder import CONFIG_FILE, FolderSpec, fingerprint_folder
+from clp_jax.checkpoint.safetensors_header import StoredTensor, header_of, stamp_of
+from clp_jax.checkpoint.safetensors_listing import INDEX_FILE
+from clp_jax.checkpoint.staging import is_remote, staged
+from clp_jax.checkpoint.threads import run_in_threads
+from clp_jax.checkpoint.values import write_beside
+from clp_jax.checkpoint.writer import writing
+from clp_jax.errors import InputError
+from clp_jax.models.stored import numbered
+from clp_jax.plan import check_period
+
+
+def slice_folder(
+    spec: FolderSpec,
+    keep: Mapping[str, Sequence[int]],
+    out: str | os.PathLike[str],
+    *,
+    record: Mapping[str, Any] | None = None,
+    overwrite: bool = False,
+    allow_nonfinite: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> RewriteReport:
+    """Writes the checkpoint that keeps the given blocks of every tower, with the same files, complete or not at all.
+
+    Tensors keep their bytes, their order and their files; blocks are numbered anew, ``config.json`` gets the new
+    depths, the index its new names and total. A shard that loses all its tensors is left out; the others keep their
+    names, also if these count it ("-of-00003"). Every other file is copied as it is, but for a ``clp.json``, which
+    `record` replaces, and the folders in `FolderSpec.left_out`. Memory does not grow with the model.
+
+    Args:
+      spec: the checkpoint to read.
+      keep: by tower the blocks that stay, 0-based and increasing; a tower that is not named keeps all.
+      out: local folder to create.
+      record: content of ``clp.json``.
+      overwrite: replace an existing `out`.
+      allow_nonfinite: accept NaN and infinity in tensors of floats. Dtypes below eight bits cannot hold any, and those
+        that clp_jax does not know are not looked into.
+      progress: called with the bytes written so far and in all.
+
+    Returns:
+      Sizes and time; `RewriteReport.sliced` counts the tensors of shortened towers, and its notes name what was added
+      or left out.
+
+    Raises:
+      InputError: the blocks do not fit the model, the source is damaged, not finite or changes meanwhile, or `out`
+        exists.
+    """
+    started = time.perf_counter()
+    if is_remote(out):
+        raise InputError(f"{os.fspath(out)} is remote: write this folder of safetensors files to a local disk first")
+    kept = _kept_blocks(spec, keep)
+    files = _files_to_write(spec, kept)
+    total = sum(file.data_bytes for file in files)
+    done = 0
+
+    def report(size: int) -> None:
+        nonlocal done
+        done += size
+        if progress is not None:
+            progress(done, total)
+
+    before = fingerprint_folder(spec)
+    _check_unchanged(spec, None)
+    with staged(out, overwrite=overwrite, sources=[spec.path, spec.path.resolve()]) as staging:
+        folder = Path(staging)
+        with contextlib.ExitStack() as opened:
+            spans = [span for file in files for span in file.open(folder, opened, check=not allow_nonfinite)]
+            run_in_threads([span.copy() for span in spans], report)
+        with writing(staging):
+            _write_around(spec, kept, files, folder)
+        _check_unchanged(spec, before)
+        write_beside(epath.Path(folder), assets=None, record=record)
+    return RewriteReport(
+        leaves=sum(len(file.tensors) for file in files),
+        sliced=sum(file.sliced for file in files),
+        bytes_in=sum(tensor.size for tensor in spec.tensors.values()),
+        bytes_out=total,
+        seconds=time.perf_counter() - started,
+        notes=_notes(spec, files),
+    )
+
+
+def _kept_blocks(spec: FolderSpec, keep: Mapping[str, Sequence[int]]) -> dict[str, tuple[int, ...]]:
+    """Checks and returns the blocks that stay, of every tower."""
+    if unknown := sorted(keep.keys() - spec.depths.keys()):
+        raise InputError(f"{spec.path} has no tower {unknown[0]!r}; its towers are {', '.join(spec.depths)}")
+    kept = {name: tuple(int(block) for block in keep.get(name, range(depth))) for name, depth in spec.depths.items()}
+    for tower in spec.towers:
+        blocks, depth = kept[tower.name], spec.depths[tower.name]
+        if not blocks or blocks[0] < 0 or blocks[-1] >= depth or any(a >= b for a, b in itertools.pairwise(blocks)):
+            raise InputError(
+                f"cannot keep blocks {list(blocks)} of tower {tower.name!r}: give increasing numbers from 0 to "
+                f"{depth - 1}"
+            )
+        if tower.uncuttable is not None and len(blocks) < depth:
+            raise InputError(f"tower {tower.name!r} must keep its {depth} blocks: {tower.uncuttable}")
+        check_period(blocks, tower.period, tower.name, depth=depth)
+    for group in spec.groups:
+        for name in group[1:]:
+            if kept[name] != kept[group[0]]:
+                raise InputError(
+                    f"towers {group[0]!r} and {name!r} share one stack and must keep the same blocks, not "
+                    f"{list(kept[group[0]])} and {list(kept[name])}; give both the same list"
+                )
+    return kept
+
+
+def _files_to_write(spec: FolderSpec, kept: Mapping[str, tuple[int, ...]]) -> list[FileToWrite]:
+    """The files to write; one without tensors is left out."""
+    places = {name: {block: place for place, block in enumerate(blocks)} for name, blocks in kept.items()}
+    aliases: dict[str, list[str]] = {}
+    for new, stored in spec.family.aliases(spec.tensors).items():
+        aliases.setdefault(stored, []).append(new)
+    files = []
+    for file_name, shard in spec.shards.items():
+        names: dict[str, StoredTensor] = {}
+        sliced = 0
+        for name, tensor in shard.tensors.items():
+            if (found := spec.block_of(name)) is None:
+                names |= dict.fromkeys([name, *aliases.get(name, [])], tensor)
+            elif (place := places[found[0]].get(found[1])) is not None:
+                names[numbered(found[2], place)] = tensor
+                sliced += len(places[found[0]]) < spec.depths[found[0]]
+        if names:
+            tensors = _placed(names)
+            header = header_of({name: new for name, (_, new) in tensors.items()}, shard.metadata)
+            added = {new: name for name in shard.tensors for new in aliases.get(name, [])}
+            files.append(FileToWrite(file_name, shard.path, shard.data, header, tensors, sliced, added))
+    return files
+
+
+def _placed(names: Mapping[str, StoredTensor]) -> dict[str, tuple[StoredTensor, StoredTensor]]:
+    """Every tensor with its new place: bytes follow each other in the order that they have in the source."""
+    order = {name: number for number, name in enumerate(names)}
+    begin, placed = 0, {}
+    for name, old in sorted(names.items(), key=lambda item: (item[1].begin, item[1].end, order[item[0]])):
+        placed[name] = (old, dataclasses.replace(old, begin=begin, end=begin + old.size))
+        begin += old.size
+    return {name: placed[name] for name in names}
+
+
+def _write_around(
+    spec: FolderSpec, kept: Mapping[str, tuple[int, ...]], files: Sequence[FileToWrite], folder: Path
+) -> None:
+    """Writes the index and the config, and copies every other file."""
+    for name, place in spec.others.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(place, folder / name)
+    config = spec.path / CONFIG_FILE
+    depths = {name: len(blocks) for name, blocks in kept.items()}
+    if depths == spec.depths:
+        shutil.copyfile(config, folder / CONFIG_FILE)
+    else:
+        text = config.read_text(encoding="utf-8")
+        (folder / CONFIG_FILE).write_text(
+            _json_like(text, spec.family.config_with_depths(spec.config, depths)), "utf-8"
+        )
+    if spec.index is not None:
+        text = (spec.path / INDEX_FILE).read_text(encoding="utf-8")
+        (folder / INDEX_FILE).write_text(_json_like(text, _index(spec.index, files)), "utf-8")
+
+
+def _index(index: Mapping[str, Any], files: Sequence[FileToWrite]) -> dict[str, Any]:
+    """The index of the new files; what else its metadata says stays."""
+    tensors = {name: (file.name, new) for file in files for name, (_, new) in file.tensors.items()}
+    metadata = {**index.get("metadata", {}), "total_size": sum(new.size for _, new in tensors.values())}
+    if "total_parameters" in metadata:
+        metadata["total_parameters"] = sum(math.prod(new.shape) for _, new in tensors.values())
+    return {**index, "metadata": metadata, "weight_map": {name: file for name, (file, _) in sorted(tensors.items())}}
+
+
+def _json_like(text: str, value: Any) -> str:
+    """JSON text of a value, indented like another text."""
+    second = text.strip().partition("\n")[2]
+    indent = len(second) - len(second.lstrip(" ")) or None
+    return json.dumps(value, indent=indent, ensure_ascii=text.isascii()) + "\n" * text.endswith("\n")
+
+
+def _check_unchanged(spec: FolderSpec, fingerprint: str | None) -> None:
+    """Raises an `InputError` if a file of the source is no longer the one that was read."""
+    stamps = {spec.path / name: stamp for name, stamp in spec.stamps.items()}
+    stamps |= {spec.path / name: shard.stamp for name, shard in spec.shards.items()}
+    changed = [path for path, stamp in stamps.items() if stamp_of(path) != stamp]
+    if not changed and fingerprint is not None and fingerprint_folder(spec) != fingerprint:
+        changed = [spec.path]
+    if changed:
+        raise InputError(f"{changed[0]} changed while it was read; let what writes it finish, then try again")
+
+
+def _notes(spec: FolderSpec, files: Sequence[FileToWrite]) -> tuple[str, ...]:
+    """What was added and left out, a phrase each."""
+    notes = [
+        f"{new} was added with the bytes of {stored}, because stock loaders need it"
+        for file in files
+        for new, stored in file.added.items()
+    ]
+    gone = spec.shards.keys() - {file.name for file in files}
+    notes += [f"{name} was left out: none of its tensors stay" for name in spec.shards if name in gone]
+    notes += [f"{name} was left out: it describes where the source comes from" for name in spec.left_out]
+    return tuple(notes)

@@ -1,0 +1,160 @@
+"""Flags that say on what and how to measure, and how deep to cut, shared by ``clp analyse`` and ``clp prune``."""
+
+import dataclasses
+from collections.abc import Collection
+from typing import Annotated, Any
+
+import tyro
+
+from clp_jax.analysis import Analysis, EvidenceOptions, analyse
+from clp_jax.checkpoint import fingerprint, read_spec
+from clp_jax.commands.data_flags import DataFlags, open_data
+from clp_jax.commands.model_flags import ModelFlags
+from clp_jax.data import CalibrationData
+from clp_jax.errors import InputError
+from clp_jax.loading import LoadedModel, load_model, read_architecture
+from clp_jax.planning import Depth, check_depth
+from clp_jax.progress import track
+from clp_jax.similarity import Estimator, Samples, Sampling, StateScale
+from clp_jax.version import __version__
+
+_LEROBOT_OBSERVATIONS = 256
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DepthFlags:
+    """How much to remove; at most one of the first four."""
+
+    keep_layers: tuple[str, ...] = ()
+    """Blocks that stay: one number, e.g. 9, or where towers are cut on their own a number for each, e.g. llm=5 vl=3
+    dit=8."""
+    keep_ratio: tuple[str, ...] = ()
+    """Share of the blocks that stay, rounded up: one number for all towers, or one for each as above."""
+    threshold: float | None = None
+    """Remove every twin with a CKA of at least this to its predecessor."""
+    auto: bool = False
+    """Remove up to the knee of the jump-cost curve, at most half."""
+    keep_vision_layers: int | None = None
+    """Blocks of the image encoder that stay (needs --vision); all if absent."""
+    criterion: str | None = None
+    """Which blocks go: clp (the paper's rule; the default where a depth or threshold is given), jumps (the default with
+    --auto), greedy, gauss-newton, gateprobe, cosine, angular, mse, residual, first, random."""
+
+    def depth(self) -> Depth:
+        """How deep the towers shall be.
+
+        Raises:
+          InputError: a flag is no number, or no number for a tower.
+        """
+        return Depth(
+            keep_layers=_numbers(self.keep_layers, int, "--keep-layers", "9, or llm=5 dit=8"),
+            keep_ratio=_numbers(self.keep_ratio, float, "--keep-ratio", "0.5, or llm=0.5 dit=0.5"),
+            threshold=self.threshold,
+            auto=self.auto,
+            keep_optional=self.keep_vision_layers,
+        )
+
+    def rule(self) -> str:
+        """The criterion that is asked for, or the default."""
+        depth = self.depth()
+        return self.criterion or ("jumps" if depth.auto or not depth.is_given else "clp")
+
+
+def _numbers(words: tuple[str, ...], convert: Any, flag: str, example: str) -> Any:
+    """One number, a number per tower, or None."""
+    if not words:
+        return None
+    try:
+        if len(words) == 1 and "=" not in words[0]:
+            return convert(words[0])
+        pairs = [word.split("=") for part in words for word in part.split(",") if word]
+        found = {tower: convert(number) for tower, number in pairs}
+    except ValueError:
+        raise InputError(f"{flag} {' '.join(words)} cannot be read; write for example {flag} {example}.") from None
+    if len(found) < len(pairs):
+        raise InputError(f"{flag} names a tower twice.")
+    return found
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MeasureFlags(DataFlags, ModelFlags):
+    """On which observations and how to measure."""
+
+    max_observations: int | None = None
+    """At most this many observations, held-out ones included; all of a .npz, 256 of a LeRobot set if absent."""
+
+    samples: Samples = "tokens"
+    """Rows of CKA: tokens; observations (mean-pooled); tokens-per-observation (one CKA each, then averaged)."""
+    states: StateScale = "raw"
+    """CKA of hidden states as they are (the paper) or RMS-normalised (robust to massive channels)."""
+    estimator: Estimator = "biased"
+    """The paper's biased CKA, or the debiased one (HSIC_1)."""
+    couple: Annotated[str, tyro.conf.arg(metavar="mean|min|TOWER")] = "mean"
+    """How towers that keep the same blocks are joined: the mean of their values, the least similar, or one tower's."""
+    group_size: int = 4
+    """Observations whose tokens form one HSIC estimate."""
+    max_samples: int = 2048
+    """At most this many tokens of a group are used."""
+    groups_per_batch: int = 1
+    """Groups of one forward pass."""
+    holdout_ratio: float = 0.25
+    """Share of the episodes kept apart for the losses of the report."""
+    vision: bool = False
+    """Also measure the image encoder."""
+    dtype: str | None = None
+    """Activations: float32 or bfloat16; by default float32 on CPU, bfloat16 (openpi's) elsewhere."""
+    fsdp_devices: int = 1
+    """Split large parameters over this many devices."""
+    seed: int = 0
+    """Random seed of the hold-out, of the grouping and of the criterion random."""
+
+
+def evidence_options(config: MeasureFlags) -> EvidenceOptions:
+    """The flags that say how matrices become evidence."""
+    return EvidenceOptions(config.states, config.estimator, config.couple)
+
+
+def load(
+    checkpoint: str, data: str, config: MeasureFlags
+) -> tuple[LoadedModel, CalibrationData, CalibrationData | None]:
+    """The model on its devices, calibration data and held-out data (None if there are too few episodes)."""
+    if not 0.0 <= config.holdout_ratio < 1.0:
+        raise InputError(f"--holdout-ratio {config.holdout_ratio} must be at least 0 and below 1.")
+    if config.group_size < 1 or config.max_samples < 4 or config.groups_per_batch < 1:
+        raise InputError("--group-size and --groups-per-batch must be at least 1, --max-samples at least 4.")
+    spec = read_spec(checkpoint)
+    architecture = read_architecture(spec, **config.model_settings())
+    if isinstance(config, DepthFlags):
+        check_depth(config.depth(), config.rule(), architecture)
+    # Small things first: a mistake in the data should not wait for gigabytes of parameters.
+    observations = open_data(
+        config, data, architecture, assets=spec.assets, hold_out_ratio=config.holdout_ratio, seed=config.seed
+    )
+    most = config.max_observations
+    if most is None and not data.endswith(".npz"):
+        most = _LEROBOT_OBSERVATIONS
+    held_most = None if most is None else min(max(1, round(config.holdout_ratio * most)), most)
+    held = observations.held_out(held_most, seed=config.seed)
+    calibration = observations.calibration(None if most is None else most - len(held or ()), seed=config.seed)
+    model = load_model(spec, dtype=config.dtype, fsdp_devices=config.fsdp_devices, **config.model_settings())
+    return model, calibration, held
+
+
+def measure(
+    model: LoadedModel, calibration: CalibrationData, config: MeasureFlags, criteria: Collection[str]
+) -> Analysis:
+    """One pass of similarity statistics, and the loss derivatives if asked for."""
+    sampling = Sampling(config.samples, config.max_samples, optional=config.vision)
+    analysis = analyse(
+        model,
+        calibration,
+        sampling=sampling,
+        group_size=config.group_size,
+        groups_per_batch=config.groups_per_batch,
+        gates=not {"gateprobe", "gauss-newton"}.isdisjoint(criteria),
+        gauss_newton="gauss-newton" in criteria,
+        seed=config.seed,
+        progress=lambda batches, total: track(batches, "analysing", unit="batches", total=total),
+    )
+    meta = analysis.meta | {"checkpoint": str(model.spec.path), "checkpoint_fingerprint": fingerprint(model.spec)}
+    return dataclasses.replace(analysis, meta=meta | {"clp_jax": __version__})

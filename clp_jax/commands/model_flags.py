@@ -1,0 +1,19 @@
+"""Flags that say of a model what neither its weights nor the files beside them tell."""
+
+import dataclasses
+from typing import Any
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelFlags:
+    """What a checkpoint does not tell."""
+
+    lora_scale: float | None = None
+    """alpha / rank of LoRA adapters on attention, if the checkpoint has any; 1 if absent, as in openpi's variants."""
+    vlm_config: str | None = None
+    """Folder or config.json of the vision-language model, for checkpoints that name it without holding it (SmolVLA,
+    GR00T): heads, image token and the like."""
+
+    def model_settings(self) -> dict[str, Any]:
+        """The flags by the names of ``load_model``; None leaves a setting to the model."""
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(ModelFlags)}

@@ -1,0 +1,108 @@
+"""A policy folder of lerobot 0.6 for π0 and π0.5: its config, its processors, and how to load it."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from clp_jax.models.family import Lengths
+from clp_jax.models.layers.lerobot import ACTION, STATE, step
+from clp_jax.models.pi0.architecture import Architecture
+from clp_jax.models.pi0.processing import CAMERAS
+
+_TOKENIZER = "google/paligemma-3b-pt-224"
+_EPSILON = 1e-6
+"""openpi's; lerobot's default is 1e-8."""
+
+LOAD = """Where lerobot 0.6.1 is installed (Python 3.12, `pip install 'lerobot[pi]==0.6.1'`), from this folder:
+
+```python
+from load_lerobot import load_policy
+from lerobot.policies.factory import make_pre_post_processors
+
+policy = load_policy(device="cuda")
+preprocess, postprocess = make_pre_post_processors(policy.config, pretrained_path="THIS_FOLDER")
+```
+
+```console
+$ python load_lerobot.py    # compares with the JAX model's actions in check.npz
+$ python load_lerobot.py -m lerobot.scripts.lerobot_eval --policy.path=THIS_FOLDER ...    # any program of lerobot
+```
+
+lerobot alone refuses the folder (`Invalid paligemma_variant`): its π0 has one depth, and weights of another would
+silently become a half-random policy. `load_lerobot.py` teaches it the depth and compares every weight after loading.
+It also gives the sampling times and their embedding JAX's roundings to float32: lerobot's float64 moves a π0.5's
+actions by up to 2e-4.
+
+Cameras are `observation.images.{base_0_rgb,left_wrist_0_rgb,right_wrist_0_rgb}` (rename yours in the first processor
+step); one that is absent is masked. State and action statistics are those of openpi's model space: transforms that the
+openpi config applies before them (delta actions, joint flips, gripper scales) are not part of this folder. lerobot
+tokenises a π0 prompt as it is, openpi first turns underscores into spaces. The tokenizer, google/paligemma-3b-pt-224,
+is fetched from its hub, which asks for Gemma's licence."""
+
+
+def config_of(
+    architecture: Architecture, lengths: Lengths, num_steps: int, dtype: str, sizes: Mapping[str, int]
+) -> dict[str, Any]:
+    """``config.json`` of a lerobot policy; what is not there keeps lerobot's default."""
+    a = architecture
+    depths = f"depth{a.vlm.depth}_vision{a.vision.depth}"
+    return {
+        "type": a.kind,
+        "input_features": _images(a) | {STATE: {"type": "STATE", "shape": [sizes[STATE]]}},
+        "output_features": {ACTION: {"type": "ACTION", "shape": [sizes[ACTION]]}},
+        "paligemma_variant": f"gemma_2b_{depths}",
+        "action_expert_variant": f"gemma_300m_{depths}",
+        "dtype": dtype,
+        "chunk_size": lengths.horizon,
+        "n_action_steps": lengths.horizon,
+        "max_state_dim": a.action_dim,
+        "max_action_dim": a.action_dim,
+        "num_inference_steps": num_steps,
+        "image_resolution": [a.vision.image_size] * 2,
+        "tokenizer_max_length": lengths.prompt,
+        "normalization_mapping": _modes(a),
+        "push_to_hub": False,
+    }
+
+
+def processors_of(
+    architecture: Architecture, lengths: Lengths, sizes: Mapping[str, int]
+) -> dict[str, dict[str, Any]]:
+    """The two processors around a policy, in lerobot's order of steps for this kind."""
+    state = {STATE: {"type": "STATE", "shape": [sizes[STATE]]}}
+    action = {ACTION: {"type": "ACTION", "shape": [sizes[ACTION]]}}
+    modes = _modes(architecture)
+    normalise = {"eps": _EPSILON, "features": _images(architecture) | state | action, "norm_map": modes}
+    tokenise = {"max_length": lengths.prompt, "tokenizer_name": _TOKENIZER}
+    tokenise |= {"task_key": "task", "padding_side": "right", "padding": "max_length", "truncation": True}
+    relative = {"enabled": False, "exclude_joints": [], "action_names": None}
+    cpu = {"device": "cpu", "float_dtype": None}
+    start = [step("rename_observations_processor", rename_map={}), step("to_batch_processor")]
+    if architecture.kind == "pi0":
+        before = [step("pi0_new_line_processor"), step("tokenizer_processor", **tokenise)]
+        before += [step("device_processor", **cpu), step("relative_actions_processor", **relative)]
+        after = []
+    else:
+        before = [step("relative_actions_processor", **relative)]
+        after = [step("pi05_prepare_state_tokenizer_processor_step"), step("tokenizer_processor", **tokenise)]
+        after += [step("device_processor", **cpu)]
+    number = len(start) + len(before)
+    normaliser = step("normalizer_processor", **normalise)
+    normaliser["state_file"] = f"policy_preprocessor_step_{number}_normalizer_processor.safetensors"
+    undo = step("unnormalizer_processor", eps=_EPSILON, features=action, norm_map=modes)
+    undo["state_file"] = "policy_postprocessor_step_0_unnormalizer_processor.safetensors"
+    outputs = [undo, step("absolute_actions_processor", enabled=False), step("device_processor", **cpu)]
+    return {
+        "policy_preprocessor": {"name": "policy_preprocessor", "steps": [*start, *before, normaliser, *after]},
+        "policy_postprocessor": {"name": "policy_postprocessor", "steps": outputs},
+    }
+
+
+def _images(architecture: Architecture) -> dict[str, dict[str, Any]]:
+    """lerobot passes images in this order, so it must be the model's."""
+    size = architecture.vision.image_size
+    return {f"observation.images.{camera}": {"type": "VISUAL", "shape": [3, size, size]} for camera in CAMERAS}
+
+
+def _modes(architecture: Architecture) -> dict[str, str]:
+    mode = "QUANTILES" if architecture.kind == "pi05" else "MEAN_STD"
+    return {"VISUAL": "IDENTITY", "STATE": mode, "ACTION": mode}

@@ -1,0 +1,1 @@
+"""lerobot's SmolVLA."""

@@ -1,0 +1,63 @@
+"""Remove blocks from a checkpoint that is a folder of safetensors files, by a plan."""
+
+import os
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from clp_jax.checkpoint.rewriting import RewriteReport
+from clp_jax.checkpoint.safetensors_folder import FolderSpec, fingerprint_folder
+from clp_jax.checkpoint.safetensors_slicing import slice_folder
+from clp_jax.errors import InputError
+from clp_jax.plan import PrunePlan
+from clp_jax.record import extend_record
+
+
+def prune_folder(
+    spec: FolderSpec,
+    plan: PrunePlan,
+    out: str | os.PathLike[str],
+    *,
+    config: Mapping[str, Any] | None = None,
+    calibration: Mapping[str, Any] | None = None,
+    overwrite: bool = False,
+    allow_nonfinite: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> RewriteReport:
+    """Write the pruned folder tensor by tensor, with ``clp.json`` in it; the model is never held in memory.
+
+    Args:
+      spec: the checkpoint to prune, perhaps pruned before: plans are then composed in ``clp.json``.
+      plan: which blocks stay, in the numbers of ``spec``.
+      out: local folder to create, complete or not at all.
+      config: settings to record.
+      calibration: what to record of the data behind the plan.
+      overwrite: replace ``out``.
+      allow_nonfinite: accept NaN and infinity in the weights.
+      progress: called with bytes written and bytes in all.
+
+    Returns:
+      Sizes, time and notes for people.
+
+    Raises:
+      InputError: the plan does not fit, the checkpoint is damaged or not finite, or ``out`` exists.
+    """
+    if plan.kind != spec.kind:
+        raise InputError(f"the plan is for a {plan.kind} model, {spec.path} is a {spec.kind}; give a plan for its kind")
+    plan.check_against(spec.depths)
+    record = extend_record(
+        spec.plan_record,
+        plan,
+        source=str(spec.path),
+        source_fingerprint=fingerprint_folder(spec),
+        config=config or {},
+        calibration=calibration,
+    )
+    return slice_folder(
+        spec,
+        {name: tower.keep for name, tower in plan.towers.items()},
+        out,
+        record=record.to_json(),
+        overwrite=overwrite,
+        allow_nonfinite=allow_nonfinite,
+        progress=progress,
+    )
