@@ -20,22 +20,18 @@ class Check(RobotFlags):
     """LeRobot data set: folder or hub id."""
     prompt: str | None = None
     """Prompt that training will use instead of the data set's tasks, whose texts may then be absent."""
-    tolerance: float | None = None
-    """Seconds by which the time between two rows may differ from one period; 1e-4 s or 1 % of a period if absent."""
 
 
 def run(config: Check) -> None:
     """Run the command."""
     console = Console()
-    if config.tolerance is not None and not 0 < config.tolerance < float("inf"):
-        raise InputError(f"a tolerance of {config.tolerance} s is none; give a number above 0.")
     robot = config.find_robot(None)
     checks = check_set(
         config.data,
         columns=None if robot is None else (*robot.state, robot.actions),
         cameras=None if robot is None else tuple(dict.fromkeys(robot.images.values())),
         prompt=config.prompt or (robot.prompt if robot else None),
-        tolerance=config.tolerance,
+        tolerance=config.timestamp_tolerance,
     )
     _print(console, checks)
     wrong = sum(finding.fatal for check in checks for finding in check.findings)

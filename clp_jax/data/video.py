@@ -30,9 +30,14 @@ _OWN_FRAME = 0.4
 def frame_tolerance(fps: float, tolerance: float | None = None) -> float:
     """Seconds by which a row and its frame may differ: the default or more, and never so many that another is meant.
 
+    Raises:
+      InputError: the tolerance is no number above 0.
+
     >>> frame_tolerance(30), frame_tolerance(1000), frame_tolerance(10, 0.01)
     (0.001, 0.0004, 0.01)
     """
+    if tolerance is not None and not 0 < tolerance < math.inf:
+        raise InputError(f"a tolerance of {tolerance} s is none; give a number above 0.")
     return min(max(_TOLERANCE, tolerance or 0.0), _OWN_FRAME / fps)
 
 
