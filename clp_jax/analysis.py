@@ -162,7 +162,10 @@ def _shape(head: dict[str, Any]) -> tuple[Tower, ...]:
 
     def tower(name: str, depth: int) -> Tower:
         known = rules.get(name, {})
-        known |= {"protected": frozenset(known.get("protected", ())), "incomparable": tuple(known.get("incomparable", ()))}
+        known |= {
+            "protected": frozenset(known.get("protected", ())),
+            "incomparable": tuple(known.get("incomparable", ())),
+        }
         return Tower(name, depth, **known)
 
     return tuple(tower(name, depth) for name, depth in head["depths"].items())

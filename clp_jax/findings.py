@@ -154,7 +154,9 @@ def intervals(analysis: Analysis, options: EvidenceOptions) -> dict[str, np.ndar
     }
 
 
-def clp_stability(analysis: Analysis, remove: Mapping[tuple[str, ...], int], options: EvidenceOptions) -> dict[str, np.ndarray]:
+def clp_stability(
+    analysis: Analysis, remove: Mapping[tuple[str, ...], int], options: EvidenceOptions
+) -> dict[str, np.ndarray]:
     """How often the paper's rule removes each block of a group when its episodes are resampled.
 
     All towers of a group are resampled together: the same episodes are drawn for each.

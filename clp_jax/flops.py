@@ -72,7 +72,9 @@ def analysis_flops(
 
     def states(params: Any, batch: Any) -> Any:
         inputs, _ = family.draw(architecture, jax.random.key(0), batch)
-        return {name: t.states for name, t in family.forward(model, params, inputs, gates=Gates(), capture=True)[1].items()}
+        return {
+            name: t.states for name, t in family.forward(model, params, inputs, gates=Gates(), capture=True)[1].items()
+        }
 
     found = jax.eval_shape(states, abstract_params(architecture), batch)
     total = 0

@@ -124,9 +124,7 @@ def removals(analysis: Analysis, depth: Depth, options: EvidenceOptions = Eviden
             remove[group] = 0
             continue
         automatic = depth.auto or not depth.is_given
-        remove[group] = how_many(
-            analysis.evidence(group, options), **named, threshold=depth.threshold, auto=automatic
-        )
+        remove[group] = how_many(analysis.evidence(group, options), **named, threshold=depth.threshold, auto=automatic)
     for group in optional:
         keep = depth.keep_optional
         remove[group] = 0 if keep is None else how_many(analysis.evidence(group, options), keep_layers=keep)

@@ -19,7 +19,6 @@ from clp_jax.record import extend_record
 from clp_jax.trees import flatten, unflatten
 
 
-
 def depth_of(tree: Tree, tower: str) -> int:
     """Blocks of a tower, read from the leading axes of its leaves.
 

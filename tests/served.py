@@ -11,12 +11,12 @@ from etils import epath
 from recordings import GOLDEN
 
 from clp_jax.checkpoint import CheckpointSpec
-from clp_jax.models.pi0.processing import Chain
+from clp_jax.loading import LoadedModel
+from clp_jax.models import Architecture, abstract_params
+from clp_jax.models.pi0.processing import Processing
 from clp_jax.processing.norm_stats import NormStats
 from clp_jax.processing.robots import Robot
 from clp_jax.processing.tokenizer import load_tokenizer
-from clp_jax.loading import LoadedModel
-from clp_jax.models import Architecture, abstract_params
 from clp_jax.serving import wire
 from clp_jax.serving.requests import RobotRequests
 from clp_jax.trees import flatten, unflatten
@@ -41,7 +41,7 @@ def robot_requests(
 ) -> RobotRequests:
     """Without the state in the prompt."""
     tokenizer = load_tokenizer(GOLDEN / "tokenizer/tiny_spm.model")
-    return RobotRequests(Chain(robot, architecture, stats, tokenizer, horizon, length, False))
+    return RobotRequests(Processing(robot, architecture, stats, tokenizer, horizon, length, False), architecture)
 
 
 def rows(count: int, seed: int = 0) -> list[dict[str, np.ndarray]]:

@@ -11,9 +11,8 @@ import toys
 from clp_jax.benchmarks import action_samples
 from clp_jax.errors import InputError
 from clp_jax.flops import forward_flops
-from clp_jax.models import build
-from clp_jax.models.pi0 import PI0
-from clp_jax.models.pi0 import compute_loss, draw_noise_and_time
+from clp_jax.models import Lengths, build
+from clp_jax.models.pi0 import PI0, Observation, compute_loss, draw_noise_and_time
 from clp_jax.training import OptimizerSettings, StepSettings, make_optimizer, make_state, train_step
 from clp_jax.training.adapters import with_adapters
 from clp_jax.training.freezing import frozen_paths
@@ -23,7 +22,7 @@ ROUNDING = 2e-6
 """Relative to the largest entry: float32 sums over draws in another order."""
 
 DRAWS = 3
-CASES = {"pi0": toys.architecture(), "pi05, LoRA": with_adapters(toys.architecture("pi05"), vlm_rank=2, action_rank=3)}
+CASES = {"pi0": toys.architecture(), "pi05, LoRA": with_adapters(toys.architecture("pi05"), (2, 3))}
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -34,7 +33,7 @@ def test_loss_and_gradient_of_separate_passes(case):
     noise, time = draw_noise_and_time(jax.random.key(3), actions.shape, DRAWS)
 
     def loss(params, noise, time):
-        losses = compute_loss(model, params, data.observation(), actions, noise=noise, time=time)
+        losses = compute_loss(model, params, Observation.of(data.arrays), actions, noise=noise, time=time)
         return losses.mean(), losses
 
     run = jax.jit(jax.value_and_grad(loss, has_aux=True))
@@ -72,7 +71,9 @@ def test_a_step_averages_over_draws_and_microbatches():
     rng = jax.random.key(5)
     _, info = jax.jit(functools.partial(train_step, arch, tx, settings))(rng, state, batch)
     noise, time = draw_noise_and_time(jax.random.fold_in(rng, 0), batch["actions"].shape, 2)
-    wanted = compute_loss(build(arch), params, data.observation(), batch["actions"], noise=noise, time=time).mean()
+    wanted = compute_loss(
+        build(arch), params, Observation.of(data.arrays), batch["actions"], noise=noise, time=time
+    ).mean()
     np.testing.assert_allclose(info["loss"], wanted, rtol=1e-5)
 
 
@@ -86,7 +87,7 @@ def test_pi0_fast_draws_nothing():
 
 
 def test_more_draws_cost_only_the_action_expert():
-    shape = {"cameras": 3, "prompt": 48, "horizon": 50}
+    shape = {"cameras": 3, "lengths": Lengths(50, 48)}
     one, two, eight = (forward_flops(PI0, **shape, action_samples=k) for k in (1, 2, 8))
     assert eight - one == 7 * (two - one)
     assert 1.0 < eight / one < 1.1

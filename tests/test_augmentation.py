@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from clp_jax.models.pi0 import CAMERAS
-from clp_jax.models.pi0.augmentation import augment
+from clp_jax.models.pi0.augmentation import augment_images as augment
 
 
 @pytest.fixture(scope="module")

@@ -7,11 +7,10 @@ import toys
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clp_jax.data import arrange, fixed_noise_and_time, hold_out, load_npz
+from clp_jax.data import arrange, hold_out, load_npz
 from clp_jax.errors import InputError
 from clp_jax.models import build
-from clp_jax.models.pi0 import CAMERAS
-from clp_jax.training.step import model_loss
+from clp_jax.models.pi0 import CAMERAS, fixed_draw, losses
 
 ARCH = toys.architecture()
 
@@ -39,7 +38,7 @@ def test_cameras_that_no_observation_has_are_left_out_and_nobody_misses_them(tmp
     model, params = build(arch), toys.params(arch)
 
     def loss(params, arrays):
-        return model_loss(model, params, arrays).mean()
+        return losses(model, params, arrays).each.mean()
 
     for ours, theirs in zip(
         *(jax.tree.leaves(jax.value_and_grad(loss)(params, arrays)) for arrays in (loaded.arrays, whole)), strict=True
@@ -61,7 +60,7 @@ def test_missing_noise_and_time_are_the_same_in_every_run(tmp_path):
 
 
 def test_times_follow_the_training_distribution():
-    _, time = fixed_noise_and_time((1000, 1, 1))
+    time = fixed_draw(ARCH, {"actions": np.zeros((1000, 1, 1))})["time"]
     quantiles = np.quantile((time - 0.001) / 0.999, [0.1, 0.5, 0.9])
     np.testing.assert_allclose(quantiles, np.array([0.1, 0.5, 0.9]) ** (2 / 3), atol=0.01)
 

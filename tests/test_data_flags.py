@@ -10,9 +10,9 @@ from etils import epath
 from recordings import GOLDEN
 
 from clp_jax.commands.data_flags import DataFlags, open_data
+from clp_jax.errors import InputError
 from clp_jax.processing import norm_stats
 from clp_jax.processing.norm_stats import NormStats
-from clp_jax.errors import InputError
 from scripts.make_lerobot_toy import write
 
 ARCH = dataclasses.replace(toys.architecture("pi05"), vocab_size=512)

@@ -17,9 +17,10 @@ from recordings import GOLDEN
 from clp_jax.data import open_dataset
 from clp_jax.data.lerobot import LeRobotData
 from clp_jax.data.lerobot_meta import find_folder, read_meta
-from clp_jax.processing.robots import LIBERO, Robot
-from clp_jax.processing.tokenizer import load_tokenizer
 from clp_jax.errors import InputError
+from clp_jax.models.pi0.robots import LIBERO
+from clp_jax.processing.robots import Robot
+from clp_jax.processing.tokenizer import load_tokenizer
 from scripts.make_lerobot_toy import FPS, LENGTHS, TASKS, write
 
 COLUMNS = {"observation.state": 5, "action": 3}

@@ -10,12 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from recordings import GOLDEN, recording
 
-from clp_jax.processing import norm_stats, transforms
-from clp_jax.models.pi0.processing import Chain
-from clp_jax.processing.norm_stats import NormStats
-from clp_jax.processing.robots import ALOHA, LIBERO
-from clp_jax.processing.tokenizer import discretise, load_tokenizer
 from clp_jax.errors import InputError
+from clp_jax.models.pi0.processing import Processing
+from clp_jax.models.pi0.robots import ALOHA, LIBERO
+from clp_jax.processing import norm_stats, transforms
+from clp_jax.processing.norm_stats import NormStats
+from clp_jax.processing.tokenizer import discretise, load_tokenizer
 
 STATS = GOLDEN / "ckpt/pi05_released/assets/physical-intelligence/libero/norm_stats.json"
 
@@ -97,13 +97,13 @@ def test_tokenizer_that_is_missing_broken_or_out_of_reach_is_refused(tmp_path, m
         load_tokenizer()
 
 
-def libero_chain(tag, stats, tokenizer) -> Chain:
+def libero_chain(tag, stats, tokenizer) -> Processing:
     kind = "pi05" if tag.startswith("pi05") else "pi0"
     vision = dataclasses.replace(toys.VISION, patch_size=112)  # 224 pixels
     arch = dataclasses.replace(toys.architecture(kind), vision=vision, action_dim=32, vocab_size=512)
     delta = (True,) * 6 + (False,) if tag == "pi0_extradelta" else ()
     robot = dataclasses.replace(LIBERO, delta=delta)
-    return Chain(robot, arch, stats, tokenizer, 10, 64 if kind == "pi05" else 48, tag == "pi05")
+    return Processing(robot, arch, stats, tokenizer, 10, 64 if kind == "pi05" else 48, tag == "pi05")
 
 
 @pytest.mark.parametrize("tag", ["pi0", "pi0_extradelta", "pi05", "pi05_nodsi"])

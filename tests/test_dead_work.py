@@ -11,7 +11,7 @@ import pytest
 import toys
 
 from clp_jax.models import Gates, build
-from clp_jax.models.pi0 import compute_loss, sample_actions
+from clp_jax.models.pi0 import Observation, compute_loss, sample_actions
 from clp_jax.training.adapters import with_adapters
 from clp_jax.trees import flatten, unflatten
 
@@ -32,7 +32,7 @@ def fused(arch):
 
 CASES = {
     "pi0, gates": (toys.architecture(), "all"),
-    "pi05, LoRA": (with_adapters(toys.architecture("pi05"), vlm_rank=2, action_rank=3), "dots"),
+    "pi05, LoRA": (with_adapters(toys.architecture("pi05"), (2, 3)), "dots"),
     "pi0, one block": (toys.architecture().with_depths({"vlm": 1, "action": 1}), "none"),
 }
 
@@ -42,18 +42,21 @@ def computed(arch, params=None, *, sample: bool = True):
     """Losses, gradient and sampled actions; the two models of a comparison run the same lines."""
     params, model, data = toys.params(arch) if params is None else params(arch), build(arch), toys.data(arch, 2)
     rng = np.random.default_rng(1)
-    gates = Gates(llm=rng.uniform(0.5, 1.0, (arch.vlm.depth, 2, 2)).astype(np.float32))
+    drawn = rng.uniform(0.5, 1.0, (arch.vlm.depth, 2, 2)).astype(np.float32)
+    gates = Gates(vlm=drawn[:, 0], action=drawn[:, 1])
     noise, time = data.arrays["noise"], data.arrays["time"]
 
     def loss(params):
         losses = compute_loss(
-            model, params, data.observation(), data.arrays["actions"], noise=noise, time=time, gates=gates
+            model, params, Observation.of(data.arrays), data.arrays["actions"], noise=noise, time=time, gates=gates
         )
         return losses.mean(), losses
 
     def run(params):
         gradient, losses = jax.grad(loss, has_aux=True)(params)
-        actions = sample_actions(model, params, data.observation(), noise=noise, num_steps=2) if sample else None
+        actions = (
+            sample_actions(model, params, Observation.of(data.arrays), noise=noise, num_steps=2) if sample else None
+        )
         return losses, gradient, actions
 
     losses, gradient, actions = jax.jit(run)(params)
@@ -117,7 +120,7 @@ def test_captured_states_are_those_of_the_whole_block():
     params = toys.params(arch)
 
     def states(arch):
-        inputs = data.observation(), data.arrays["noise"], data.arrays["time"]
+        inputs = Observation.of(data.arrays), data.arrays["noise"], data.arrays["time"]
         return jax.jit(lambda p: build(arch).apply({"params": p}, *inputs, capture=True)[1]["vlm"].states)(params)
 
     last = states(arch)[-1]

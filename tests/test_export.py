@@ -15,14 +15,16 @@ import toys
 from checkpoints import assert_bit_equal, save_by_orbax
 
 from clp_jax.checkpoint import LeafReader, read_params, read_spec, write_params
+from clp_jax.checkpoint.tensorfile import TensorWriter, read_tensors
 from clp_jax.cli import main
 from clp_jax.errors import InputError
-from clp_jax.checkpoint.tensorfile import TensorWriter, read_tensors
-from clp_jax.export.torch_layout import EXPERT_HEAD, VLM_HEAD, from_torch, tensors_of, to_torch
 from clp_jax.export.weights import Weights
 from clp_jax.models import abstract_params
-from clp_jax.models.pi0 import architecture_of
+from clp_jax.models.layers.torch_rules import from_tensors, tensors_of, to_tensors
+from clp_jax.models.pi0 import STACKS, architecture_of, layout, zero_tensors
+from clp_jax.models.pi0.layout import EXPERT_HEAD, VLM_HEAD
 from clp_jax.models.pi0.lora import merge_lora
+from clp_jax.models.stacks import blocks_of
 from clp_jax.trees import flatten
 
 STATS = {name: {"mean": [0.5] * d, "std": [2.0] * d} for name, d in (("state", 4), ("actions", 3))}
@@ -155,13 +157,15 @@ def test_every_parameter_has_its_place_in_pytorch_and_the_way_back_is_exact(kind
     arch = eight_heads(kind)
     params = flatten(params_of(arch))
     leaves = {path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for path, leaf in params.items()}
-    tensors = dict(to_torch(leaves, lambda path: iter(params[path] if stacked(path) else [params[path]])))
-    assert tensors.pop(EXPERT_HEAD) is None
-    declared = tensors_of(leaves, arch)
-    assert list(declared) == [*tensors, EXPERT_HEAD]
+    rules, blocks = layout(leaves), functools.partial(blocks_of, STACKS)
+    parts = lambda path: iter(params[path] if stacked(path) else [params[path]])  # noqa: E731
+    tensors = dict(to_tensors(leaves, rules, blocks, parts))
+    declared = tensors_of(leaves, rules, blocks)
+    assert list(declared) == list(tensors)
+    assert list(zero_tensors(arch, leaves)) == [EXPERT_HEAD]
     assert all(declared[name].shape == tensor.shape for name, tensor in tensors.items())
     assert sum(tensor.size for tensor in tensors.values()) == sum(leaf.size for leaf in params.values())
-    for path, i, array in from_torch(leaves, tensors):
+    for path, i, array in from_tensors(leaves, rules, blocks, tensors):
         assert np.array_equal(array, params[path][i] if stacked(path) else params[path])
 
 
@@ -175,7 +179,8 @@ def test_full_size_has_the_number_of_tensors_that_lerobot_has(kind, count):
     from clp_jax.models.pi0 import PI0, PI05
 
     arch = {"pi0": PI0, "pi05": PI05}[kind]
-    tensors = tensors_of(flatten(abstract_params(arch)), arch)
+    leaves = flatten(abstract_params(arch))
+    tensors = tensors_of(leaves, layout(leaves), functools.partial(blocks_of, STACKS)) | zero_tensors(arch, leaves)
     assert len(tensors) == count - 1
     assert tensors[VLM_HEAD].shape == (257_152, 2048)
     assert tensors[EXPERT_HEAD].shape == (257_152, 1024)

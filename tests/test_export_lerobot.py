@@ -12,9 +12,10 @@ import pytest
 import real_lerobot
 from test_export import STATS, eight_heads, export, save
 
-from clp_jax.cli import main
 from clp_jax.checkpoint.tensorfile import read_tensors
-from clp_jax.models.pi0 import time_embedding
+from clp_jax.cli import main
+from clp_jax.models import Lengths
+from clp_jax.models.layers.flow import time_embedding
 
 ACTION_TOLERANCE = 1e-5
 """Ten steps of float32 in two frameworks, with the same times and time embedding."""
@@ -61,7 +62,7 @@ def recorded(step, tmp_path_factory):
 
     spec = read_spec(step)
     weights = Weights(spec, read_architecture(spec), merge=True, dtype="float32")
-    options, folder = Options(horizon=4, prompt_length=5), tmp_path_factory.mktemp("recorded")
+    options, folder = Options(Lengths(4, 5)), tmp_path_factory.mktemp("recorded")
     lerobot.write(weights, folder, options)
     write_reference(weights, folder, options)
     write_json(folder / "export.json", export_record(weights, "lerobot", options, None))

@@ -14,6 +14,7 @@ from clp_jax.checkpoint import read_spec
 from clp_jax.export import pytorch
 from clp_jax.export.result import EXPORT_FILE, Options, export_record, write_json
 from clp_jax.export.weights import Weights
+from clp_jax.models import Lengths
 from clp_jax.models.pi0 import architecture_of
 
 ACTION_TOLERANCE = 1e-4
@@ -50,7 +51,7 @@ def test_openpis_model_gives_our_actions(tmp_path, monkeypatch, name):
     architecture = architecture_of(spec.tree, lora_scale=2.0)
     real_openpi.shrink(architecture, monkeypatch)
     real_openpi.shrink_torch(architecture, monkeypatch)
-    weights, options = Weights(spec, architecture, merge=True, dtype="float32"), Options(horizon=10, prompt_length=16)
+    weights, options = Weights(spec, architecture, merge=True, dtype="float32"), Options(Lengths(10, 16))
     folder = tmp_path / "e"
     folder.mkdir()
     pytorch.write(weights, folder, options)

@@ -19,9 +19,9 @@ from recordings import GOLDEN
 from clp_jax.analysis import loss_of
 from clp_jax.checkpoint import read_params, read_spec, write_params
 from clp_jax.cli import main
-from clp_jax.processing import tokenizer
 from clp_jax.loading import load_model
 from clp_jax.models import Gates
+from clp_jax.processing import tokenizer
 from clp_jax.trees import flatten
 from scripts.make_lerobot_toy import write as write_toy_set
 

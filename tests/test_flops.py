@@ -8,7 +8,7 @@ import pytest
 import toys
 
 from clp_jax.flops import analysis_flops, forward_flops, parameter_count, sample_flops
-from clp_jax.models import abstract_observation, abstract_params, build
+from clp_jax.models import Gates, Lengths, abstract_params, build, family_of
 from clp_jax.models.pi0 import PI0, PI0_FAST, PI05
 
 
@@ -23,27 +23,26 @@ def test_forward_flops_agree_with_the_compiler(kind):
         action=dataclasses.replace(toy.action, depth=1, width=64, mlp_dim=256),
         skip_dead=False,
     )
-    spec = abstract_observation(arch, prompt_length=16)
-    actions, time = jax.ShapeDtypeStruct((1, 10, 6), jnp.float32), jax.ShapeDtypeStruct((1,), jnp.float32)
-    model = build(arch)
-    lowered = jax.jit(lambda p, o, x, t: model.apply({"params": p}, o, x, t)[0]).lower(
-        abstract_params(arch), spec, actions, time
-    )
+    family, model = family_of(arch), build(arch)
+    described = family.inputs(arch, Lengths(10, 16))
+    batch = {key: jax.ShapeDtypeStruct((1, *leaf.shape), leaf.dtype) for key, leaf in described.items()}
+    batch |= {"noise": batch["actions"], "time": jax.ShapeDtypeStruct((1,), jnp.float32)}
+    lowered = jax.jit(lambda p, b: family.forward(model, p, b, gates=Gates())[0]).lower(abstract_params(arch), batch)
     counted = lowered.cost_analysis()["flops"]
-    ours = forward_flops(arch, cameras=3, prompt=16, horizon=10)
+    ours = forward_flops(arch, Lengths(10, 16), cameras=3)
     # Ours leaves out norms, activations and softmax; at these widths they are some per cent.
     assert 0.85 < ours / counted < 1.0
 
 
 @pytest.mark.parametrize(("arch", "prompt"), [(PI0, 48), (PI05, 200), (PI0_FAST, 250)])
 def test_analysis_costs_at_most_five_per_cent_at_full_size(arch, prompt):
-    shape = {"cameras": 3, "prompt": prompt, "horizon": 50}
+    shape = {"cameras": 3, "lengths": Lengths(50, prompt)}
     added = analysis_flops(arch, **shape, group_size=4, max_samples=2048)
     assert 0.005 < added / forward_flops(arch, **shape) < 0.05
 
 
 def test_nine_of_eighteen_blocks_halve_the_language_stack():
-    shape = {"cameras": 3, "prompt": 48, "horizon": 50}
+    shape = {"cameras": 3, "lengths": Lengths(50, 48)}
     half = PI0.with_depths({"vlm": 9, "action": 9})
     vision_only = PI0.with_depths({"vlm": 0, "action": 0})
     fixed = forward_flops(vision_only, **shape)
@@ -56,7 +55,7 @@ def test_nine_of_eighteen_blocks_halve_the_language_stack():
 
 def test_dead_work_is_not_counted():
     """All of the VLM's last block but its keys and values."""
-    shape = {"cameras": 3, "prompt": 48, "horizon": 50}
+    shape = {"cameras": 3, "lengths": Lengths(50, 48)}
     saved = forward_flops(dataclasses.replace(PI0, skip_dead=False), **shape) - forward_flops(PI0, **shape)
     tokens, width, heads, mlp = 3 * 256 + 48, 2048, 8 * 256, 16_384
     assert saved == 2 * tokens * (2 * width * heads + 2 * tokens * heads + 3 * width * mlp)

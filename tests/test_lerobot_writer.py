@@ -6,8 +6,8 @@ import pytest
 from clp_jax.data import lerobot_writer
 from clp_jax.data.lerobot_writer import Recorded, decode_png, png_of, write_lerobot
 from clp_jax.data.recording import open_recording
-from clp_jax.processing.robots import METAWORLD
 from clp_jax.errors import InputError
+from clp_jax.models.pi0.robots import METAWORLD
 
 LENGTHS, TASKS = (40, 3, 20), ("open it", "close it", "open it")
 

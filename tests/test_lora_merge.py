@@ -10,7 +10,7 @@ import toys
 
 from clp_jax.errors import InputError
 from clp_jax.models import abstract_params, build
-from clp_jax.models.pi0 import architecture_of
+from clp_jax.models.pi0 import Observation, architecture_of
 from clp_jax.models.pi0.lora import Einsum, adapter_equations, is_adapter, merge_lora, merge_weight
 from clp_jax.trees import check_same_structure, flatten
 
@@ -59,7 +59,7 @@ def test_every_adapter_of_a_model_is_merged():
     merged = merge_lora(params, lora_scale=0.5)
     plain = architecture_of(merged, dtype="float32")
     data = toys.data(arch, 2)
-    inputs = (data.observation(), data.arrays["noise"], np.ones(2, np.float32))
+    inputs = (Observation.of(data.arrays), data.arrays["noise"], np.ones(2, np.float32))
     with_adapters, without = (
         jax.jit(build(a).apply)({"params": p}, *inputs)[0] for a, p in ((arch, params), (plain, merged))
     )

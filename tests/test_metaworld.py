@@ -9,10 +9,10 @@ import pytest
 
 from clp_jax.data.lerobot_writer import png_of
 from clp_jax.data.recording import open_recording
-from clp_jax.processing.robots import METAWORLD
 from clp_jax.errors import InputError
 from clp_jax.evaluation.metaworld import Expert, MetaWorld
 from clp_jax.evaluation.rendering import Renderer, import_mujoco
+from clp_jax.models.pi0.robots import METAWORLD
 from scripts import make_metaworld_dataset as recorder
 
 if importlib.util.find_spec("metaworld") is None:  # not imported: MuJoCo chooses how to draw when it is

@@ -22,8 +22,8 @@ from recordings import (
 )
 
 from clp_jax.models import build
-from clp_jax.models.pi0 import architecture_of
-from clp_jax.models.pi0 import attention_mask, compute_loss, draw_noise_and_time, token_positions
+from clp_jax.models.layers.attention import attention_mask, token_positions
+from clp_jax.models.pi0 import architecture_of, compute_loss, draw_noise_and_time
 from clp_jax.trees import flatten
 
 KINDS = ("pi0", "pi05")

@@ -7,9 +7,9 @@ import pytest
 from recordings import GOLDEN, recording
 
 from clp_jax.cli import main
+from clp_jax.errors import InputError
 from clp_jax.processing import norm_stats, transforms
 from clp_jax.processing.norm_stats import NormStats
-from clp_jax.errors import InputError
 from scripts.make_lerobot_toy import LENGTHS, write
 
 BINS = 5000

@@ -10,12 +10,13 @@ from hypothesis import strategies as st
 
 from clp_jax.checkpoint import read_params, read_spec, write_params
 from clp_jax.errors import InputError
-from clp_jax.models import build
-from clp_jax.models.pi0 import architecture_of
+from clp_jax.models import build, depths
+from clp_jax.models.layers.attention import attention_mask, token_positions
+from clp_jax.models.pi0 import STACKS, Observation, architecture_of, sample_actions
 from clp_jax.models.pi0.gemma import Block
-from clp_jax.models.pi0 import attention_mask, sample_actions, token_positions
+from clp_jax.models.stacks import stack_of
 from clp_jax.plan import PrunePlan, TowerPlan, compose
-from clp_jax.prune import apply_plan, depth_of, prune_checkpoint, take_layers, tower_of
+from clp_jax.prune import apply_plan, depth_of, prune_checkpoint, take_layers
 from clp_jax.sensitivity import plan_gates
 from clp_jax.trees import abstract, flatten, unflatten
 
@@ -26,7 +27,7 @@ ROUNDING = 2e-5
 def coupled_plan(keep, kind="pi0", **towers):
     return PrunePlan.of(
         kind,
-        toys.architecture(kind).depths,
+        depths(toys.architecture(kind)),
         {"vlm": list(keep), "action": list(keep)} | towers,
         coupled=(("vlm", "action"),),
     )
@@ -38,7 +39,7 @@ def velocity(params, gates=None):
     arrays = data.arrays
     extra = {} if gates is None else {"gates": gates}
     return jax.jit(
-        lambda p: model.apply({"params": p}, data.observation(), arrays["noise"], arrays["time"], **extra)[0]
+        lambda p: model.apply({"params": p}, Observation.of(data.arrays), arrays["noise"], arrays["time"], **extra)[0]
     )(params)
 
 
@@ -69,7 +70,7 @@ def test_sampling_from_the_pruned_model_equals_sampling_with_gates_closed():
 
     def sample(p, gates):
         model = build(architecture_of(p, dtype="float32"))
-        return sample_actions(model, p, data.observation(), noise=data.arrays["noise"], num_steps=3, **gates)
+        return sample_actions(model, p, Observation.of(data.arrays), noise=data.arrays["noise"], num_steps=3, **gates)
 
     ours = sample(small, {})
     np.testing.assert_allclose(ours, sample(params, {"gates": plan_gates(arch, plan)}), atol=ROUNDING)
@@ -81,7 +82,7 @@ def test_pruned_scan_equals_kept_blocks_one_after_another():
     small = apply_plan(params, coupled_plan(keep))
     model = build(architecture_of(small, dtype="float32"))
     _, towers = model.apply(
-        {"params": small}, data.observation(), data.arrays["noise"], data.arrays["time"], capture=True
+        {"params": small}, Observation.of(data.arrays), data.arrays["noise"], data.arrays["time"], capture=True
     )
     xs = [jnp.asarray(towers[name].states[0]) for name in ("vlm", "action")]
     valid = jnp.concatenate([towers["vlm"].valid, towers["action"].valid], axis=1)
@@ -112,7 +113,8 @@ def test_only_planned_towers_change():
     params = toys.params(toys.architecture())
     changed = flatten(apply_plan(params, coupled_plan((0, 2))))
     for path, leaf in flatten(params).items():
-        if tower_of(path) in ("vlm", "action"):
+        stack = stack_of(STACKS, path)
+        if stack is not None and stack.tower in ("vlm", "action"):
             np.testing.assert_array_equal(changed[path], leaf[[0, 2]])
         else:
             assert changed[path] is leaf

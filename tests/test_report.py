@@ -20,6 +20,7 @@ from matplotlib.colors import to_rgb
 from clp_jax import selection
 from clp_jax.analysis import Analysis, EvidenceOptions
 from clp_jax.findings import Choice, Findings, Size
+from clp_jax.models import Tower
 from clp_jax.report import write_report
 from clp_jax.report.canvas import LIGHT, PNG_DPI, inline_svg, png, style
 from clp_jax.report.heatmaps import heat_map
@@ -92,7 +93,9 @@ def toy(
     }
     rng = np.random.default_rng(seed)
     meta = {"observations": 48, "episodes": EPISODES, "sampling": {"samples": "tokens", "max_samples": 2048}}
-    analysis = Analysis("pi0", depths, coupled, towers, {}, meta)
+    shape = tuple(Tower(name, depth) for name, depth in depths.items())
+    alone = tuple((name,) for name in sorted(measured, reverse=True) if not any(name in group for group in coupled))
+    analysis = Analysis("pi0", shape, coupled + alone, towers, {}, meta)
     gates = {
         group: GateEvidence(sensitivity=rng.uniform(0.001, 0.05, depths[group[0]]).astype(np.float32))
         for group in analysis.groups

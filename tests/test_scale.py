@@ -13,12 +13,12 @@ import toys
 from clp_jax import cli, example, sharding
 from clp_jax.errors import InputError
 from clp_jax.flops import forward_flops
-from clp_jax.models import abstract_params
+from clp_jax.models import Lengths, abstract_params
 from clp_jax.models.pi0 import PI0
+from clp_jax.operations import count_operations
 from clp_jax.scale import hlo, topologies
 from clp_jax.scale.chips import CHIPS, interconnect
 from clp_jax.scale.forecast import Forecast, forecast, smallest
-from clp_jax.operations import count_operations
 from clp_jax.scale.programs import Workload, programs
 from clp_jax.trees import flatten
 
@@ -102,9 +102,10 @@ def test_no_device_holds_the_activations_of_others(arch, text):
 
 def test_without_pinned_rows_the_partitioner_gathers_activations(arch, split_everything, monkeypatch):
     """What the test above protects from: a pass left to XLA."""
-    from clp_jax.models import gemma, pi0, siglip
+    from clp_jax.models.layers import siglip
+    from clp_jax.models.pi0 import flow, gemma
 
-    for module in (gemma, pi0, siglip):
+    for module in (gemma, flow, siglip):
         monkeypatch.setattr(module, "pinned", lambda tree, rows: tree)
     text = program_of(arch, task="infer", num_steps=1).traced.lower().compile().as_text()
     assert re.findall(rf"\[(?:\d+,)?{3 * BATCH},{arch.vision.num_tokens},", text)
@@ -130,7 +131,7 @@ def test_held_memory_is_what_the_compiler_counts(step):
 def test_operations_agree_with_the_formula(arch):
     program = program_of(arch, task="infer", num_steps=1)
     counted = count_operations(program.traced.jaxpr, program.is_weight)
-    formula = BATCH * forward_flops(arch, cameras=3, prompt=PROMPT, horizon=HORIZON)
+    formula = BATCH * forward_flops(arch, Lengths(HORIZON, PROMPT), cameras=3)
     # Prefix queries see no suffix keys here.
     assert counted.flops == pytest.approx(formula, rel=0.03)
     weights = sum(leaf.size for path, leaf in flatten(abstract_params(arch)).items() if leaf.ndim > 1)
@@ -140,7 +141,7 @@ def test_operations_agree_with_the_formula(arch):
 def test_a_training_step_is_forward_backward_and_forward_again(arch, step):
     program, _ = step
     counted = count_operations(program.traced.jaxpr, program.is_weight).flops
-    assert 3.6 < counted / (BATCH * forward_flops(arch, cameras=3, prompt=PROMPT, horizon=HORIZON)) < 4.1
+    assert 3.6 < counted / (BATCH * forward_flops(arch, Lengths(HORIZON, PROMPT), cameras=3)) < 4.1
 
 
 def test_collectives_in_nested_loops_are_multiplied():

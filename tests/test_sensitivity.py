@@ -6,9 +6,8 @@ import pytest
 import toys
 
 from clp_jax.data import arrange
-from clp_jax.models import Gates, build
-from clp_jax.models.pi0 import Observation
-from clp_jax.models.pi0 import compute_loss
+from clp_jax.models import Gates, build, coupled, depths
+from clp_jax.models.pi0 import Observation, compute_loss
 from clp_jax.plan import PrunePlan
 from clp_jax.prune import apply_plan
 from clp_jax.selection import Evidence, select
@@ -28,7 +27,7 @@ def case():
 
 
 def plan(arch, keep):
-    return PrunePlan.of(arch.kind, arch.depths, {"vlm": keep, "action": keep}, coupled=arch.coupled)
+    return PrunePlan.of(arch.kind, depths(arch), {"vlm": keep, "action": keep}, coupled=coupled(arch))
 
 
 def test_loss_is_that_of_the_model(case):
@@ -56,7 +55,7 @@ def test_loss_with_gates_closed_is_the_loss_of_the_pruned_model(case):
 def test_gradient_equals_finite_differences(case):
     arch, params, _, fixed, loss = case
     found = measure_gates(arch, params, fixed, GROUP)
-    step, group_loss = 1e-2, make_group_loss(arch, GROUP, loss)
+    step, group_loss = 1e-2, make_group_loss(GROUP, loss)
     for block in range(toys.DEPTH):
         up, down = np.ones(toys.DEPTH), np.ones(toys.DEPTH)
         up[block], down[block] = 1 + step, 1 - step
@@ -73,8 +72,8 @@ def test_gauss_newton_equals_the_jacobian_product(case):
     x_t = t * a["noise"] + (1 - t) * a["actions"]
 
     def velocity(alpha):
-        gates = group_gates(arch, GROUP, alpha[:, None])
-        return model.apply({"params": params}, data.observation(), x_t, a["time"], gates=gates)[0]
+        gates = group_gates(GROUP, alpha[:, None])
+        return model.apply({"params": params}, Observation.of(data.arrays), x_t, a["time"], gates=gates)[0]
 
     # Reverse mode, one output at a time: independent of the forward mode under test. (jit(jacrev) of this function,
     # which batches the pullback, gives wrong numbers with JAX 0.10.2 on CPU; 0.5.3 and this loop agree with finite
@@ -88,7 +87,7 @@ def test_gauss_newton_equals_the_jacobian_product(case):
 def test_greedy_finds_the_best_single_block_without_compiling_again(case):
     arch, _, _, fixed, loss = case
     rows = fixed[0].present.sharding
-    group_loss = make_group_loss(arch, GROUP, loss)
+    group_loss = make_group_loss(GROUP, loss)
     singles = [group_loss(np.where(np.arange(toys.DEPTH) == block, 0.0, 1.0)) for block in range(toys.DEPTH)]
     compiled = _loss_step(arch, rows)._cache_size()
     evidence = Evidence.unmeasured(toys.DEPTH)
@@ -99,7 +98,7 @@ def test_greedy_finds_the_best_single_block_without_compiling_again(case):
 
 def test_vision_gates_remove_vision_blocks(case):
     arch, params, _, fixed, loss = case
-    chosen = PrunePlan.of(arch.kind, arch.depths, {"vision": [1]})
+    chosen = PrunePlan.of(arch.kind, depths(arch), {"vision": [1]})
     small = make_loss(arch.with_depths({"vision": 1}), apply_plan(params, chosen), fixed)
     np.testing.assert_allclose(loss(plan_gates(arch, chosen)), small(Gates()), rtol=1e-5)
     found = measure_gates(arch, params, fixed, ("vision",), gauss_newton=False)

@@ -28,11 +28,9 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from clp_jax.checkpoint import write_params
 from clp_jax.cli import main
 from clp_jax.commands import serve as serve_command
-from clp_jax.data import observation_of
 from clp_jax.errors import InputError
-from clp_jax.models import build
-from clp_jax.models.pi0 import Pi0
-from clp_jax.models.pi0 import sample_actions
+from clp_jax.models import Lengths, build
+from clp_jax.models.pi0 import Observation, Pi0, sample_actions
 from clp_jax.serving import wire
 from clp_jax.serving.policy import Policy, noise_of
 from clp_jax.serving.requests import ModelRequests
@@ -48,7 +46,7 @@ RECORD = {"plan": {"kind": "pi0", "towers": {}}}
 def policy() -> Policy:
     """On two devices: one observation on both, more are split over them."""
     arch = toys.architecture()
-    requests = ModelRequests(arch, toys.PROMPT)
+    requests = ModelRequests(arch, Lengths(toys.HORIZON, toys.PROMPT))
     model = loaded(arch, params(arch), devices=2, record=RECORD)
     made = Policy(model, requests, action_horizon=toys.HORIZON, max_batch=4, num_steps=STEPS)
     assert made.buckets == (1, 2, 4)
@@ -93,7 +91,7 @@ def direct(policy, requests, noises):
     module = build(arch)
     assert isinstance(module, Pi0)
     stacked = {key: np.stack([request[key] for request in requests]) for key in requests[0]}
-    observation = observation_of(stacked)
+    observation = Observation.of(stacked)
     sample = jax.jit(lambda params, noise: sample_actions(module, params, observation, noise=noise, num_steps=STEPS))
     return np.asarray(sample(params(arch), np.stack(noises)))
 

@@ -17,11 +17,12 @@ from hypothesis.extra import numpy as hnp
 from recordings import GOLDEN, SAMPLE_TOLERANCE, checkpoint, recording
 from served import loaded, robot_requests, rows
 
+from clp_jax.errors import InputError
+from clp_jax.models import Lengths
+from clp_jax.models.pi0 import architecture_of
+from clp_jax.models.pi0.robots import ALOHA, ALOHA_SIM, DROID, LIBERO, METAWORLD
 from clp_jax.processing import norm_stats
 from clp_jax.processing.norm_stats import NormStats
-from clp_jax.processing.robots import ALOHA, ALOHA_SIM, DROID, LIBERO, METAWORLD
-from clp_jax.errors import InputError
-from clp_jax.models.pi0 import architecture_of
 from clp_jax.serving.policy import Policy, buckets
 from clp_jax.serving.requests import ModelRequests, RobotRequests, flat
 
@@ -40,7 +41,9 @@ def libero(request):
     def requests(tag):
         delta = (True,) * 6 + (False,) if tag == "pi0_extradelta" else ()
         requests = robot_requests(architecture, dataclasses.replace(LIBERO, delta=delta), stats, length=length)
-        return RobotRequests(dataclasses.replace(requests.chain, state_in_prompt=tag == "pi05"))
+        return dataclasses.replace(
+            requests, processing=dataclasses.replace(requests.processing, state_in_prompt=tag == "pi05")
+        )
 
     chains = {tag: requests(tag) for tag in TAGS[request.param]}
     policy = Policy(loaded(architecture, params), next(iter(chains.values())), action_horizon=10, max_batch=1)
@@ -55,9 +58,9 @@ def test_libero_actions_are_openpis(libero, monkeypatch):
     for tag, requests in chains.items():
         monkeypatch.setattr(policy, "requests", requests)
         answer = policy.infer(request, noise=g["libero_noise"])
-        theirs, stats = g[f"libero_policy_actions/{tag}"], requests.chain.norm_stats["actions"]
+        theirs, stats = g[f"libero_policy_actions/{tag}"], requests.processing.norm_stats["actions"]
         # The model's tolerance in the robot's units.
-        scale = (stats.q99 - stats.q01) / 2 if requests.chain.quantiles else stats.std
+        scale = (stats.q99 - stats.q01) / 2 if requests.processing.quantiles else stats.std
         assert answer["actions"].shape == theirs.shape == (10, 7)
         assert np.max(np.abs(answer["actions"] - theirs) / scale[:7]) < SAMPLE_TOLERANCE, tag
         assert answer["state"] == g["libero_in/observation/state"].tolist()
@@ -106,10 +109,10 @@ def test_what_openpis_clients_send_is_read(name):
     requests, request = requests_of(name)
     inputs, state = requests.inputs(flat(request))
     seen = {key.removeprefix("image/") for key in inputs if key.startswith("image/")}
-    assert seen == set(requests.chain.robot.images) == set(requests.cameras)
+    assert seen == set(requests.processing.robot.images) == set(requests.cameras)
     assert all(inputs[f"image/{camera}"].any() and inputs[f"image_mask/{camera}"] for camera in seen)
     assert len(state) == CLIENTS[name][1]
-    assert requests.actions(np.zeros((10, 32)), state).shape == (10, requests.chain.robot.action_dim)
+    assert requests.actions(np.zeros((10, 32)), state).shape == (10, requests.processing.robot.action_dim)
 
 
 def test_prompt_of_the_robot_stands_in_for_a_missing_one_and_is_no_other_robots_business():
@@ -194,7 +197,7 @@ BAD_MODEL_READY = {
 
 @pytest.mark.parametrize("message", BAD_MODEL_READY)
 def test_model_ready_request_that_does_not_fit_is_refused(message):
-    requests = ModelRequests(toys.architecture(), toys.PROMPT)
+    requests = ModelRequests(toys.architecture(), Lengths(toys.HORIZON, toys.PROMPT))
     with pytest.raises(InputError) as caught:
         requests.inputs(flat(rows(1)[0] | BAD_MODEL_READY[message]))
     assert message in str(caught.value)
@@ -203,9 +206,9 @@ def test_model_ready_request_that_does_not_fit_is_refused(message):
 def test_fast_and_impossible_sizes_are_refused():
     fast, flow = toys.architecture("pi0_fast"), toys.architecture()
     with pytest.raises(InputError, match=r"serve a π0 or π0\.5"):
-        Policy(loaded(fast, {}), ModelRequests(fast, 5), action_horizon=4)
+        Policy(loaded(fast, {}), ModelRequests(fast, Lengths(4, 5)), action_horizon=4)
     with pytest.raises(InputError, match="--num-steps is 0"):
-        Policy(loaded(flow, {}), ModelRequests(flow, 5), action_horizon=4, num_steps=0)
+        Policy(loaded(flow, {}), ModelRequests(flow, Lengths(4, 5)), action_horizon=4, num_steps=0)
 
 
 @pytest.mark.parametrize("largest", range(1, 20))

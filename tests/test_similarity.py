@@ -11,9 +11,9 @@ import toys
 from clp_jax import similarity
 from clp_jax.data import arrange
 from clp_jax.errors import InputError
-from clp_jax.models import build
+from clp_jax.models import Gates, build, family_of
 from clp_jax.sharding import make_mesh
-from clp_jax.similarity import VARIANTS, Sampling, batches, collect, forward, samples_of_group
+from clp_jax.similarity import VARIANTS, Sampling, batches, collect, samples_of_group
 
 CKA_TOLERANCE = 1e-5
 
@@ -39,7 +39,9 @@ def captured(arch, params, data):
     groups = arrange(np.zeros(len(data), int), len(data))
     (batch,) = batches(data, groups, 1, one_device())
     order = groups.slots[0]
-    _, towers = jax.jit(lambda p, b: forward(build(arch), p, b, capture=True))(params, batch)
+    _, towers = jax.jit(lambda p, b: family_of(arch).forward(build(arch), p, b.inputs, gates=Gates(), capture=True))(
+        params, batch
+    )
     inverse = np.argsort(order)
     return {n: (np.asarray(t.states)[:, inverse], np.asarray(t.valid)[inverse]) for n, t in towers.items()}
 

@@ -13,7 +13,7 @@ from clp_jax import sharding
 from clp_jax.checkpoint import read_params, read_spec, write_params
 from clp_jax.data import open_dataset
 from clp_jax.errors import InputError
-from clp_jax.models import Architecture, abstract_params
+from clp_jax.models import Architecture, abstract_params, family_of
 from clp_jax.training import OptimizerSettings, Run, Steps, StepSettings, TrainState, make_optimizer, make_state, train
 from clp_jax.training.adapters import init_adapters, with_adapters
 from clp_jax.training.freezing import frozen_paths, merge_parts, split_frozen
@@ -186,8 +186,8 @@ def test_other_tree_is_refused_with_every_difference(inputs, uninterrupted, tmp_
 
 
 def test_lora_trains_adapters_and_leaves_the_language_stack(inputs, tmp_path):
-    arch = with_adapters(ARCH, vlm_rank=2, action_rank=3)
-    frozen = frozen_paths(tuple(flatten(abstract_params(arch))), lora=True)
+    arch = with_adapters(ARCH, (2, 3))
+    frozen = frozen_paths(tuple(flatten(abstract_params(arch))), default=family_of(arch).frozen_rules(arch))
     report, losses = run(inputs, tmp_path / "run", arch=arch, steps=2, step=StepSettings(augment=False, frozen=frozen))
     assert np.isfinite(list(losses.values())).all()
     start, end = flatten(toys.params(ARCH)), flatten(report.state.params)
@@ -202,7 +202,7 @@ def test_lora_trains_adapters_and_leaves_the_language_stack(inputs, tmp_path):
 
 
 def test_adapters_begin_as_openpis():
-    arch = with_adapters(ARCH, vlm_rank=2, action_rank=3)
+    arch = with_adapters(ARCH, (2, 3))
     leaves = flatten(init_adapters(arch, jax.random.key(0), mesh_of(1, 1)))
     shape = (toys.DEPTH, toys.VLM.num_heads, toys.VLM.width, 2)
     assert leaves["PaliGemma/llm/layers/attn/q_einsum/lora_a"].shape == shape
@@ -257,13 +257,13 @@ def test_step_takes_shapes_and_augments_each_kind():
 
 def test_rematerialisation_does_not_change_the_gradient():
     from clp_jax.models import build
-    from clp_jax.training.step import model_loss
+    from clp_jax.models.pi0 import losses
 
     rows, params = toys.data(ARCH, 2).arrays, toys.params(ARCH)
 
     def gradient(arch):
         model = build(arch)
-        return jax.jit(jax.grad(lambda p: jnp.mean(model_loss(model, p, rows))))
+        return jax.jit(jax.grad(lambda p: jnp.mean(losses(model, p, rows).each)))
 
     jax.eval_shape(gradient(dataclasses.replace(ARCH, remat="dots")), params)
     other = flatten(gradient(dataclasses.replace(ARCH, remat="none"))(params))

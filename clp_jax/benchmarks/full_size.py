@@ -22,12 +22,12 @@ from rich.table import Table
 
 from clp_jax.benchmarks.checkpoint_io import in_own_process, make_checkpoint, peak_memory
 from clp_jax.benchmarks.small import random_observations
-from clp_jax.processing import norm_stats
 from clp_jax.data import load_npz
 from clp_jax.flops import parameter_count
 from clp_jax.loading import load_model
 from clp_jax.models import Architecture, abstract_params
 from clp_jax.models.pi0 import PI0
+from clp_jax.processing import norm_stats
 from clp_jax.sampling import sample
 from clp_jax.trees import flatten
 

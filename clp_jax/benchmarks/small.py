@@ -3,8 +3,7 @@
 import numpy as np
 
 from clp_jax.data import CalibrationData
-from clp_jax.models import Architecture, Lengths, family_of
-from clp_jax.models import pi0
+from clp_jax.models import Architecture, Lengths, family_of, pi0
 from clp_jax.models.layers.siglip import SiglipSizes
 from clp_jax.models.pi0 import GemmaSizes
 

@@ -11,8 +11,8 @@ from clp_jax.checkpoint.staging import staged
 from clp_jax.lazy import importer
 
 if TYPE_CHECKING:
-    from clp_jax.checkpoint.rewriting import RewriteReport, rewrite
     from clp_jax.checkpoint.opening import Spec, fingerprint, read_spec
+    from clp_jax.checkpoint.rewriting import RewriteReport, rewrite
     from clp_jax.checkpoint.safetensors_folder import FolderSpec
     from clp_jax.checkpoint.spec import CheckpointSpec
     from clp_jax.checkpoint.values import LeafReader, copy_files, read_params, write_beside, write_params, write_stream

@@ -8,11 +8,11 @@ from rich.markup import escape
 
 from clp_jax.checkpoint import CheckpointSpec, read_spec
 from clp_jax.commands.model_flags import ModelFlags
+from clp_jax.data.dataset import chosen_lengths
 from clp_jax.errors import InputError
 from clp_jax.export import Options, Target, Weights, export_checkpoint
 from clp_jax.export.weights import Dtype
 from clp_jax.loading import read_architecture
-from clp_jax.data.dataset import chosen_lengths
 from clp_jax.models import Architecture, depths, family_of
 from clp_jax.record import trained_with
 from clp_jax.trees import flatten

@@ -15,12 +15,12 @@ from clp_jax.checkpoint import CheckpointSpec, copy_files, fingerprint, read_spe
 from clp_jax.commands.data_flags import DataFlags, open_data
 from clp_jax.commands.model_flags import ModelFlags
 from clp_jax.data import CalibrationData, TrainingData, arrange
-from clp_jax.processing import norm_stats, tokenizer
 from clp_jax.distributed import DistributedFlags, barrier, is_first, join
 from clp_jax.errors import InputError
 from clp_jax.loading import default_dtype, read_architecture
 from clp_jax.models import Architecture, Gates, Lengths, Remat, abstract_params, coupled, depths, family_of
 from clp_jax.plan import PrunePlan
+from clp_jax.processing import norm_stats, tokenizer
 from clp_jax.progress import progress
 from clp_jax.record import training_record
 from clp_jax.sensitivity import make_loss

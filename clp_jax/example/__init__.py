@@ -7,10 +7,10 @@ from pathlib import Path
 
 from clp_jax.checkpoint import read_spec
 from clp_jax.data import CalibrationData, open_dataset
-from clp_jax.processing import norm_stats
-from clp_jax.processing.tokenizer import load_tokenizer
 from clp_jax.loading import read_architecture
 from clp_jax.models import robots
+from clp_jax.processing import norm_stats
+from clp_jax.processing.tokenizer import load_tokenizer
 
 FOLDER = Path(__file__).resolve().parent
 CHECKPOINT, DEMONSTRATIONS = str(FOLDER / "checkpoint"), str(FOLDER / "demonstrations")

@@ -15,16 +15,18 @@ import numpy as np
 from etils import epath
 
 from clp_jax.checkpoint import write_beside
+from clp_jax.checkpoint.tensorfile import TensorWriter, read_tensors
 from clp_jax.errors import InputError
 from clp_jax.export.pytorch import TEMPLATES, WEIGHTS_FILE, check_tensors, write_reference, write_tensors
 from clp_jax.export.result import Check, Options, check_tolerance, run_check, write_json
-from clp_jax.checkpoint.tensorfile import TensorWriter, read_tensors
 from clp_jax.export.weights import Weights
 from clp_jax.models import family_of
 from clp_jax.models.layers.lerobot import ACTION, PREFIX, STATE
 
 LOADER = "load_lerobot.py"
 _STATISTICS = ("mean", "std", "q01", "q99")
+
+
 def write(weights: Weights, folder: Path, options: Options) -> None:
     """Writes everything but the comparison into a folder that is being staged."""
     statistics = norm_stats(weights, options.asset_id)

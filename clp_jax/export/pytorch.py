@@ -9,10 +9,10 @@ import numpy as np
 from etils import epath
 
 from clp_jax.checkpoint import write_beside
+from clp_jax.checkpoint.tensorfile import TensorWriter, read_tensors
 from clp_jax.errors import InputError
 from clp_jax.export import reference
 from clp_jax.export.result import Check, Options, check_tolerance, export_record, run_check, same_bits, write_json
-from clp_jax.checkpoint.tensorfile import TensorWriter, read_tensors
 from clp_jax.export.weights import Weights
 from clp_jax.models import Architecture, blocks_of, family_of
 from clp_jax.models.layers.torch_rules import Blocks, Layout, from_tensors, tensors_of, to_tensors

@@ -10,11 +10,11 @@ import numpy as np
 from etils import epath
 
 from clp_jax.checkpoint import write_beside
+from clp_jax.checkpoint.tensorfile import TensorWriter, read_tensors
 from clp_jax.errors import InputError
 from clp_jax.export import reference
 from clp_jax.export.pytorch import TEMPLATES, WEIGHTS_FILE
 from clp_jax.export.result import TOLERANCE, Check, Options, check_tolerance, run_check, same_bits, write_json
-from clp_jax.checkpoint.tensorfile import TensorWriter, read_tensors
 from clp_jax.export.weights import Weights
 from clp_jax.models import Architecture, Gates, build, family_of
 from clp_jax.trees import unflatten
@@ -112,9 +112,7 @@ def export_program(weights: Weights, inputs: dict[str, jax.ShapeDtypeStruct], op
 
     def sample(parameters: dict, arrays: dict) -> jax.Array:
         params = unflatten(parameters)
-        return family.sample(
-            model, params, arrays, noise=arrays["noise"], num_steps=options.num_steps, gates=Gates()
-        )
+        return family.sample(model, params, arrays, noise=arrays["noise"], num_steps=options.num_steps, gates=Gates())
 
     return export.export(jax.jit(sample), platforms=options.platforms)(dict(weights.leaves), inputs)
 
@@ -129,7 +127,10 @@ def signature(
             name: {"shape": [n if isinstance(n, int) else str(n) for n in x.shape], "dtype": x.dtype.name}
             for name, x in inputs.items()
         },
-        "output": {"shape": [str(options.batch_size or _BATCH), options.lengths.horizon, a.action_dim], "dtype": "float32"},
+        "output": {
+            "shape": [str(options.batch_size or _BATCH), options.lengths.horizon, a.action_dim],
+            "dtype": "float32",
+        },
         "about": {
             "image/<camera>": "uint8 0..255, height x width x channels, or any content where image_mask is false",
             "state": "normalised and padded",

@@ -8,9 +8,9 @@ from typing import Any
 
 import jax
 
+from clp_jax.operations import Operations, count_operations
 from clp_jax.scale.chips import GIB, interconnect
 from clp_jax.scale.hlo import Collective, collectives
-from clp_jax.operations import Operations, count_operations
 from clp_jax.scale.programs import Program
 from clp_jax.scale.topologies import Topology
 

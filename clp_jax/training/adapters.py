@@ -7,6 +7,7 @@ from clp_jax.models import Architecture, abstract_params, family_of, init_params
 from clp_jax.sharding import parameter_shardings
 from clp_jax.trees import flatten, unflatten
 
+
 def with_adapters(architecture: Architecture, ranks: tuple[int, ...] = ()) -> Architecture:
     """The architecture with new adapters; upstream's ranks where none are given.
 

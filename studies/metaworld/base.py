@@ -12,9 +12,9 @@ import numpy as np
 from clp_jax.checkpoint import write_params
 from clp_jax.commands.finetune import Finetune
 from clp_jax.commands.finetune import run as finetune
-from clp_jax.processing.tokenizer import FILE as TOKENIZER_FILE
 from clp_jax.evaluation.metaworld import INSTRUCTIONS
 from clp_jax.models import Architecture, init_params
+from clp_jax.processing.tokenizer import FILE as TOKENIZER_FILE
 from clp_jax.trees import flatten, unflatten
 from studies.metaworld import protocol
 

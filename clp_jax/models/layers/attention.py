@@ -5,8 +5,6 @@ from jaxtyping import Bool, Float, Int
 
 from clp_jax.aliases import AnyArray, Array
 
-import jax
-
 
 def attention_mask(valid: Bool[AnyArray, "b s"], starts: Bool[AnyArray, "b s"]) -> Bool[Array, "b s s"]:
     """Who sees whom: valid tokens see valid tokens of their own block and of earlier ones.
@@ -27,9 +25,7 @@ def token_positions(valid: Bool[AnyArray, "b s"]) -> Array:
     return jnp.cumsum(valid, axis=1) - 1
 
 
-def rotate(
-    x: Float[Array, "b t n h"], positions: Int[Array, "b t"], base: float = 10_000.0
-) -> Float[Array, "b t n h"]:
+def rotate(x: Float[Array, "b t n h"], positions: Int[Array, "b t"], base: float = 10_000.0) -> Float[Array, "b t n h"]:
     """Rotary position embedding over split halves, in float32."""
     half = x.shape[-1] // 2
     wavelength = base ** ((2.0 / x.shape[-1]) * jnp.arange(half, dtype=jnp.float32))
@@ -37,5 +33,3 @@ def rotate(
     sin, cos = jnp.sin(angle)[:, :, None, :], jnp.cos(angle)[:, :, None, :]
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
-
-

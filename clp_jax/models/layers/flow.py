@@ -17,10 +17,10 @@ def time_embedding(time: Float[AnyArray, " b"], width: int) -> Float[Array, "b d
     return jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], axis=-1)
 
 
-
-
 def noisy_actions(
-    actions: Float[AnyArray, "b horizon adim"], noise: Float[AnyArray, "b *k horizon adim"], time: Float[AnyArray, "b *k"]
+    actions: Float[AnyArray, "b horizon adim"],
+    noise: Float[AnyArray, "b *k horizon adim"],
+    time: Float[AnyArray, "b *k"],
 ) -> Float[Array, "b *k horizon adim"]:
     """x_t where time runs from 1 (noise) to 0 (action); noise and times may have an axis of draws behind the batch."""
     t = jnp.asarray(time)[..., None, None]

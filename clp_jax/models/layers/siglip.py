@@ -43,7 +43,6 @@ class SiglipSizes:
         return math.isqrt(self.num_tokens) * self.patch_size
 
 
-
 class MlpBlock(nn.Module):
     """Two dense layers with tanh-gelu between."""
 

@@ -101,9 +101,7 @@ def build(architecture: Architecture, rows: Rows = None) -> Pi0 | Pi0Fast:
 def init_params(architecture: Architecture, rng: jax.Array) -> dict:
     """Freshly initialised parameters, float32."""
     model = build(architecture)
-    one = {
-        key: jnp.zeros((1, *leaf.shape), leaf.dtype) for key, leaf in inputs(architecture, Lengths(1, 2)).items()
-    }
+    one = {key: jnp.zeros((1, *leaf.shape), leaf.dtype) for key, leaf in inputs(architecture, Lengths(1, 2)).items()}
     if isinstance(model, Pi0Fast):
         return model.init(rng, Observation.of(one))["params"]
     return model.init(rng, Observation.of(one), one["actions"], jnp.ones(1, jnp.float32))["params"]

@@ -6,12 +6,13 @@ given.
 """
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
 from clp_jax.aliases import Tree
 from clp_jax.errors import InputError
-from clp_jax.models.family import Remat, Stack, Tower
+from clp_jax.models.family import Remat, Tower
 from clp_jax.models.layers.siglip import SiglipSizes
 from clp_jax.trees import flatten
 

@@ -45,7 +45,11 @@ class Pi0Fast(nn.Module):
         tokens, valid = tokens[:, :-1], valid[:, :-1]
         positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape[:2])
         (out,), _, states = self.PaliGemma.llm(
-            [tokens], positions=[positions], masks=[mask], gates=language_gates(self.architecture, gates), capture=capture
+            [tokens],
+            positions=[positions],
+            masks=[mask],
+            gates=language_gates(self.architecture, gates),
+            capture=capture,
         )
         if states is not None:
             towers |= {"vlm": TowerStates(states[0], valid)}

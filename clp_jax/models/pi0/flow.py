@@ -23,6 +23,7 @@ from clp_jax.models.pi0.architecture import Architecture
 from clp_jax.models.pi0.gemma import Gemma, KVCache
 from clp_jax.models.pi0.observation import Observation, model_image
 
+
 class PaliGemma(nn.Module):
     """The image encoder and the language stack, under openpi's names."""
 

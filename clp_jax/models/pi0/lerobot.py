@@ -64,9 +64,7 @@ def config_of(
     }
 
 
-def processors_of(
-    architecture: Architecture, lengths: Lengths, sizes: Mapping[str, int]
-) -> dict[str, dict[str, Any]]:
+def processors_of(architecture: Architecture, lengths: Lengths, sizes: Mapping[str, int]) -> dict[str, dict[str, Any]]:
     """The two processors around a policy, in lerobot's order of steps for this kind."""
     state = {STATE: {"type": "STATE", "shape": [sizes[STATE]]}}
     action = {ACTION: {"type": "ACTION", "shape": [sizes[ACTION]]}}

@@ -158,9 +158,7 @@ def without_adapters(architecture: Architecture) -> Architecture:
     return dataclasses.replace(architecture, **plain)
 
 
-def with_adapters(
-    architecture: Architecture, vlm_rank: int = VLM_RANK, action_rank: int = ACTION_RANK
-) -> Architecture:
+def with_adapters(architecture: Architecture, vlm_rank: int = VLM_RANK, action_rank: int = ACTION_RANK) -> Architecture:
     """The architecture with adapters on the attention and the feed-forward of every expert.
 
     Raises:

@@ -9,12 +9,12 @@ from collections.abc import Mapping
 import numpy as np
 from jaxtyping import Float, Shaped
 
-from clp_jax.processing import transforms
-from clp_jax.processing.norm_stats import NormStats
-from clp_jax.processing.robots import Robot
-from clp_jax.processing.tokenizer import PromptTokenizer
 from clp_jax.errors import InputError
 from clp_jax.models.pi0.architecture import Architecture
+from clp_jax.processing import transforms
+from clp_jax.processing.norm_stats import NormStats
+from clp_jax.processing.robots import Robot, to_model_units
+from clp_jax.processing.tokenizer import PromptTokenizer
 
 CAMERAS = ("base_0_rgb", "left_wrist_0_rgb", "right_wrist_0_rgb")
 """openpi's camera names for π0 and π0.5."""
