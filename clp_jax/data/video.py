@@ -33,7 +33,7 @@ def frame_tolerance(fps: float, tolerance: float | None = None) -> float:
     Raises:
       InputError: the tolerance is no number above 0.
 
-    >>> frame_tolerance(30), frame_tolerance(1000), frame_tolerance(10, 0.01)
+    >>> frame_tolerance(30.0), frame_tolerance(1000.0), frame_tolerance(10.0, 0.01)
     (0.001, 0.0004, 0.01)
     """
     if tolerance is not None and not 0 < tolerance < math.inf:

@@ -17,7 +17,7 @@ _SHARE_OF_PERIOD = 0.01
 def timestamp_tolerance(fps: float) -> float:
     """Seconds by which the time between two rows may differ from one period: lerobot's, or 1 % of the period if more.
 
-    >>> timestamp_tolerance(10), timestamp_tolerance(200)
+    >>> timestamp_tolerance(10.0), timestamp_tolerance(200.0)
     (0.001, 0.0001)
     """
     return max(_LEROBOT_TOLERANCE, _SHARE_OF_PERIOD / fps)
