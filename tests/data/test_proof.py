@@ -1,4 +1,4 @@
-"""Damage is refused before anything is trained on it, in one line that names the place; what is odd and unread is not."""
+"""Damage is refused before training, in one line that names where; what is odd and unread is not."""
 
 import json
 
@@ -74,7 +74,7 @@ DAMAGE = {
     r"episode 2, row 5 .*: timestamp goes from 0.4 to 0 s .*3 more|timestamp goes from 0.4 to 0 s": counter(
         "timestamp", restart
     ),
-    r"episode 2, row 6 .*: timestamp goes from 0.5 to 0.7 s .*must grow by 0.1 s": counter(
+    r"episode 2, row 6 .*: timestamp goes from 0.5 to 0.7 s; .*must grow by 0.1 s": counter(
         "timestamp", lambda t: np.where(np.arange(len(t)) >= 6, t + 0.1, t).astype(np.float32)
     ),
     r"episode 2, row 1 .*: timestamp goes from 0 to 0.2 s \(and 7 more rows": counter("timestamp", lambda t: 2 * t),

@@ -60,6 +60,8 @@ class _File:
         try:
             for row, content in _stored(path, key, share):
                 self.row = row
+                if content is None:
+                    raise InputError("no image bytes.")
                 checksum = zlib.crc32(content, checksum)
                 picture = pictures.verify(content)
                 self.sizes.add((picture.height, picture.width))
@@ -75,7 +77,7 @@ def _named(owners: list[tuple[int, int]], file: _File, key: str, text: str) -> s
 
 
 def _stored(path: Path, key: str, share: float) -> Iterator[tuple[int, Any]]:
-    """Row and content of each picture of some row groups, spread over the file."""
+    """Row and content (None if absent) of each picture of some row groups, spread over the file."""
     with readable(path), open_table(path) as table:
         check_columns(path, table.schema_arrow.names, [key])
         groups, row = table.num_row_groups, 0
@@ -97,10 +99,8 @@ def _contents(column: Any) -> Iterator[Any]:
         if not types.is_struct(kind) or kind.get_field_index("bytes") < 0:
             raise InputError(f"no image bytes, but {kind}.")
         for value, inside in zip(chunk.field("bytes"), chunk.is_valid(), strict=True):
-            content = value.as_buffer() if inside.as_py() and value.is_valid else None
-            if content is None:
-                raise InputError("no image bytes.")
-            yield memoryview(content)
+            whole = inside.as_py() and value.is_valid
+            yield memoryview(value.as_buffer()).cast("B") if whole else None
 
 
 def _column_bytes(path: Path, key: str) -> int:
