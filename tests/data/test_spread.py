@@ -1,0 +1,82 @@
+"""Statistics of no data are refused on load; those without spread are said or refused where they are used."""
+
+import copy
+import json
+
+import numpy as np
+import pytest
+
+from clp_jax.errors import InputError
+from clp_jax.processing import norm_stats
+from clp_jax.processing.norm_stats import NormStats, check_spread, narrow, of_vectors, warning
+
+SOUND = {
+    name: {"mean": [0.0, 1.0], "std": [1.0, 2.0], "q01": [-1.0, 0.0], "q99": [1.0, 3.0]}
+    for name in ("state", "actions")
+}
+
+
+def stored(folder, value):
+    folder.joinpath(norm_stats.FILE).write_text(json.dumps({"norm_stats": value}))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("std", [-0.5, 1.0], "actions, dimension 0: std is -0.5, a deviation is never negative"),
+        ("q01", [-1.0, 4.0], "actions, dimension 1: q01 4 is above q99 3"),
+        ("std", [0.0, 1.0], "actions, dimension 0: std is 0, but q01 and q99 differ"),
+        ("mean", ["0", 1.0], "actions, mean, dimension 0 is '0', no number"),
+        ("mean", [True, 1.0], "actions, mean, dimension 0 is True, no number"),
+        ("mean", [None, 1.0], "actions, mean, dimension 0 is None, no number"),
+        ("q99", [1e300, 3.0], "actions, q99, dimension 0 is 1e[+]300, values that are not finite in float32"),
+        ("mean", "0", "actions, mean is no list of numbers"),
+        ("mean", [], "actions, mean is no list of numbers"),
+        ("mean", [[0.0], [1.0]], "actions, mean, dimension 0 is .0.0., no number"),
+        ("mean", [0.0], "different shapes"),
+        ("q01", None, "actions has only one of q01 and q99"),
+    ],
+)
+def test_statistics_of_no_data_are_refused(tmp_path, key, value, message):
+    changed = copy.deepcopy(SOUND)
+    changed["actions"][key] = value
+    with pytest.raises(InputError, match=message) as caught:
+        norm_stats.load(stored(tmp_path, changed))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("value", [{}, [], None, {"state": []}, {"state": None}, {"state": {}}, 5])
+def test_a_file_without_statistics_is_refused(tmp_path, value):
+    with pytest.raises(InputError, match="of openpi"):
+        norm_stats.load(stored(tmp_path, value))
+
+
+def test_padding_of_zeros_loads_and_matters_only_where_it_is_used(tmp_path):
+    padded = {name: {key: [*values, 0.0] for key, values in entry.items()} for name, entry in SOUND.items()}
+    stats = norm_stats.load(stored(tmp_path, padded))
+    check_spread(stats, {"state": 2, "actions": 2}, source="file", quantiles=True)
+    with pytest.raises(InputError, match=r"of file have no spread .*: actions 2 \(q01 0, q99 0: one unit beside them"):
+        check_spread(stats, {"state": 2, "actions": 3}, source="file", quantiles=True)
+    with pytest.raises(InputError, match=r"state 2 \(std 0: one unit beside the mean becomes 1e[+]06\)"):
+        check_spread(stats, {"state": 3, "actions": 2}, source="file", quantiles=False)
+
+
+def test_a_rare_jump_is_narrow_for_quantiles_and_not_for_a_deviation():
+    rare = np.zeros(1000)
+    rare[5] = 1.0
+    stats = {"actions": of_vectors([np.linspace(-1, 1, 1000), rare])}
+    assert narrow(stats, {"actions": 2}, quantiles=False) == ()
+    assert narrow(stats, {"actions": 2}, quantiles=True) == (
+        "actions 1 (q01 0, q99 0: one unit beside them becomes 2e+06)",
+    )
+    said = warning(stats, {"actions": 2})
+    assert said is not None
+    assert "actions 1" in said
+    assert warning(stats, {"actions": 1}) is None
+
+
+def test_statistics_without_quantiles_are_asked_for_their_deviation():
+    stats = {"state": NormStats(np.zeros(2), np.array([1.0, 0.0]))}
+    assert len(narrow(stats, {"state": 2})) == 1
+    assert narrow(stats, {"state": 2}, quantiles=True) == ()
