@@ -16,7 +16,7 @@ def readable(file: Path) -> Iterator[None]:
 
     try:
         yield
-    except (pyarrow.ArrowException, OSError) as error:
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         reason = str(error).strip().split("\n")[0] or type(error).__name__
         raise InputError(f"{file} cannot be read, it is cut off or damaged: {reason}") from error
 

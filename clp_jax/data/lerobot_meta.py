@@ -19,6 +19,8 @@ from clp_jax.data.lerobot_files import one_text, read_json, read_json_lines, rea
 from clp_jax.errors import InputError
 
 VERSIONS = ("v2.0", "v2.1", "v3.0")
+_MOST = 2**53
+"""Whole numbers above are not exact in float64, which rows are counted in."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -175,8 +177,8 @@ def _fps(folder: Path, info: Mapping[str, Any]) -> float:
 
 
 def _count(value: Any, name: str) -> int:
-    """A whole number of at least 0; ``True``, ``"3"`` and ``2.5`` are none."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or value != int(value) or value < 0:
+    """A whole number from 0 on; ``True``, ``"3"`` and ``2.5`` are none."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= _MOST or value != int(value):
         raise ValueError(f"{name} {value!r} is no whole number")
     return int(value)
 

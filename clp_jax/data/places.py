@@ -125,10 +125,11 @@ def _mismatches(meta: Meta, listed: set[Path], runs: list[_Run], unplaced: list)
     for file in sorted(files & listed):
         own = [run for run in runs if run.file == file]
         numbers = np.repeat([run.episode for run in own], [run.length for run in own])
-        wanted = np.repeat(*zip(*expected[file], strict=True)) if file in expected else np.zeros(0)
-        if len(numbers) != len(wanted):
-            problems.append(f"{file} has {len(numbers)} rows, its episodes have {len(wanted)} according to meta.")
+        count = sum(length for _, length in expected.get(file, ()))
+        if len(numbers) != count:
+            problems.append(f"{file} has {len(numbers)} rows, its episodes have {count} according to meta.")
             continue
+        wanted = np.repeat(*zip(*expected[file], strict=True)) if count else np.zeros(0)
         other = np.flatnonzero(numbers != wanted)
         if len(other):
             row = int(other[0])

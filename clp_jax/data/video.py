@@ -99,10 +99,12 @@ class VideoFrames:
                     start = max(0.0, seconds - tolerance - back)
                     image, nearest = _decode_until(container, start, seconds, tolerance)
                     # Some encoders' keyframes are no clean starts, and a decoder may begin later than asked to.
-                    if image is not None or start == 0.0 or (nearest is not None and nearest < seconds):
+                    if image is not None or start == 0.0 or (nearest is not None and nearest < seconds - tolerance):
                         break
         except (av.error.FFmpegError, OSError, IndexError, MemoryError) as error:
             raise InputError(f"the video {path} cannot be decoded at {seconds:.3f} s: {error}.") from error
+        if image is None and nearest is not None and abs(nearest - seconds) <= tolerance:
+            raise InputError(f"the video {path} cannot be decoded at {seconds:.3f} s: its data are damaged there.")
         if image is None:
             near = "it ends before" if nearest is None else f"the nearest is at {nearest:.3f} s"
             raise InputError(
@@ -183,7 +185,8 @@ def _decode_until(
         if nearest is None or abs(frame.time - seconds) < abs(nearest - seconds):
             nearest = frame.time
         if abs(frame.time - seconds) <= tolerance:
-            return frame.to_ndarray(format="rgb24"), nearest
+            # A decoder conceals what it cannot read with guesses, and says so only in this flag.
+            return (None if frame.is_corrupt else frame.to_ndarray(format="rgb24")), nearest
         if frame.time > seconds:
             break
     return None, nearest
@@ -198,7 +201,7 @@ def open_video(path: Path) -> Any:
     """
     import av
 
-    container = av.open(str(path))
+    container = av.open(str(path), metadata_errors="replace")  # texts in the file's head are read by nobody
     # A file whose end is missing may still open: with no stream, or with one whose codec nobody knows.
     decoder = next((stream.codec_context for stream in container.streams.video), None)
     if decoder is None:
