@@ -99,16 +99,18 @@ class LeRobotData:
         listed = list(dict.fromkeys(episode.table for episode in self.meta.episodes))
         if self._places:
             listed = list(dict.fromkeys(place.file for place in self._places if place is not None))
-        found = self._read_files(listed, new, optional)
+        maybe = [key for key in optional if key not in self._numbers]
+        found = self._read_files(listed, new, maybe)
         mismatches = []
         if not self._places:
-            located = locate(self.meta, found, lambda files: self._read_files(files, new, optional))
+            located = locate(self.meta, found, lambda files: self._read_files(files, new, maybe))
             self._places, self.notes, mismatches = located.places, located.notes, located.problems
         _check_widths(self.meta, found)
         problems = [*(problem for columns in found.values() for problem in columns.problems), *mismatches]
-        rows = self._assemble(found, [*new, *optional], whole=not problems)
+        rows = self._assemble(found, [*new, *maybe], whole=not problems)
         if not problems:
             self._numbers |= rows.columns
+            rows = dataclasses.replace(rows, columns=dict(self._numbers))
         return rows, tuple(problems)
 
     def column_names(self) -> list[str]:

@@ -31,6 +31,12 @@ def test_a_sound_set_is_proven_without_a_word(sound):
     assert set(proof.pictures) == {VIDEO, STILL}
 
 
+def test_a_second_proof_finds_the_same(sound):
+    data = LeRobotData(read_meta(sound))
+    first = sets.prove(data, columns=(STATE, ACTION), cameras=(VIDEO, STILL))
+    assert sets.prove(data, columns=(STATE, ACTION), cameras=(VIDEO, STILL)) == first
+
+
 def at(row, value):
     def change(values):
         values[row] = value

@@ -1,14 +1,23 @@
 """Statistics of no data are refused on load; those without spread are said or refused where they are used."""
 
 import copy
+import dataclasses
 import json
 
+import lerobot_sets as sets
 import numpy as np
 import pytest
+import toys
+from lerobot_sets import ACTION, STATE, STILL
+from recordings import GOLDEN
 
+from clp_jax.data import open_dataset
 from clp_jax.errors import InputError
 from clp_jax.processing import norm_stats
 from clp_jax.processing.norm_stats import NormStats, check_spread, narrow, of_vectors, warning
+from clp_jax.processing.robots import Robot
+from clp_jax.processing.tokenizer import load_tokenizer
+from scripts.make_lerobot_toy import write
 
 SOUND = {
     name: {"mean": [0.0, 1.0], "std": [1.0, 2.0], "q01": [-1.0, 0.0], "q99": [1.0, 3.0]}
@@ -80,3 +89,40 @@ def test_statistics_without_quantiles_are_asked_for_their_deviation():
     stats = {"state": NormStats(np.zeros(2), np.array([1.0, 0.0]))}
     assert len(narrow(stats, {"state": 2})) == 1
     assert narrow(stats, {"state": 2}, quantiles=True) == ()
+
+
+@pytest.fixture(scope="module")
+def rare(tmp_path_factory):
+    """A gripper that moves once in 200 rows."""
+    folder = tmp_path_factory.mktemp("rare") / "set"
+    write(folder, "v2.1", {STATE: 5, ACTION: 3}, {STILL: "image"}, lengths=(7, 4, 189))
+    for file in sets.tables(folder):
+        sets.edit_table(file, lambda t: sets.with_column(t, ACTION, sets.vectors(moving_once(t))))
+    return folder
+
+
+def moving_once(table):
+    values = table.column(ACTION).combine_chunks().flatten().to_numpy().reshape(len(table), 3).copy()
+    values[:, 2] = np.arange(len(table)) == 50
+    return values
+
+
+def opened(folder, kind, **settings):
+    architecture = dataclasses.replace(toys.architecture(kind), vocab_size=512)
+    tokenizer = load_tokenizer(GOLDEN / "tokenizer/tiny_spm.model")
+    robot = Robot("toy", {"base_0_rgb": STILL})
+    return open_dataset(folder, architecture, robot=robot, tokenizer=tokenizer, action_horizon=2, **settings)
+
+
+def test_a_rare_jump_is_said_where_quantiles_normalise_it(rare):
+    assert opened(rare, "pi0").notes == ()
+    (note,) = opened(rare, "pi05").notes
+    assert "actions 2 (q01 0, q99 0: one unit beside them becomes 2e+06) hardly vary" in note
+
+
+def test_a_file_without_spread_is_refused_and_a_checkpoints_own_is_only_said(rare):
+    stats = opened(rare, "pi05").norm_stats
+    assert len(opened(rare, "pi05", norm_stats=stats).notes) == 1
+    with pytest.raises(InputError, match=r"the statistics of my.json have no spread .*: actions 2"):
+        opened(rare, "pi05", norm_stats=stats, stats_file="my.json")
+    assert opened(rare, "pi0", norm_stats=stats, stats_file="my.json").notes == ()

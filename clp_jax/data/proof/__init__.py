@@ -18,7 +18,7 @@ from clp_jax.data.proof.stills import check_stills
 from clp_jax.data.proof.videos import check_videos
 from clp_jax.errors import InputError
 
-_PICTURE_BYTES = 4 * 2**30
+_PICTURE_BYTES = 2 * 2**30
 """Of the pictures in tables so much is read at most before training begins; `check_set` reads all."""
 
 
