@@ -129,7 +129,8 @@ def _mismatches(meta: Meta, listed: set[Path], runs: list[_Run], unplaced: list)
         if len(numbers) != count:
             problems.append(f"{file} has {len(numbers)} rows, its episodes have {count} according to meta.")
             continue
-        wanted = np.repeat(*zip(*expected[file], strict=True)) if count else np.zeros(0)
+        listed_here = expected.get(file, [])
+        wanted = np.repeat([episode for episode, _ in listed_here], [length for _, length in listed_here])
         other = np.flatnonzero(numbers != wanted)
         if len(other):
             row = int(other[0])

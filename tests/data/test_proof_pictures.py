@@ -87,6 +87,12 @@ DAMAGE = {
     "observation.still: .* a broken image: .* no format|cut off": still(lambda _: b""),
     "observation.still: .* a picture of 30000x30000 pixels, more than": still(bomb),
     "episode 2, frame 4, observation.still: .* holds no image bytes": still(lambda _: None),
+    "episode 2, frame 0, observation.still: [^ ]* has no column observation.still; it has": lambda f: sets.edit_table(
+        sets.last_table(f), lambda t: t.drop_columns([STILL])
+    ),
+    "observation.still: [^ ]* holds no image bytes, but int64": lambda f: sets.edit_table(
+        sets.last_table(f), lambda t: sets.with_column(t, STILL, t.column("index"))
+    ),
     "observation.still: .* a picture of 32 bits|16 bits": still(
         lambda _: encoded(np.zeros((4, 4), np.float32), "TIFF")
     ),

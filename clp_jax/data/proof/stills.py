@@ -73,7 +73,8 @@ class _File:
 
 def _named(owners: list[tuple[int, int]], file: _File, key: str, text: str) -> str:
     first, episode = max((owner for owner in owners if owner[0] <= file.row), default=owners[0])
-    return f"episode {episode}, frame {file.row - first}, {key}: {file.path} holds {text}"
+    held = text if text.startswith(str(file.path)) else f"{file.path} holds {text}"
+    return f"episode {episode}, frame {file.row - first}, {key}: {held}"
 
 
 def _stored(path: Path, key: str, share: float) -> Iterator[tuple[int, Any]]:
