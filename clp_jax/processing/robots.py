@@ -148,6 +148,8 @@ def _delta(values: list[Any]) -> tuple[bool, ...]:
         return tuple(values)
     if any(isinstance(value, bool) for value in values):
         raise InputError("delta mixes counts with true and false")
+    if 0 in values:  # a count of none means nothing, but a list of 0 and 1 looks like true and false
+        raise InputError("delta holds a count of 0; write true and false per dimension, or counts as [6, -1]")
     return mask(*(typed(value, int, "a count of delta") for value in values))
 
 
