@@ -32,7 +32,6 @@ class TensorLeaves:
         tensors: dict[str, np.ndarray] = {}
         for shard in spec.shards.values():
             tensors |= read_tensors(shard.path)
-        tensors |= {name: tensors[twin] for name, twin in family.twins(tensors).items()}
         leaves = flatten(abstract_params(architecture))
         self._layout = family.stored_layout(leaves, tensors)
         self._blocks = functools.partial(blocks_of, family.STACKS)

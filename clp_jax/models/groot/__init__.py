@@ -29,7 +29,6 @@ from clp_jax.models.groot.layout import (
     layout,
     prefix_of,
     recognises,
-    twins,
 )
 from clp_jax.models.groot.model import Groot, model_image, sample_actions
 from clp_jax.models.groot.model import cameras as _cameras
@@ -117,7 +116,8 @@ def inputs(
 
 def stored_layout(leaves: Mapping[str, Any], names: Iterable[str]) -> Layout:
     """The tensors of NVIDIA's or lerobot's files for every leaf."""
-    return layout(leaves, prefix_of(names))
+    names = list(names)
+    return layout(leaves, prefix_of(names), embedding=embedding_name(names))
 
 
 def frozen_rules(architecture: Architecture) -> tuple[tuple[str, bool], ...]:
@@ -277,7 +277,6 @@ __all__ = [
     "sample",
     "sample_actions",
     "training_defaults",
-    "twins",
     "without_unseen",
     "why_no_actions",
 ]

@@ -138,11 +138,6 @@ def stored_layout(leaves: Mapping[str, Any], names: Iterable[str]) -> Layout:
     return layout(leaves)
 
 
-def twins(names: Iterable[str]) -> dict[str, str]:
-    """No tensor of a SmolVLA stands for another."""
-    del names
-    return {}
-
 
 def frozen_rules(architecture: Architecture) -> tuple[tuple[str, bool], ...]:
     """What lerobot does not train under the settings of the checkpoint."""
