@@ -60,7 +60,6 @@ def embedding_name(names: Iterable[str]) -> str:
     return HEAD if HEAD in stripped and EMBEDDING not in stripped else EMBEDDING
 
 
-
 def prefix_of(names: Iterable[str]) -> str:
     """What stands before every name of a file.
 

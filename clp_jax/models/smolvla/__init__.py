@@ -138,7 +138,6 @@ def stored_layout(leaves: Mapping[str, Any], names: Iterable[str]) -> Layout:
     return layout(leaves)
 
 
-
 def frozen_rules(architecture: Architecture) -> tuple[tuple[str, bool], ...]:
     """What lerobot does not train under the settings of the checkpoint."""
     return frozen_patterns(architecture)
