@@ -1,7 +1,6 @@
 """Write a folder of safetensors files with fewer blocks: bytes are copied, blocks renumbered, nothing else changes."""
 
 import contextlib
-import dataclasses
 import itertools
 import json
 import math
@@ -150,7 +149,7 @@ def _placed(names: Mapping[str, StoredTensor]) -> dict[str, tuple[StoredTensor, 
     order = {name: number for number, name in enumerate(names)}
     begin, placed = 0, {}
     for name, old in sorted(names.items(), key=lambda item: (item[1].begin, item[1].end, order[item[0]])):
-        placed[name] = (old, dataclasses.replace(old, begin=begin, end=begin + old.size))
+        placed[name] = (old, old._replace(begin=begin, end=begin + old.size))
         begin += old.size
     return {name: placed[name] for name in names}
 
