@@ -37,7 +37,7 @@ class CheckpointSpec:
 
     @property
     def folder(self) -> epath.Path | None:
-        """Where the files are that say what shapes do not, ``assets/policy`` of a run; openpi's checkpoints have none."""
+        """Where the files are that say what shapes do not: ``assets/policy`` of a run. openpi's have none."""
         policy = None if self.assets is None else self.assets / POLICY
         return policy if policy is not None and policy.is_dir() else None
 

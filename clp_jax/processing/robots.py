@@ -99,7 +99,10 @@ def find_robot(
         state=tuple(state) or robot.state,
         actions=actions or robot.actions,
     )
-    return _checked(robot, cameras)
+    try:
+        return _checked(robot, cameras)
+    except InputError as error:
+        raise InputError(f"{name}: {error}" if name is not None and name.endswith(".json") else str(error)) from None
 
 
 def read_robot(path: str | os.PathLike[str]) -> Robot:

@@ -48,8 +48,8 @@ LORA = None
 
 TITLES = {"groot_n15": "GR00T-N1.5"}
 
-LICENCES = """The weights derive from NVIDIA's GR00T-N1.5: they are under NVIDIA's licence for that model (see the card of
-nvidia/GR00T-N1.5-3B), pruned, fine-tuned or converted, and contain weights of Qwen3 (Apache-2.0) and SigLIP 2
+LICENCES = """The weights derive from NVIDIA's GR00T-N1.5: they are under NVIDIA's licence for that model (see the card
+of nvidia/GR00T-N1.5-3B), pruned, fine-tuned or converted, and contain weights of Qwen3 (Apache-2.0) and SigLIP 2
 (Apache-2.0)."""
 
 _PROMPT_TOKENS = 64

@@ -40,8 +40,8 @@ LORA = None
 
 TITLES = {"smolvla": "SmolVLA"}
 
-LICENCES = """The weights derive from SmolVLM2 and SmolVLA of Hugging Face, which are under Apache-2.0; say that the files
-were changed."""
+LICENCES = """The weights derive from SmolVLM2 and SmolVLA of Hugging Face, which are under Apache-2.0; say that the
+files were changed."""
 
 
 def recognises(tree: Tree) -> bool:
