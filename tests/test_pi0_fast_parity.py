@@ -19,7 +19,6 @@ from clp_jax.models import build
 from clp_jax.models.pi0 import architecture_of
 from clp_jax.models.pi0.fast import compute_loss, sample_tokens
 
-
 LOGIT_TOLERANCE = 5e-5
 """Logits are sums over the width of the deepest hidden states, each with its own HIDDEN_TOLERANCE."""
 

@@ -7,13 +7,13 @@ from rich.console import Console
 from rich.table import Table
 
 from clp_jax.analysis import Analysis, loss_of
-from clp_jax.checkpoint import staged
 from clp_jax.commands.measuring import DepthFlags, MeasureFlags, evidence_options, load, measure
 from clp_jax.data import CalibrationData
 from clp_jax.errors import InputError
 from clp_jax.findings import Choice, Findings, clp_stability, compare_criteria, intervals, size_of, warnings_of
 from clp_jax.loading import LoadedModel
 from clp_jax.models import Gates
+from clp_jax.outputs import staged
 from clp_jax.planning import removals
 from clp_jax.report import write_report
 from clp_jax.selection import CRITERIA

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 
 from etils import epath
 
-from clp_jax.checkpoint.stored import files_below
-from clp_jax.commands.chain_flags import ChainFlags
+from clp_jax.checkpoint.orbax.chunks import files_below
+from clp_jax.commands.processing_flags import ProcessingFlags
 from clp_jax.data import TrainingData, open_dataset
 from clp_jax.errors import InputError
 from clp_jax.models import Architecture, family_of, robots
@@ -65,7 +65,7 @@ class RobotFlags(ObservationFlags):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class DataFlags(RobotFlags, ChainFlags):
+class DataFlags(RobotFlags, ProcessingFlags):
     """How rows of a LeRobot data set become a model's inputs; a .npz of model-ready observations needs none."""
 
 

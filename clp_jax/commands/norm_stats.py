@@ -7,12 +7,13 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from clp_jax.checkpoint import read_spec, staged
+from clp_jax.checkpoint import read_spec
 from clp_jax.commands.data_flags import RobotFlags
 from clp_jax.data.recording import open_recording
 from clp_jax.errors import InputError
 from clp_jax.loading import read_architecture
 from clp_jax.models import family_of
+from clp_jax.outputs import staged
 from clp_jax.processing import norm_stats
 
 _OPENPI_HORIZON = 50

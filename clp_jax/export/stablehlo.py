@@ -10,7 +10,7 @@ import numpy as np
 from etils import epath
 
 from clp_jax.checkpoint import write_beside
-from clp_jax.checkpoint.tensorfile import TensorWriter, read_tensors
+from clp_jax.checkpoint.safetensors.tensorfile import TensorWriter, read_tensors
 from clp_jax.errors import InputError
 from clp_jax.export import reference
 from clp_jax.export.pytorch import TEMPLATES, WEIGHTS_FILE

@@ -12,17 +12,17 @@ from typing import Any
 
 from etils import epath
 
-from clp_jax.checkpoint.rewriting import RewriteReport
-from clp_jax.checkpoint.safetensors_copying import FileToWrite, copy_file
-from clp_jax.checkpoint.safetensors_folder import CONFIG_FILE, FolderSpec, fingerprint_folder
-from clp_jax.checkpoint.safetensors_header import StoredTensor, header_of, stamp_of
-from clp_jax.checkpoint.safetensors_listing import INDEX_FILE
-from clp_jax.checkpoint.staging import is_remote, staged
+from clp_jax.checkpoint.orbax.params import write_beside
+from clp_jax.checkpoint.orbax.slicing import RewriteReport
+from clp_jax.checkpoint.orbax.writer import writing
+from clp_jax.checkpoint.safetensors.copying import FileToWrite, copy_file
+from clp_jax.checkpoint.safetensors.folder import CONFIG_FILE, FolderSpec, fingerprint_folder
+from clp_jax.checkpoint.safetensors.header import StoredTensor, header_of, stamp_of
+from clp_jax.checkpoint.safetensors.listing import INDEX_FILE
 from clp_jax.checkpoint.threads import run_in_threads
-from clp_jax.checkpoint.values import write_beside
-from clp_jax.checkpoint.writer import writing
 from clp_jax.errors import InputError
 from clp_jax.models.stored import numbered
+from clp_jax.outputs import is_remote, staged
 from clp_jax.plan import check_period
 
 

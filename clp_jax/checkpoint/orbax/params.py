@@ -10,13 +10,13 @@ import numpy as np
 from etils import epath
 
 from clp_jax.aliases import Tree
-from clp_jax.checkpoint.decoding import BLOCK_BYTES, read_array, read_slabs
-from clp_jax.checkpoint.spec import RECORD_FILE, CheckpointSpec, translated
-from clp_jax.checkpoint.staging import staged
-from clp_jax.checkpoint.stored import files_below, stored_arrays
+from clp_jax.checkpoint.orbax.chunks import files_below, stored_arrays
+from clp_jax.checkpoint.orbax.decoding import BLOCK_BYTES, read_array, read_slabs
+from clp_jax.checkpoint.orbax.spec import RECORD_FILE, CheckpointSpec, translated
+from clp_jax.checkpoint.orbax.writer import ArrayForm, ItemWriter, rows_per_chunk, writing
 from clp_jax.checkpoint.threads import run_in_threads
-from clp_jax.checkpoint.writer import ArrayForm, ItemWriter, rows_per_chunk, writing
 from clp_jax.errors import InputError
+from clp_jax.outputs import staged
 from clp_jax.trees import check_same_structure, flatten, unflatten
 
 

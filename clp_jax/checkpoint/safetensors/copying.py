@@ -12,8 +12,8 @@ from typing import NamedTuple
 import numpy as np
 from etils import epath
 
-from clp_jax.checkpoint.safetensors_header import StoredTensor, opened_to_read, read_exactly
-from clp_jax.checkpoint.writer import writing
+from clp_jax.checkpoint.orbax.writer import writing
+from clp_jax.checkpoint.safetensors.header import StoredTensor, opened_to_read, read_exactly
 from clp_jax.errors import InputError
 
 BLOCK_BYTES = 2**22

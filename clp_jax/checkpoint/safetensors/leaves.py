@@ -7,8 +7,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from clp_jax.checkpoint.safetensors_folder import FolderSpec
-from clp_jax.checkpoint.tensorfile import read_tensors
+from clp_jax.checkpoint.safetensors.folder import FolderSpec
+from clp_jax.checkpoint.safetensors.tensorfile import read_tensors
 from clp_jax.checkpoint.threads import run_in_threads
 from clp_jax.errors import InputError
 from clp_jax.models import Architecture, abstract_params, blocks_of, family_of
