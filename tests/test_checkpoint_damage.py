@@ -124,9 +124,10 @@ def test_no_checkpoint_at_all(tmp_path):
     with pytest.raises(InputError, match="there is no checkpoint at"):
         read_spec(tmp_path / "missing")
     (tmp_path / "model.safetensors").write_bytes(b"1")
-    for path in (tmp_path, tmp_path / "model.safetensors"):
-        with pytest.raises(InputError, match="is not an Orbax checkpoint"):
-            read_spec(path)
+    with pytest.raises(InputError, match=r"has no config\.json"):
+        read_spec(tmp_path)
+    with pytest.raises(InputError, match="is not an Orbax checkpoint"):
+        read_spec(tmp_path / "model.safetensors")
 
 
 def test_a_run_folder_names_its_last_step(tmp_path):

@@ -88,7 +88,7 @@ def test_the_paper_chooses_unless_the_depth_is_found_too():
     def rule(**flags):
         return analyse_command.DepthFlags(**flags).rule()
 
-    assert rule(keep_layers=2) == rule(keep_ratio=0.5) == rule(threshold=0.9) == "clp"
+    assert rule(keep_layers=("2",)) == rule(keep_ratio=("0.5",)) == rule(threshold=0.9) == "clp"
     assert rule(auto=True) == rule() == "jumps"
     assert rule(auto=True, criterion="clp") == "clp"
 

@@ -21,7 +21,7 @@ def test_the_record_says_what_was_done(tmp_path):
     prune_folder(spec, plan_of(spec, groot_keep()), tmp_path / "out", config={"seed": 3}, calibration={"episodes": 2})
     assert tensors_of(tmp_path / "out") == tensors_of(GROOT_PRUNED)
     record = json.loads((tmp_path / "out" / "clp.json").read_text())
-    assert record["kind"] == "groot" and record["schema"] == 1
+    assert record["kind"] == "groot_n15" and record["schema"] == 1
     (step,) = record["steps"]
     assert step["source"] == str(GROOT) and step["source_fingerprint"] == fingerprint_folder(spec)
     assert step["config"] == {"seed": 3} and step["calibration"] == {"episodes": 2}

@@ -161,7 +161,7 @@ def test_fast_reads_every_state():
 
 def test_vision_tower_on_request(pi0):
     arch, params, data = pi0
-    tower = measure(arch, params, data, sampling=Sampling(vision=True))["vision"]
+    tower = measure(arch, params, data, sampling=Sampling(optional=True))["vision"]
     assert tower.cka.shape == (4, 3, 3)
     np.testing.assert_allclose(np.diagonal(tower.cka, axis1=1, axis2=2), 1.0, atol=CKA_TOLERANCE)
 

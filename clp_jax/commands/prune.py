@@ -86,7 +86,12 @@ def write(spec: CheckpointSpec, plan: PrunePlan, config: Prune, calibration: Map
             advance(done // 10**6 - shown)
             shown = done // 10**6
 
-        settings = dataclasses.asdict(config)
+        depth = config.depth()
+        settings = dataclasses.asdict(config) | {
+            "keep": " ".join(config.keep) or None,
+            "keep_layers": depth.keep_layers,
+            "keep_ratio": depth.keep_ratio,
+        }
         return prune_checkpoint(
             spec, plan, config.out, config=settings, calibration=calibration, overwrite=config.overwrite, progress=show
         )

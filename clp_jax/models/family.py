@@ -22,7 +22,7 @@ from clp_jax.processing.robots import Robot
 Remat = Literal["all", "dots", "none"]
 """What the backward pass of a block computes again: all of it, all but its matrix products, or nothing."""
 
-Gates = dict[str, Float[AnyArray, "depth _b"]]
+Gates = dict[str, Float[AnyArray, "_depth _b"]]
 """Per tower and block 1 (keep) or 0 (remove), for each observation or, with a last axis of 1, for the whole batch.
 
 A tower that is not named runs as it is; ``Gates()`` is the full model. A gate g replaces a block's output y by

@@ -54,7 +54,7 @@ def test_a_smolvla_policy_is_recognised_with_its_towers():
 
 def test_a_groot_folder_is_recognised_with_its_towers():
     spec = read_folder(GROOT)
-    assert spec.kind == "groot" and spec.depths == {"vision": 3, "llm": 12, "vl": 4, "dit": 16}
+    assert spec.kind == "groot_n15" and spec.depths == {"vision": 3, "llm": 12, "vl": 4, "dit": 16}
     assert {tower.name: tower.period for tower in spec.towers} == {"vision": 1, "llm": 1, "vl": 1, "dit": 2}
 
 
