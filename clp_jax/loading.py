@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from clp_jax.checkpoint import CheckpointSpec, FolderSpec, Spec, read_params, read_spec, stored_shapes
+from clp_jax.checkpoint.opening import unchanged
 from clp_jax.checkpoint.safetensors.leaves import TensorLeaves
 from clp_jax.errors import InputError
 from clp_jax.models import Architecture, abstract_params, family_of_kind, family_of_tree
@@ -108,7 +109,8 @@ def load_model(
         raise InputError(f"--dtype {dtype} is not an activation dtype; give float32 or bfloat16.")
     architecture = read_architecture(spec, dtype=dtype, **settings)
     mesh = make_mesh(fsdp_devices)
-    params = read_parameters(spec, architecture, mesh)
+    with unchanged(spec):
+        params = read_parameters(spec, architecture, mesh)
     return LoadedModel(spec, architecture, params, mesh)
 
 

@@ -1,6 +1,7 @@
 """Reading and writing checkpoints: what openpi's code recorded, and what Orbax itself gets from ours."""
 
 import shutil
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +20,7 @@ from checkpoints import (
 
 from clp_jax import trees
 from clp_jax.checkpoint import fingerprint, read_params, read_spec, rewrite, write_params
-from clp_jax.checkpoint import writer as writer_module
+from clp_jax.checkpoint.orbax import writer as writer_module
 from clp_jax.errors import InputError
 
 KEEP = (0, 1, 2, 3, 5, 8, 11, 14, 17)
@@ -202,3 +203,18 @@ def test_fingerprint_stays_when_copied_and_tells_checkpoints_apart(toy, tmp_path
     assert len({original, *names}) == 1 + len(RECORDED_STEPS)
     rewrite(read_spec(toy), tmp_path / "out", take={"llm/layers/w": [0, 1]})
     assert fingerprint(read_spec(tmp_path / "out")) != original
+
+
+def test_a_source_that_is_replaced_while_it_is_read_is_no_mixture(toy, tmp_path):
+    """As when somebody syncs another step over the folder that is being pruned."""
+    tree = read_params(read_spec(toy))
+    write_params(tmp_path / "other", jax.tree.map(lambda x: x + 1, tree))
+
+    def replace(*_) -> None:
+        if (tmp_path / "other").exists():
+            Path(toy).rename(tmp_path / "old")
+            (tmp_path / "other").rename(toy)
+
+    with pytest.raises(InputError, match="was replaced or written to while it was read"):
+        rewrite(read_spec(toy), tmp_path / "out", take={"llm/layers/w": [0]}, progress=replace)
+    assert not (tmp_path / "out").exists()

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from recordings import GOLDEN
 
-from clp_jax.models import Architecture, abstract_params
+from clp_jax.models import abstract_params
 from clp_jax.models.layers.siglip import SiglipSizes
-from clp_jax.models.pi0 import CAMERAS, PI0, GemmaSizes
+from clp_jax.models.pi0 import CAMERAS, PI0, Architecture, GemmaSizes
 from clp_jax.training import OptimizerSettings, StepSettings, make_optimizer, make_state, train_step
 from clp_jax.trees import flatten, unflatten
 

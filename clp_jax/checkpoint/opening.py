@@ -1,6 +1,8 @@
 """Every stored form behind the same few functions: openpi's Orbax items, and folders of safetensors files."""
 
+import contextlib
 import os
+from collections.abc import Iterator
 
 from clp_jax.checkpoint.orbax import spec as orbax
 from clp_jax.checkpoint.orbax.spec import CheckpointSpec
@@ -36,3 +38,19 @@ def fingerprint(spec: Spec) -> str:
       spec: the checkpoint; its files are read again, but only in part.
     """
     return fingerprint_folder(spec) if isinstance(spec, FolderSpec) else orbax.fingerprint(spec)
+
+
+@contextlib.contextmanager
+def unchanged(spec: Spec) -> Iterator[None]:
+    """Proves that a checkpoint is the same at the end of the block as at its beginning.
+
+    Args:
+      spec: the checkpoint that the block reads.
+
+    Raises:
+      InputError: it was replaced or written to meanwhile, so that what was read may be of two checkpoints.
+    """
+    before = fingerprint(spec)
+    yield
+    if fingerprint(spec) != before:
+        raise InputError(f"{spec.path} was replaced or written to while it was read; let that end, then run this again.")

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from clp_jax.checkpoint.opening import unchanged
 from clp_jax.checkpoint.orbax.chunks import StoredArray, stored_arrays
 from clp_jax.checkpoint.orbax.decoding import ChunkStream
 from clp_jax.checkpoint.orbax.params import write_beside
@@ -92,7 +93,7 @@ def rewrite(
         if progress is not None:
             progress(done, total)
 
-    with staged(out, overwrite=overwrite, sources=[source]) as folder:
+    with staged(out, overwrite=overwrite, sources=[source]) as folder, unchanged(spec):
         with ItemWriter(folder / "params", allow_nonfinite=allow_nonfinite) as writer:
             # The longest first, so that the threads end together.
             columns = [column for array, rows in leaves for column in _columns(array, rows, writer)]
