@@ -23,7 +23,7 @@ class Export(ModelFlags):
     """Write a checkpoint in the form of openpi, openpi's PyTorch, lerobot or StableHLO; read it back and compare."""
 
     checkpoint: str
-    """Checkpoint, pruned or not: step folder of openpi or of a run, or its params, local or gs://; or a policy folder."""
+    """Checkpoint, pruned or not: step folder of openpi or of a run (local or gs://), or a policy folder."""
     to: Target
     """For whom."""
     out: str

@@ -1,4 +1,4 @@
-"""A policy folder of lerobot 0.6 for SmolVLA: that of the checkpoint at the depth of the weights. No loader is needed."""
+"""A policy folder of lerobot 0.6 for SmolVLA: the checkpoint's own at the depth of the weights. No loader is needed."""
 
 import json
 from collections.abc import Mapping
