@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from clp_jax.loading import LoadedModel, load_model
     from clp_jax.models import Gates
     from clp_jax.plan import PrunePlan, TowerPlan
-    from clp_jax.prune import apply_plan, prune_checkpoint
     from clp_jax.planning import Depth, choose, plan_of_blocks
+    from clp_jax.prune import apply_plan, prune_checkpoint
     from clp_jax.sampling import sample
     from clp_jax.selection import select
     from clp_jax.sensitivity import plan_gates

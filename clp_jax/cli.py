@@ -23,6 +23,7 @@ COMMANDS = {
     "analyse": "measure which layers are twins of their neighbours and propose a plan",
     "prune": "write the smaller checkpoint",
     "finetune": "train a checkpoint, on one device or a pod",
+    "check": "prove that a LeRobot data set is whole: rows, times, tasks, videos, pictures",
     "norm-stats": "compute the statistics that normalise a robot's numbers",
     "export": "carry a checkpoint to openpi's PyTorch, lerobot or StableHLO, and compare",
     "serve": "answer openpi's clients over a websocket",

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from clp_jax.checkpoint import CheckpointSpec, FolderSpec, Spec, read_params, read_spec, stored_shapes
-from clp_jax.checkpoint.tensors import TensorLeaves
+from clp_jax.checkpoint.safetensors.leaves import TensorLeaves
 from clp_jax.errors import InputError
 from clp_jax.models import Architecture, abstract_params, family_of_kind, family_of_tree
 from clp_jax.sharding import make_mesh, parameter_shardings

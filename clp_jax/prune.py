@@ -15,7 +15,7 @@ from clp_jax.checkpoint import CheckpointSpec, RewriteReport, fingerprint, rewri
 from clp_jax.errors import InputError
 from clp_jax.models import Stack, family_of_tree, rows_kept, stack_of
 from clp_jax.plan import PrunePlan
-from clp_jax.record import extend_record
+from clp_jax.provenance import extend_record
 from clp_jax.trees import flatten, unflatten
 
 

@@ -4,12 +4,12 @@ import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from clp_jax.checkpoint.rewriting import RewriteReport
-from clp_jax.checkpoint.safetensors_folder import FolderSpec, fingerprint_folder
-from clp_jax.checkpoint.safetensors_slicing import slice_folder
+from clp_jax.checkpoint.orbax.slicing import RewriteReport
+from clp_jax.checkpoint.safetensors.folder import FolderSpec, fingerprint_folder
+from clp_jax.checkpoint.safetensors.slicing import slice_folder
 from clp_jax.errors import InputError
 from clp_jax.plan import PrunePlan
-from clp_jax.record import extend_record
+from clp_jax.provenance import extend_record
 
 
 def prune_folder(

@@ -28,7 +28,7 @@ def group_gates(group: Sequence[str], alpha: Float[Array, "depth b"]) -> Gates:
       group: towers that keep the same blocks.
       alpha: one gate per block and observation; a last axis of 1 serves the whole batch.
     """
-    return Gates({name: alpha for name in group})
+    return Gates(dict.fromkeys(group, alpha))
 
 
 def plan_gates(architecture: Architecture, plan: PrunePlan) -> Gates:
@@ -72,7 +72,8 @@ def check_gates(architecture: Architecture, gates: Gates) -> None:
             raise InputError(f"there is no tower {tower!r} to gate; the model has {', '.join(known)}.")
         if np.ndim(gate) != 2 or np.shape(gate)[0] != known[tower]:
             raise InputError(
-                f"the gates of tower {tower!r} have shape {np.shape(gate)}, expected ({known[tower]}, observations or 1)."
+                f"the gates of tower {tower!r} have shape {np.shape(gate)}, expected ({known[tower]}, observations or "
+                "1)."
             )
 
 

@@ -22,10 +22,10 @@ from typing import Any
 
 import numpy as np
 
-from clp_jax.checkpoint.staging import staged
 from clp_jax.data.lerobot_writer import Recorded, png_of, write_lerobot
 from clp_jax.errors import InputError
 from clp_jax.evaluation.metaworld import FPS, INSTRUCTIONS, MAX_STEPS, Expert, MetaWorld, check_tasks
+from clp_jax.outputs import staged
 from clp_jax.progress import progress
 
 _MOST_ATTEMPTS = 4

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from etils import epath
 
-from clp_jax.checkpoint.tensorfile import read_tensors
+from clp_jax.checkpoint.safetensors.tensorfile import read_tensors
 from clp_jax.models import abstract_params, blocks_of, groot, rows_kept, stack_of
 from clp_jax.models.layers.torch_rules import from_tensors, tensors_of
 from clp_jax.trees import abstract, flatten, unflatten

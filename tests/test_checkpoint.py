@@ -114,7 +114,7 @@ def test_output_chunks_of_any_size_hold_the_right_rows(rows, chunk_bytes, tmp_pa
     values = np.arange(90, dtype=np.float32).reshape(9, 10)
     save_by_orbax(tmp_path / "a", {"w": values})
     monkeypatch.setattr(writer_module, "CHUNK_BYTES", chunk_bytes)
-    monkeypatch.setattr("clp_jax.checkpoint.rewriting.CHUNK_BYTES", chunk_bytes)
+    monkeypatch.setattr("clp_jax.checkpoint.orbax.slicing.CHUNK_BYTES", chunk_bytes)
     rewrite(read_spec(tmp_path / "a"), tmp_path / "b", take={"w": rows})
     first = values if rows is None else values[list(rows)]
     assert_bit_equal({"w": first}, read_params(read_spec(tmp_path / "b")))

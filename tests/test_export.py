@@ -15,7 +15,7 @@ import toys
 from checkpoints import assert_bit_equal, save_by_orbax
 
 from clp_jax.checkpoint import LeafReader, read_params, read_spec, write_params
-from clp_jax.checkpoint.tensorfile import TensorWriter, read_tensors
+from clp_jax.checkpoint.safetensors.tensorfile import TensorWriter, read_tensors
 from clp_jax.cli import main
 from clp_jax.errors import InputError
 from clp_jax.export.weights import Weights

@@ -12,7 +12,7 @@ import pytest
 import real_lerobot
 from test_export import STATS, eight_heads, export, save
 
-from clp_jax.checkpoint.tensorfile import read_tensors
+from clp_jax.checkpoint.safetensors.tensorfile import read_tensors
 from clp_jax.cli import main
 from clp_jax.models import Lengths
 from clp_jax.models.layers.flow import time_embedding
@@ -138,7 +138,7 @@ def test_lerobot_alone_refuses_the_folder(exported):
 @real
 @pytest.mark.parametrize("damage", ["depth", "weight", "missing"])
 def test_a_policy_whose_weights_are_not_the_files_is_not_returned(small_lerobot, damage):
-    from clp_jax.checkpoint.tensorfile import TensorWriter
+    from clp_jax.checkpoint.safetensors.tensorfile import TensorWriter
 
     config, file = small_lerobot / "config.json", small_lerobot / "model.safetensors"
     module = loader(small_lerobot)

@@ -6,6 +6,7 @@ import pytest
 from clp_jax.data.lerobot import LeRobotData
 from clp_jax.data.lerobot_meta import read_meta
 from clp_jax.data.lerobot_writer import Recorded, png_of, write_lerobot
+from clp_jax.data.proof import prove
 from scripts.make_lerobot_toy import FPS, write
 
 pytest.importorskip("lerobot", reason="needs lerobot")
@@ -55,6 +56,8 @@ def test_v21_is_read_as_lerobot_reads_it_after_its_own_conversion(offline, tmp_p
     write(root, "v2.1", COLUMNS, CAMERAS)
     convert_dataset("toy/toy", root=root, push_to_hub=False)
     assert read_meta(root).episodes[0].table.name.startswith("file-")  # converted in place
+    for folder in (tmp_path / "toy_old", root):
+        assert prove(LeRobotData(read_meta(folder)), columns=tuple(COLUMNS), cameras=tuple(CAMERAS)).notes == ()
     check_same(LeRobotData(read_meta(tmp_path / "toy_old")), root)
     check_same(LeRobotData(read_meta(root)), root)
 
@@ -72,3 +75,28 @@ def test_what_we_write_is_read_by_lerobot(offline, tmp_path):
     ]
     write_lerobot(tmp_path, episodes, fps=FPS, robot_type="toy")
     check_same(LeRobotData(read_meta(tmp_path)), tmp_path, (camera,))
+
+
+@pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize("use_videos", [True, False])
+def test_what_lerobot_records_is_proven_without_a_note(offline, tmp_path, use_videos):
+    from lerobot.datasets.lerobot_dataset import LeRobotDataset
+
+    camera, rng = "observation.image", np.random.default_rng(0)
+    features = {key: {"dtype": "float32", "shape": (d,), "names": None} for key, d in COLUMNS.items()}
+    features[camera] = {
+        "dtype": "video" if use_videos else "image",
+        "shape": (64, 96, 3),
+        "names": ["height", "width", "channels"],
+    }
+    root = tmp_path / "toy"
+    recorded = LeRobotDataset.create("toy/toy", 30, features, root=root, use_videos=use_videos)
+    for task, length in (("open it", 40), ("close it", 3), ("open it", 61)):
+        for _ in range(length):
+            frame = {key: rng.standard_normal(d).astype(np.float32) for key, d in COLUMNS.items()}
+            recorded.add_frame(frame | {camera: rng.integers(0, 256, (64, 96, 3)).astype(np.uint8), "task": task})
+        recorded.save_episode()
+    recorded.finalize()
+    proof = prove(LeRobotData(read_meta(root)), columns=tuple(COLUMNS), cameras=(camera,))
+    assert proof.notes == ()
+    assert list(proof.pictures) == [camera]

@@ -19,6 +19,9 @@ from clp_jax.models import build
 from clp_jax.models.pi0 import architecture_of
 from clp_jax.models.pi0.fast import compute_loss, sample_tokens
 
+LOGIT_TOLERANCE = 5e-5
+"""Logits are sums over the width of the deepest hidden states, each with its own HIDDEN_TOLERANCE."""
+
 
 @pytest.fixture(scope="module", params=["pi0_fast", "pi0_fast_pruned9"])
 def case(request):
@@ -57,3 +60,29 @@ def test_greedy_tokens(case):
     )
     tokens = jax.jit(lambda p, o: sample_tokens(model, p, o, max_decoding_steps=12))(params, obs)
     assert np.array_equal(tokens, theirs["sampled_tokens"])
+
+
+def test_logits_of_every_decoding_step_with_masked_cameras(case):
+    """Two of the three observations lack a camera, whose tokens openpi reads with what they make of empty slots."""
+    model, params, theirs = case
+    steps = theirs["sampled_tokens"].shape[1]
+    g = recording("pi0_fast")
+    prompt = g["sample_tokenized_prompt"]
+    obs = dataclasses.replace(
+        observation("pi0_fast"),
+        tokenized_prompt=prompt,
+        tokenized_prompt_mask=g["sample_tokenized_prompt_mask"],
+        token_ar_mask=np.zeros_like(prompt),
+    )
+    assert not all(mask.all() for mask in obs.image_masks.values())
+    variables = {"params": params}
+    logits, kv_cache, valid = jax.jit(lambda v, o: model.apply(v, o, steps, method="prefill"))(variables, obs)
+    assert largest_difference(logits, theirs["decode_logits"][:, 0]) < LOGIT_TOLERANCE
+    prefix, length = valid.shape[1], np.asarray(valid).sum(axis=1, dtype=np.int32)
+    slots = np.arange(prefix + steps)
+    decode = jax.jit(lambda v, *inputs: model.apply(v, *inputs, method="decode"))
+    for i in range(steps):
+        token = theirs["sampled_tokens"][:, i].astype(np.int32)
+        visible = (slots >= (prefix - length)[:, None]) & (slots < prefix + i + 1)
+        logits, kv_cache = decode(variables, token, kv_cache, np.int32(prefix + i), visible, length + i + 1)
+        assert largest_difference(logits, theirs["decode_logits"][:, i + 1]) < LOGIT_TOLERANCE, i

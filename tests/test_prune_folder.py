@@ -6,7 +6,7 @@ import json
 import pytest
 from safetensors_folders import GROOT, GROOT_PRUNED, SMOLVLA, WEIGHTS, groot_keep, tensors_of
 
-from clp_jax.checkpoint.safetensors_folder import fingerprint_folder, read_folder
+from clp_jax.checkpoint.safetensors.folder import fingerprint_folder, read_folder
 from clp_jax.errors import InputError
 from clp_jax.plan import PrunePlan
 from clp_jax.prune_folder import prune_folder

@@ -54,6 +54,7 @@ def test_robot_from_a_file(tmp_path):
         ({"images": {"base_0_rgb": "top"}, "delta": ["x"]}, "must be a whole number"),
         ({"images": {"base_0_rgb": "top"}, "state": 3}, "state must be"),
         ({"images": {"base_0_rgb": "top"}, "units": "franka"}, "units 'franka' are unknown"),
+        ({"images": {"base_0_rgb": "a"}, "delta": [1, 1, 0, 1]}, "a count of 0; write true and false"),
     ],
 )
 def test_file_with_a_slip_is_refused(tmp_path, value, message):

@@ -23,7 +23,7 @@ from etils import epath
 
 from clp_jax import checkpoint
 from clp_jax.aliases import Tree
-from clp_jax.checkpoint.writer import COMPRESSOR, ArrayForm, ItemWriter
+from clp_jax.checkpoint.orbax.writer import COMPRESSOR, ArrayForm, ItemWriter
 from clp_jax.trees import flatten
 
 Layout = Literal["leaf", "orbax", "layer"]

@@ -31,7 +31,7 @@ def random_observations(architecture: Architecture, count: int, lengths: Lengths
 def _random(
     rng: np.random.Generator, key: str, shape: tuple[int, ...], dtype: np.dtype, architecture: Architecture
 ) -> np.ndarray:
-    if dtype == bool:
+    if np.issubdtype(dtype, np.bool_):
         return np.ones(shape, bool)
     if dtype == np.float32:
         return rng.standard_normal(shape, np.float32)

@@ -7,31 +7,38 @@ leave out both: ``PaliGemma/llm/layers/attn/q_einsum/w``.
 
 from typing import TYPE_CHECKING
 
-from clp_jax.checkpoint.staging import staged
 from clp_jax.lazy import importer
+from clp_jax.outputs import staged
 
 if TYPE_CHECKING:
     from clp_jax.checkpoint.opening import Spec, fingerprint, read_spec
-    from clp_jax.checkpoint.rewriting import RewriteReport, rewrite
-    from clp_jax.checkpoint.safetensors_folder import FolderSpec, stored_shapes
-    from clp_jax.checkpoint.spec import CheckpointSpec
-    from clp_jax.checkpoint.values import LeafReader, copy_files, read_params, write_beside, write_params, write_stream
+    from clp_jax.checkpoint.orbax.params import (
+        LeafReader,
+        copy_files,
+        read_params,
+        write_beside,
+        write_params,
+        write_stream,
+    )
+    from clp_jax.checkpoint.orbax.slicing import RewriteReport, rewrite
+    from clp_jax.checkpoint.orbax.spec import CheckpointSpec
+    from clp_jax.checkpoint.safetensors.folder import FolderSpec, stored_shapes
 
 _HOME = {
-    "RewriteReport": "rewriting",
-    "rewrite": "rewriting",
-    "CheckpointSpec": "spec",
-    "FolderSpec": "safetensors_folder",
+    "RewriteReport": "orbax.slicing",
+    "rewrite": "orbax.slicing",
+    "CheckpointSpec": "orbax.spec",
+    "FolderSpec": "safetensors.folder",
     "Spec": "opening",
-    "stored_shapes": "safetensors_folder",
+    "stored_shapes": "safetensors.folder",
     "fingerprint": "opening",
     "read_spec": "opening",
-    "LeafReader": "values",
-    "copy_files": "values",
-    "read_params": "values",
-    "write_beside": "values",
-    "write_params": "values",
-    "write_stream": "values",
+    "LeafReader": "orbax.params",
+    "copy_files": "orbax.params",
+    "read_params": "orbax.params",
+    "write_beside": "orbax.params",
+    "write_params": "orbax.params",
+    "write_stream": "orbax.params",
 }
 
 __all__ = ["staged", *_HOME]  # noqa: PLE0604 - names of the table above

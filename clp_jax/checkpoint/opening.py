@@ -2,9 +2,9 @@
 
 import os
 
-from clp_jax.checkpoint import spec as orbax
-from clp_jax.checkpoint.safetensors_folder import FolderSpec, fingerprint_folder, is_safetensors_folder, read_folder
-from clp_jax.checkpoint.spec import CheckpointSpec
+from clp_jax.checkpoint.orbax import spec as orbax
+from clp_jax.checkpoint.orbax.spec import CheckpointSpec
+from clp_jax.checkpoint.safetensors.folder import FolderSpec, fingerprint_folder, is_safetensors_folder, read_folder
 from clp_jax.errors import InputError
 
 Spec = CheckpointSpec | FolderSpec

@@ -7,13 +7,13 @@ from rich.console import Console
 from rich.table import Table
 
 from clp_jax.analysis import Analysis, loss_of
-from clp_jax.checkpoint import staged
 from clp_jax.commands.measuring import DepthFlags, MeasureFlags, evidence_options, load, measure
 from clp_jax.data import CalibrationData
 from clp_jax.errors import InputError
 from clp_jax.findings import Choice, Findings, clp_stability, compare_criteria, intervals, size_of, warnings_of
 from clp_jax.loading import LoadedModel
 from clp_jax.models import Gates
+from clp_jax.outputs import staged
 from clp_jax.planning import removals
 from clp_jax.report import write_report
 from clp_jax.selection import CRITERIA
@@ -24,7 +24,7 @@ class Analyse(MeasureFlags, DepthFlags):
     """Measure which blocks of a checkpoint are twins of their neighbours, and propose an editable plan."""
 
     checkpoint: str
-    """Checkpoint: an openpi step folder or its params (local or gs://), a lerobot policy folder, NVIDIA's GR00T folder."""
+    """Checkpoint: a step folder of openpi or its params, local or gs://; a policy folder of lerobot; NVIDIA's folder."""
     data: str
     """.npz of model-ready observations, LeRobot folder or hub id."""
     out: str

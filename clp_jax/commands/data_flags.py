@@ -1,12 +1,13 @@
 """Flags that say how data become a model's inputs, shared by the commands that take ``--data``."""
 
 import dataclasses
+import sys
 from collections.abc import Mapping
 
 from etils import epath
 
-from clp_jax.checkpoint.stored import files_below
-from clp_jax.commands.chain_flags import ChainFlags
+from clp_jax.checkpoint.orbax.chunks import files_below
+from clp_jax.commands.processing_flags import ProcessingFlags
 from clp_jax.data import TrainingData, open_dataset
 from clp_jax.errors import InputError
 from clp_jax.models import Architecture, family_of, robots
@@ -55,6 +56,8 @@ class RobotFlags(ObservationFlags):
 
     action_key: str | None = None
     """Key of the actions, instead of the robot's."""
+    timestamp_tolerance: float | None = None
+    """Seconds by which the time between two rows may differ from one period; 1e-4 s or 1 % of a period if absent."""
 
     def find_robot(self, architecture: Architecture | None) -> Robot | None:
         """As `ObservationFlags.find_robot`, with the key of the actions."""
@@ -62,7 +65,7 @@ class RobotFlags(ObservationFlags):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class DataFlags(RobotFlags, ChainFlags):
+class DataFlags(RobotFlags, ProcessingFlags):
     """How rows of a LeRobot data set become a model's inputs; a .npz of model-ready observations needs none."""
 
 
@@ -93,12 +96,13 @@ def open_data(
     ready = source.endswith(".npz")
     robot = None if ready and not flags.names_robot() else flags.find_robot(architecture)
     asset_id = flags.asset_id
+    stats_file = None
     if stats is None and flags.norm_stats not in (None, "data"):
-        stats = norm_stats.load(flags.norm_stats)
+        stats, stats_file = norm_stats.load(flags.norm_stats), flags.norm_stats
     elif stats is None and flags.norm_stats is None and not ready and assets is not None:
         stats, asset_id = stats_of_checkpoint(assets, flags.asset_id)
     wants_tokenizer = flags.tokenizer is not None or (robot is not None and not ready)
-    return open_dataset(
+    data = open_dataset(
         source,
         architecture,
         robot=robot,
@@ -113,7 +117,12 @@ def open_data(
         prompt=flags.prompt,
         hold_out_ratio=hold_out_ratio,
         seed=seed,
+        stats_file=stats_file,
+        tolerance=flags.timestamp_tolerance,
     )
+    for note in data.notes:
+        print(f"note: {note}", file=sys.stderr)
+    return data
 
 
 def stats_of_checkpoint(assets: epath.Path, asset_id: str | None) -> tuple[dict[str, NormStats] | None, str | None]:

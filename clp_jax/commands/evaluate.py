@@ -14,13 +14,13 @@ from typing import Any, Literal
 from rich.console import Console
 from rich.table import Table
 
-from clp_jax.checkpoint.staging import staged
-from clp_jax.commands.chain_flags import ChainFlags
+from clp_jax.commands.processing_flags import ProcessingFlags
 from clp_jax.errors import InputError
 from clp_jax.evaluation import libero, metaworld
 from clp_jax.evaluation.parallel import run_episodes
 from clp_jax.evaluation.rollouts import Answering, Asking, Episode, Make
 from clp_jax.evaluation.summary import summary
+from clp_jax.outputs import staged
 from clp_jax.progress import progress
 from clp_jax.version import __version__
 
@@ -28,7 +28,7 @@ _PACKAGES = ("jax", "numpy", "mujoco", "metaworld", "robosuite", "libero-pro-ben
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Evaluate(ChainFlags):
+class Evaluate(ProcessingFlags):
     """Let a checkpoint, or the policy behind a server, act in a simulator, and count successes.
 
     Episodes start the same in every run: objects and noise are decided by task, --seed and number of the episode.
@@ -116,7 +116,7 @@ def check(config: Evaluate) -> None:
     if config.seed < 0 or config.filmed < 0:
         raise InputError("--seed and --filmed are at least 0.")
     if config.server is not None:
-        fields = {field.name: field.default for field in dataclasses.fields(ChainFlags) if field.name != "prompt"}
+        fields = {field.name: field.default for field in dataclasses.fields(ProcessingFlags) if field.name != "prompt"}
         fields |= {"robot": None, "num_steps": 10, "dtype": None, "params_dtype": "keep", "lora_scale": 1.0}
         given = [f"--{name.replace('_', '-')}" for name, default in fields.items() if getattr(config, name) != default]
         if given:
@@ -200,7 +200,9 @@ def _policy(config: Evaluate) -> Answering:
     from clp_jax.evaluation.local import LocalPolicy
 
     assert config.checkpoint is not None
-    chain = {field.name: getattr(config, field.name) for field in dataclasses.fields(ChainFlags)} | {"prompt": None}
+    chain = {field.name: getattr(config, field.name) for field in dataclasses.fields(ProcessingFlags)} | {
+        "prompt": None
+    }
     serve = Serve(
         checkpoint=config.checkpoint,
         robot=config.robot or config.suite,

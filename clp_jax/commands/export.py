@@ -14,7 +14,7 @@ from clp_jax.export import Options, Target, Weights, export_checkpoint
 from clp_jax.export.weights import Dtype
 from clp_jax.loading import read_architecture, stored_tree
 from clp_jax.models import Architecture, depths, family_of
-from clp_jax.record import trained_with
+from clp_jax.provenance import trained_with
 from clp_jax.trees import flatten
 
 

@@ -22,7 +22,7 @@ from clp_jax.models import Architecture, Gates, Lengths, Remat, abstract_params,
 from clp_jax.plan import PrunePlan
 from clp_jax.processing import norm_stats, tokenizer
 from clp_jax.progress import progress
-from clp_jax.record import training_record
+from clp_jax.provenance import training_record
 from clp_jax.sensitivity import make_loss
 from clp_jax.sharding import Rules, make_mesh
 from clp_jax.similarity import batches

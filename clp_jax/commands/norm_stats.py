@@ -4,18 +4,19 @@ import dataclasses
 import time
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
-from clp_jax.checkpoint import read_spec, staged
+from clp_jax.checkpoint import read_spec
 from clp_jax.commands.data_flags import RobotFlags
 from clp_jax.data.recording import open_recording
 from clp_jax.errors import InputError
 from clp_jax.loading import read_architecture
 from clp_jax.models import family_of
+from clp_jax.outputs import staged
 from clp_jax.processing import norm_stats
 
 _OPENPI_HORIZON = 50
-_NARROW = 1e-4
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -50,12 +51,14 @@ def run(config: NormStats) -> None:
         raise InputError(f"an action chunk of {horizon} actions is none; give at least 1.")
     with staged(config.out, overwrite=config.overwrite, sources=[config.data]) as folder:
         start = time.perf_counter()
-        recording = open_recording(config.data, robot)
+        recording = open_recording(config.data, robot, pictures=False, tolerance=config.timestamp_tolerance)
         stats = recording.norm_stats(horizon)
         seconds = time.perf_counter() - start
         asset_id = config.asset_id or recording.asset_id
         norm_stats.save(folder / asset_id, stats)
     _print(console, stats)
+    for note in recording.proof.notes:
+        console.print(f"[yellow]note:[/] {escape(note)}")
     console.print(
         f"{len(recording.data):,} rows of {len(recording.data.meta.episodes):,} episodes, chunks of {horizon} actions, "
         f"in {seconds:.1f} s"
@@ -67,17 +70,12 @@ def _print(console: Console, stats: dict[str, norm_stats.NormStats]) -> None:
     table = Table()
     for column in ("", "mean", "std", "1 %", "99 %"):
         table.add_column(column, justify="right" if column else "left")
-    narrow = []
     for name, entry in stats.items():
         assert entry.q01 is not None
         assert entry.q99 is not None
         for i, row in enumerate(zip(entry.mean, entry.std, entry.q01, entry.q99, strict=True)):
             table.add_row(f"{name} {i}", *(f"{value:.4g}" for value in row))
-            if row[1] < _NARROW or row[3] - row[2] < _NARROW:
-                narrow.append(f"{name} {i}")
     console.print(table)
-    if narrow:
-        console.print(
-            f"[yellow]warning:[/] {', '.join(narrow)} hardly vary: normalised by so small a range, any other value "
-            "becomes huge. Check the data, or widen the range in the file by hand."
-        )
+    warning = norm_stats.warning(stats, {name: len(entry.mean) for name, entry in stats.items()})
+    if warning is not None:
+        console.print(f"[yellow]warning:[/] {escape(warning)}")

@@ -14,9 +14,9 @@ from etils import epath
 from rich.console import Console
 
 from clp_jax.checkpoint import CheckpointSpec, read_spec
-from clp_jax.commands.chain_flags import ChainFlags
 from clp_jax.commands.data_flags import ObservationFlags, stats_of_checkpoint
 from clp_jax.commands.model_flags import ModelFlags
+from clp_jax.commands.processing_flags import ProcessingFlags
 from clp_jax.data.dataset import chosen_lengths
 from clp_jax.errors import InputError
 from clp_jax.loading import check_finite, load_model, read_architecture
@@ -24,14 +24,14 @@ from clp_jax.models import Architecture, Lengths, family_of
 from clp_jax.processing import norm_stats
 from clp_jax.processing.norm_stats import NormStats
 from clp_jax.progress import progress
-from clp_jax.record import trained_with
+from clp_jax.provenance import trained_with
 from clp_jax.serving.policy import Policy, check_servable
 from clp_jax.serving.requests import ModelRequests, Requests, RobotRequests
 from clp_jax.serving.server import ServerSettings, run_server
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Serve(ObservationFlags, ChainFlags, ModelFlags):
+class Serve(ObservationFlags, ProcessingFlags, ModelFlags):
     """Serve a checkpoint with openpi's protocol, so that openpi-client works unchanged.
 
     Without a robot, requests are model-ready and so are the answers. SIGTERM and Ctrl-C end it.

@@ -9,10 +9,11 @@ from jaxtyping import Bool, Int
 
 from clp_jax.data.calibration import CalibrationData, hold_out, load_npz
 from clp_jax.data.loader import BatchIterator, Read
-from clp_jax.data.recording import open_recording
+from clp_jax.data.recording import Recording, open_recording
 from clp_jax.errors import InputError
 from clp_jax.models import Architecture, Lengths, family_of
-from clp_jax.processing.norm_stats import NormStats
+from clp_jax.models.family import Processing
+from clp_jax.processing.norm_stats import NormStats, check_spread, warning
 from clp_jax.processing.robots import Robot
 from clp_jax.processing.tokenizer import PromptTokenizer, load_tokenizer
 
@@ -34,7 +35,9 @@ class TrainingData:
       action_dim: dimensions of the robot's actions; those of the model's for a ``.npz``, None if it has none.
       norm_stats: what states and actions were normalised with, by name; None if they are stored that way.
       asset_id: where the statistics belong in a checkpoint: ``assets/<asset_id>/norm_stats.json``.
-      fingerprint: identity of the data.
+      fingerprint: identity of the rows and texts.
+      pictures: identity of the videos or pictures, None for a ``.npz``.
+      notes: what is odd about the data, one sentence each, for the user to see.
     """
 
     source: str
@@ -48,6 +51,8 @@ class TrainingData:
     norm_stats: Mapping[str, NormStats] | None
     asset_id: str | None
     fingerprint: str
+    pictures: str | None = None
+    notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -117,6 +122,8 @@ def open_dataset(
     prompt: str | None = None,
     hold_out_ratio: float = 0.0,
     seed: int = 0,
+    stats_file: str | None = None,
+    tolerance: float | None = None,
 ) -> TrainingData:
     """Open data for a model.
 
@@ -134,6 +141,8 @@ def open_dataset(
       prompt: for every observation, instead of the data set's tasks.
       hold_out_ratio: share of the episodes kept apart, in [0, 1).
       seed: of the choice of these episodes.
+      stats_file: where the user's ``norm_stats`` are from, which must then have a spread in all dimensions used.
+      tolerance: seconds by which the time between two rows may differ from one period; see `proof.prove`.
 
     Raises:
       InputError: what is needed is missing or does not fit; one line that names it.
@@ -155,7 +164,7 @@ def open_dataset(
         raise InputError(f"{source} is a LeRobot data set: say which robot it is of (--robot).")
     family = family_of(architecture)
     lengths = chosen_lengths(architecture, action_horizon, max_token_len)
-    recorded = open_recording(source, robot)
+    recorded = open_recording(source, robot, tolerance=tolerance)
     processing = family.processing(
         architecture,
         recorded.robot,
@@ -164,6 +173,7 @@ def open_dataset(
         lengths,
         state_in_prompt=state_in_prompt,
     )
+    notes = _notes_on_spread(recorded, processing, stats_file)
     rows, held = hold_out(recorded.episodes, hold_out_ratio, seed=seed)
     return TrainingData(
         source=str(source),
@@ -177,7 +187,19 @@ def open_dataset(
         norm_stats=processing.norm_stats,
         asset_id=asset_id or recorded.asset_id,
         fingerprint=recorded.fingerprint(),
+        pictures=recorded.video_fingerprint(),
+        notes=(*recorded.proof.notes, *notes),
     )
+
+
+def _notes_on_spread(recorded: Recording, processing: Processing, stats_file: str | None) -> tuple[str, ...]:
+    """Warns of dimensions that hardly vary; statistics of a file that the user gave must vary."""
+    dims = {"state": recorded.state.shape[1], "actions": recorded.actions.shape[1]}
+    quantiles = getattr(processing, "quantiles", None)
+    if stats_file is not None:
+        check_spread(processing.norm_stats, dims, source=stats_file, quantiles=quantiles)
+    found = warning(processing.norm_stats, dims, quantiles=quantiles)
+    return () if found is None else (found,)
 
 
 def chosen_lengths(architecture: Architecture, action_horizon: int | None, max_token_len: int | None) -> Lengths:

@@ -3,22 +3,42 @@
 Numbers are read once and stay in memory; images are read when asked for.
 """
 
-import io
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 
-from clp_jax.data.lerobot_meta import Meta, readable
-from clp_jax.data.video import OpenFiles, VideoFrames
+from clp_jax.data import pictures
+from clp_jax.data.lerobot_files import check_columns, readable
+from clp_jax.data.lerobot_meta import Episode, Meta, shape_of
+from clp_jax.data.places import Place, locate
+from clp_jax.data.tables import Columns, open_table, read_columns
+from clp_jax.data.video import OpenFiles, VideoFrames, frame_tolerance
 from clp_jax.errors import InputError
 
 _FILES_AT_A_TIME = 8
-_TOLERANCE = 1e-3
-"""Seconds between the time of a row and of its frame: ten times what lerobot allows, and never another frame."""
+COUNTERS = ("timestamp", "frame_index", "episode_index", "index", "task_index")
+"""Columns of one number that say what a row is."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Rows:
+    """The rows of those episodes that could be read.
+
+    Attributes:
+      episodes: in order.
+      places: where each one's rows are.
+      ends: one past the last row of each episode.
+      columns: numbers by name [n, d].
+    """
+
+    episodes: tuple[Episode, ...]
+    places: tuple[Place, ...]
+    ends: Int[np.ndarray, " e"]
+    columns: Mapping[str, np.ndarray]
 
 
 class LeRobotData:
@@ -26,20 +46,16 @@ class LeRobotData:
 
     Args:
       meta: from `lerobot_meta.read_meta`.
+      tolerance: seconds by which a row and its frame may differ, where that is more than the default.
     """
 
-    def __init__(self, meta: Meta):
+    def __init__(self, meta: Meta, *, tolerance: float | None = None):
         self.meta = meta
-        lengths = np.array([episode.length for episode in meta.episodes])
-        self._ends = np.cumsum(lengths)
-        self._by_file: dict[Path, list[int]] = {}
-        self._row_in_file = np.zeros(len(lengths), np.int64)
-        for position, episode in enumerate(meta.episodes):
-            inside = self._by_file.setdefault(episode.table, [])
-            if inside:
-                self._row_in_file[position] = self._row_in_file[inside[-1]] + lengths[inside[-1]]
-            inside.append(position)
-        self._tables = OpenFiles(_open_table)
+        self.frame_tolerance = frame_tolerance(meta.fps, tolerance)
+        self.notes: tuple[str, ...] = ()
+        self._ends = np.cumsum([episode.length for episode in meta.episodes])
+        self._places: list[Place | None] = []
+        self._tables = OpenFiles(open_table)
         self._videos = VideoFrames()
         self._numbers: dict[str, np.ndarray] = {}
 
@@ -63,18 +79,48 @@ class LeRobotData:
           InputError: a column is absent or holds something else than finite numbers, or a file is broken or has other
             rows than its episodes.
         """
-        new = [key for key in keys if key not in self._numbers]
-        if new:
-            with ThreadPoolExecutor(_FILES_AT_A_TIME) as pool:
-                tables = list(pool.map(lambda file: self._read_numbers(file, new), self._by_file))
-            pieces: list[Any] = [None] * len(self.meta.episodes)
-            for positions, columns in zip(self._by_file.values(), tables, strict=True):
-                for position in positions:
-                    start = self._row_in_file[position]
-                    pieces[position] = slice(start, start + self.meta.episodes[position].length), columns
-            for key in new:
-                self._numbers[key] = np.concatenate([columns[key][rows] for rows, columns in pieces])
+        if any(key not in self._numbers for key in keys):
+            problems = self.read(keys)[1]
+            if problems:
+                raise InputError(problems[0])
         return [self._numbers[key] for key in keys]
+
+    def read(self, keys: Sequence[str], optional: Sequence[str] = ()) -> tuple[Rows, tuple[str, ...]]:
+        """Reads columns that are not in memory yet.
+
+        Args:
+          keys: names of columns.
+          optional: names of columns that may be absent.
+
+        Returns:
+          What could be read, and a sentence for each thing that could not.
+        """
+        new = [key for key in dict.fromkeys([*keys, "episode_index"]) if key not in self._numbers]
+        listed = list(dict.fromkeys(episode.table for episode in self.meta.episodes))
+        if self._places:
+            listed = list(dict.fromkeys(place.file for place in self._places if place is not None))
+        maybe = [key for key in optional if key not in self._numbers]
+        found = self._read_files(listed, new, maybe)
+        mismatches = []
+        if not self._places:
+            located = locate(self.meta, found, lambda files: self._read_files(files, new, maybe))
+            self._places, self.notes, mismatches = located.places, located.notes, located.problems
+        _check_widths(self.meta, found)
+        problems = [*(problem for columns in found.values() for problem in columns.problems), *mismatches]
+        rows = self._assemble(found, [*new, *maybe], whole=not problems)
+        if not problems:
+            self._numbers |= rows.columns
+            rows = dataclasses.replace(rows, columns=dict(self._numbers))
+        return rows, tuple(problems)
+
+    def column_names(self) -> list[str]:
+        """Names of the columns of the first table, none if it is broken."""
+        file = self.meta.episodes[0].table
+        try:
+            with readable(file), self._tables.borrow(file) as table:
+                return list(table.schema_arrow.names)
+        except InputError:
+            return []
 
     def chunk(self, row: int, horizon: int) -> tuple[Int[np.ndarray, " h"], Bool[np.ndarray, " h"]]:
         """The rows of the actions from here on, held at the episode's last, and which of them are only held."""
@@ -91,38 +137,54 @@ class LeRobotData:
         position = self._position(row)
         episode = self.meta.episodes[position]
         frame = row - int(self._ends[position]) + episode.length
+        time = float(self.numbers("timestamp")[0][row, 0])
         try:
             if key in episode.videos:
-                time = float(self.numbers("timestamp")[0][row, 0])
-                return self._videos.frame(episode.videos[key], episode.offset[key] + time, tolerance=_TOLERANCE)
-            return self._still(episode.table, key, int(self._row_in_file[position]) + frame)
+                return self._videos.frame(
+                    episode.videos[key], episode.offset[key] + time, tolerance=self.frame_tolerance
+                )
+            place = self._places[position]
+            assert place is not None
+            return self._still(place.file, key, place.row + frame)
         except InputError as error:
             raise InputError(f"episode {episode.index}, frame {frame}, {key}: {error}") from error
 
     def _position(self, row: int) -> int:
         return int(np.searchsorted(self._ends, row, side="right"))
 
-    def _read_numbers(self, file: Path, keys: Sequence[str]) -> dict[str, np.ndarray]:
-        wanted = list(dict.fromkeys(["episode_index", *keys]))
-        with readable(file), self._tables.borrow(file) as table:
-            _check_columns(file, table, wanted)
-            read = table.read(columns=wanted, use_threads=False)
-        columns = {key: _as_numbers(read.column(key), f"column {key} of {file}") for key in wanted}
-        episodes = [self.meta.episodes[position] for position in self._by_file[file]]
-        expected = np.repeat([e.index for e in episodes], [e.length for e in episodes])
-        found = columns["episode_index"][:, 0]
-        if len(found) != len(expected):
-            raise InputError(f"{file} has {len(found)} rows, its episodes have {len(expected)} according to meta.")
-        if (found != expected).any():
-            row = int(np.flatnonzero(found != expected)[0])
-            raise InputError(f"row {row} of {file} is of episode {found[row]:g}, according to meta of {expected[row]}.")
-        return columns
+    def _read_files(self, files: Sequence[Path], keys: Sequence[str], optional: Sequence[str]) -> dict[Path, Columns]:
+        def read(file: Path) -> Columns:
+            try:
+                with readable(file), self._tables.borrow(file) as table:
+                    return read_columns(file, table, keys, optional)
+            except InputError as error:
+                return Columns({}, (str(error),))
+
+        with ThreadPoolExecutor(_FILES_AT_A_TIME) as pool:
+            return dict(zip(files, pool.map(read, files), strict=True))
+
+    def _assemble(self, found: Mapping[Path, Columns], keys: Sequence[str], *, whole: bool) -> Rows:
+        """One array a column, of all episodes or of those whose files are sound."""
+        kept = [
+            (episode, place)
+            for episode, place in zip(self.meta.episodes, self._places, strict=True)
+            if place is not None and (whole or (place.file in found and not found[place.file].problems))
+        ]
+        columns = {}
+        for key in keys:
+            pieces = [
+                found[place.file].values[key][place.row : place.row + episode.length]
+                for episode, place in kept
+                if key in found[place.file].values
+            ]
+            if len(pieces) == len(kept) > 0 and len({piece.shape[1] for piece in pieces}) == 1:
+                columns[key] = np.concatenate(pieces)
+        ends = np.cumsum([episode.length for episode, _ in kept], dtype=np.int64)
+        return Rows(tuple(e for e, _ in kept), tuple(p for _, p in kept), ends, columns)
 
     def _still(self, file: Path, key: str, row: int) -> UInt8[np.ndarray, "h w 3"]:
-        from PIL import Image
-
         with readable(file), self._tables.borrow(file) as table:
-            _check_columns(file, table, [key])
+            check_columns(file, table.schema_arrow.names, [key])
             group = 0
             while row >= (count := table.metadata.row_group(group).num_rows):
                 group, row = group + 1, row - count
@@ -131,41 +193,22 @@ class LeRobotData:
         if content is None:
             raise InputError(f"{file} holds no image bytes.")
         try:
-            return np.asarray(Image.open(io.BytesIO(content)).convert("RGB"))
-        except OSError as error:
-            raise InputError(f"{file} holds a broken image: {error}.") from error
+            return pictures.decode(content)
+        except InputError as error:
+            raise InputError(f"{file} holds {error}") from error
 
 
-def _open_table(file: Path) -> Any:
-    import pyarrow.parquet
-
-    return pyarrow.parquet.ParquetFile(file)
-
-
-def _check_columns(file: Path, table: Any, wanted: Sequence[str]) -> None:
-    absent = [key for key in wanted if key not in table.schema_arrow.names]
-    if absent:
-        raise InputError(f"{file} has no column {', '.join(absent)}; it has {', '.join(table.schema_arrow.names)}.")
-
-
-def _as_numbers(column: Any, where: str) -> Float[np.ndarray, "n d"]:
-    """A column of numbers, or of lists of equally many, as float32 or float64 with two axes."""
-    import pyarrow
-    import pyarrow.compute
-    from pyarrow import types
-
-    column = column.combine_chunks()
-    rows, kind = len(column), column.type
-    if column.null_count:
-        raise InputError(f"{where} has {column.null_count} empty values.")
-    while types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind):
-        if len(pyarrow.compute.call_function("list_value_length", [column]).unique()) > 1:
-            raise InputError(f"{where} holds lists of different lengths.")
-        column, kind = column.flatten(), kind.value_type
-    if not (types.is_floating(kind) or types.is_integer(kind) or types.is_boolean(kind)):
-        raise InputError(f"{where} holds {kind}, not numbers.")
-    exact = pyarrow.float32() if kind == pyarrow.float32() else pyarrow.float64()
-    values = column.cast(exact).to_numpy(zero_copy_only=False)
-    if rows == 0 or not np.isfinite(values).all():
-        raise InputError(f"{where} is empty, or holds NaN or infinite values.")
-    return values.reshape(rows, -1)
+def _check_widths(meta: Meta, found: dict[Path, Columns]) -> None:
+    """Adds a problem where a column has another width than info.json says, or, where it says none, the first file."""
+    expected = {}
+    for file, columns in list(found.items()):
+        for key, values in columns.values.items():
+            if len(values) == 0:
+                continue
+            if key not in expected:
+                shape = (1,) if key in COUNTERS else shape_of(meta.features.get(key, {}))
+                expected[key] = (values.shape[1], file) if shape is None else (int(np.prod(shape)), "info.json")
+            width, source = expected[key]
+            if values.shape[1] != width:
+                text = f"column {key} of {file} has {values.shape[1]} dimensions, in {source} it has {width}."
+                found[file] = dataclasses.replace(found[file], problems=(*found[file].problems, text))

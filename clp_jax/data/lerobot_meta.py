@@ -4,19 +4,23 @@ Facts of the formats: lerobot 0.6.1 (v3.0) and the revision that openpi pins, 0c
 statistics, which are not read).
 """
 
+import collections
 import contextlib
 import dataclasses
 import importlib
-import json
+import math
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from clp_jax.data.lerobot_files import one_text, read_json, read_json_lines, read_rows
 from clp_jax.errors import InputError
 
 VERSIONS = ("v2.0", "v2.1", "v3.0")
+_MOST = 2**53
+"""Whole numbers above are not exact in float64, which rows are counted in."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,9 +30,10 @@ class Episode:
     Attributes:
       index: its number.
       length: number of rows.
-      table: file with its rows.
+      table: file with its rows, as the data set's meta says.
       videos: video file by key.
       offset: seconds in the video file at which the episode begins, by key.
+      first: the number that its first row should have in the column ``index``; None where meta does not say.
     """
 
     index: int
@@ -36,6 +41,7 @@ class Episode:
     table: Path
     videos: Mapping[str, Path]
     offset: Mapping[str, float]
+    first: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,35 +53,44 @@ class Meta:
       fps: frames per second.
       features: per column or video its description in ``info.json``.
       episodes: in the order of their rows.
-      tasks: text by task number.
+      tasks: text by task number; None where the data set lists the number without a text.
+      totals: ``total_episodes``, ``total_frames`` and ``total_tasks`` of ``info.json``, as far as they are there.
     """
 
     folder: Path
     fps: float
     features: Mapping[str, Any]
     episodes: tuple[Episode, ...]
-    tasks: Mapping[int, str]
+    tasks: Mapping[int, str | None]
+    totals: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
-def read_meta(folder: str | os.PathLike[str]) -> Meta:
+def read_meta(folder: str | os.PathLike[str], cameras: Collection[str] | None = None) -> Meta:
     """Read ``meta/`` and check that every file it names is there.
+
+    Args:
+      folder: of the data set.
+      cameras: keys of the cameras that will be read; where the others are stored is neither asked nor checked. None
+        stands for all.
 
     Raises:
       InputError: unknown version, or a file is missing or broken.
     """
     path = Path(folder).expanduser()
-    info = _json(path / "meta" / "info.json")
+    info = read_json(path / "meta" / "info.json")
     version = info.get("codebase_version") if isinstance(info, dict) else None
     if version not in VERSIONS:
         raise InputError(f"{folder} is a LeRobot data set of version {version}; {', '.join(VERSIONS)} are read.")
-    try:
-        videos = [key for key, feature in info["features"].items() if feature["dtype"] == "video"]
+    with _well_formed(f"{folder}/meta", version):
+        features = {key: feature if isinstance(feature, dict) else {} for key, feature in info["features"].items()}
+        wanted = features if cameras is None else cameras
+        videos = [key for key, feature in features.items() if feature.get("dtype") == "video" and key in wanted]
         episodes, tasks = (_read_v3 if version == "v3.0" else _read_v2)(path, info, videos)
-        meta = Meta(path, float(info["fps"]), info["features"], tuple(episodes), tasks)
-    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
-        raise InputError(f"{folder}/meta is not as LeRobot {version} writes it: {error!r}.") from error
+        totals = {name: info[name] for name in ("total_episodes", "total_frames", "total_tasks") if name in info}
+        meta = Meta(path, _fps(path, info), features, tuple(episodes), tasks, totals)
     if not meta.episodes:
         raise InputError(f"{folder} holds no episodes.")
+    _check_episodes(meta)
     files = {file for episode in episodes for file in (episode.table, *episode.videos.values())}
     missing = sorted(str(file) for file in files if not file.is_file())
     if missing:
@@ -83,24 +98,48 @@ def read_meta(folder: str | os.PathLike[str]) -> Meta:
     return meta
 
 
+def described(feature: Mapping[str, Any]) -> str:
+    """Type and shape of a feature, for messages; whatever ``info.json`` holds instead of them.
+
+    >>> described({"dtype": "float32", "shape": [2, 3]}), described({"dtype": "string", "shape": None})
+    ('float32 2x3', 'string')
+    """
+    shape = shape_of(feature)
+    return str(feature.get("dtype")) + ("" if shape is None else " " + "x".join(map(str, shape)))
+
+
+def shape_of(feature: Mapping[str, Any]) -> tuple[int, ...] | None:
+    """The shape of a feature, None if ``info.json`` gives none or something that is no shape."""
+    shape = feature.get("shape")
+    if not isinstance(shape, list) or not all(type(size) is int and size > 0 for size in shape):
+        return None
+    return tuple(shape)
+
+
 def find_folder(source: str | os.PathLike[str]) -> Path:
-    """The folder of a data set, fetched from the hub if ``source`` is no folder but looks like ``owner/name``.
+    """The folder of a data set; of a hub id (``owner/name``) the one below lerobot's home, or fetched from the hub.
+
+    lerobot's home is where lerobot and openpi look too: ``HF_LEROBOT_HOME``, or else ``lerobot`` below ``HF_HOME``.
 
     Raises:
       InputError: no such folder, and no such data set, package or network.
     """
     folder = Path(source).expanduser()
     if folder.is_dir():
-        if not (folder / "meta" / "info.json").is_file():
+        if not _is_set(folder):
             raise InputError(f"{source} is no LeRobot data set: it has no meta/info.json.")
         return folder
     if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", str(source)):
         raise InputError(f"there is no data at {source}; give a .npz, a LeRobot folder or a hub id (owner/name).")
+    home = lerobot_home()
+    if _is_set(home / str(source)):
+        return home / str(source)
     try:
         huggingface_hub = importlib.import_module("huggingface_hub")
     except ImportError:
         raise InputError(
-            f"there is no folder {source}; to fetch it from the hub, pip install huggingface_hub."
+            f"there is no folder {source}, nor {home / str(source)}; to fetch it from the hub, "
+            "pip install huggingface_hub."
         ) from None
     try:
         return Path(huggingface_hub.snapshot_download(str(source), repo_type="dataset"))
@@ -109,41 +148,68 @@ def find_folder(source: str | os.PathLike[str]) -> Path:
         raise InputError(f"there is no folder {source}, and the hub does not give the data set: {reason}") from error
 
 
-@contextlib.contextmanager
-def readable(file: Path) -> Iterator[None]:
-    """Turns what pyarrow raises about a broken file into an `InputError` of one line."""
-    import pyarrow
+def lerobot_home() -> Path:
+    """Where lerobot keeps data sets by hub id."""
+    caches = os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface"
+    return Path(os.environ.get("HF_LEROBOT_HOME") or Path(caches) / "lerobot").expanduser()
 
+
+@contextlib.contextmanager
+def _well_formed(where: str, version: str) -> Iterator[None]:
+    """Turns what broken values of meta raise into one line."""
     try:
         yield
-    except (pyarrow.ArrowException, OSError) as error:
-        reason = str(error).strip().split("\n")[0] or type(error).__name__
-        raise InputError(f"{file} cannot be read, it is cut off or damaged: {reason}") from error
+    except InputError:
+        raise
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError) as error:
+        raise InputError(f"{where} is not as LeRobot {version} writes it: {error!r}.") from error
 
 
-def _read_v2(folder: Path, info: Mapping[str, Any], videos: list[str]) -> tuple[list[Episode], dict[int, str]]:
+def _is_set(folder: Path) -> bool:
+    return (folder / "meta" / "info.json").is_file()
+
+
+def _fps(folder: Path, info: Mapping[str, Any]) -> float:
+    fps = info["fps"]
+    if isinstance(fps, bool) or not isinstance(fps, int | float) or not math.isfinite(fps) or fps <= 0:
+        raise InputError(f"{folder}/meta/info.json says fps {fps!r}; it must be a number above 0.")
+    return float(fps)
+
+
+def _count(value: Any, name: str) -> int:
+    """A whole number from 0 on; ``True``, ``"3"`` and ``2.5`` are none."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= _MOST or value != int(value):
+        raise ValueError(f"{name} {value!r} is no whole number")
+    return int(value)
+
+
+def _read_v2(folder: Path, info: Mapping[str, Any], videos: list[str]) -> tuple[list[Episode], dict[int, str | None]]:
     """One table file and one video file an episode."""
     episodes = []
-    for line in sorted(_json_lines(folder / "meta" / "episodes.jsonl"), key=lambda line: line["episode_index"]):
+    lines = read_json_lines(folder / "meta" / "episodes.jsonl")
+    for line in sorted(lines, key=lambda line: _count(line["episode_index"], "episode_index")):
         index = int(line["episode_index"])
         names = {"episode_chunk": index // int(info["chunks_size"]), "episode_index": index}
         files = {key: folder / info["video_path"].format(video_key=key, **names) for key in videos}
         table = folder / info["data_path"].format(**names)
-        episodes.append(Episode(index, int(line["length"]), table, files, dict.fromkeys(videos, 0.0)))
-    tasks = {int(line["task_index"]): str(line["task"]) for line in _json_lines(folder / "meta" / "tasks.jsonl")}
-    return episodes, tasks
+        length = _count(line["length"], f"length of episode {index}")
+        episodes.append(Episode(index, length, table, files, dict.fromkeys(videos, 0.0)))
+    file = folder / "meta" / "tasks.jsonl"
+    lines = read_json_lines(file) if file.is_file() else []
+    return episodes, _texts(file, [(line["task_index"], line.get("task")) for line in lines])
 
 
-def _read_v3(folder: Path, info: Mapping[str, Any], videos: list[str]) -> tuple[list[Episode], dict[int, str]]:
+def _read_v3(folder: Path, info: Mapping[str, Any], videos: list[str]) -> tuple[list[Episode], dict[int, str | None]]:
     """Many episodes a file; an episode's row says where it lies."""
     files = sorted((folder / "meta" / "episodes").glob("chunk-*/file-*.parquet"))
     if not files:
         raise InputError(f"{folder}/meta/episodes holds no episodes table.")
     places = [f"videos/{key}/{name}" for key in videos for name in ("chunk_index", "file_index", "from_timestamp")]
     columns = ["episode_index", "length", "dataset_from_index", "data/chunk_index", "data/file_index", *places]
-    rows = [row for file in files for row in _rows(file, columns)]
+    rows = [row for file in files for row in read_rows(file, columns)]
     episodes = []
-    for row in sorted(rows, key=lambda row: row["dataset_from_index"]):
+    for row in sorted(rows, key=lambda row: _count(row["dataset_from_index"], "dataset_from_index")):
+        index = _count(row["episode_index"], "episode_index")
         table = info["data_path"].format(chunk_index=row["data/chunk_index"], file_index=row["data/file_index"])
         paths = {
             key: folder
@@ -153,42 +219,41 @@ def _read_v3(folder: Path, info: Mapping[str, Any], videos: list[str]) -> tuple[
             for key in videos
         }
         offset = {key: float(row[f"videos/{key}/from_timestamp"]) for key in videos}
-        episodes.append(Episode(int(row["episode_index"]), int(row["length"]), folder / table, paths, offset))
-    tasks = folder / "meta" / "tasks.parquet"
-    return episodes, {int(row["task_index"]): str(row[_task_column(row)]) for row in _rows(tasks)}
+        length = _count(row["length"], f"length of episode {index}")
+        episodes.append(Episode(index, length, folder / table, paths, offset, int(row["dataset_from_index"])))
+    file = folder / "meta" / "tasks.parquet"
+    rows = read_rows(file) if file.is_file() else []
+    return episodes, _texts(file, [(row["task_index"], one_text(file, row)) for row in rows])
 
 
-def _task_column(row: Mapping[str, Any]) -> str:
-    """The text is the row label of a pandas table, which its writer may have named."""
-    return next(key for key in ("task", "__index_level_0__") if key in row)
+def _texts(file: Path, pairs: list[tuple[Any, Any]]) -> dict[int, str | None]:
+    """Task texts by number; a blank, null or other value is no text.
+
+    Raises:
+      InputError: a number has two texts.
+    """
+    texts: dict[int, str | None] = {}
+    for task_index, value in pairs:
+        number, text = _count(task_index, "task_index"), value if isinstance(value, str) and value.strip() else None
+        if texts.setdefault(number, text) != text:
+            raise InputError(f"{file} gives task {number} two texts, {texts[number]!r} and {text!r}; keep one.")
+    return texts
 
 
-def _rows(file: Path, columns: list[str] | None = None) -> list[dict[str, Any]]:
-    import pyarrow.parquet
-
-    if not file.is_file():
-        raise InputError(f"there is no {file}.")
-    with readable(file):
-        table = pyarrow.parquet.ParquetFile(file)
-        absent = [name for name in columns or [] if name not in table.schema_arrow.names]
-        if absent:
-            raise InputError(f"{file} has no column {', '.join(absent)}.")
-        return table.read(columns=columns).to_pylist()
-
-
-def _json(file: Path) -> Any:
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"{file} cannot be read: {error.strerror}.") from None
-    except ValueError as error:
-        raise InputError(f"{file} is no JSON: {error}.") from error
-
-
-def _json_lines(file: Path) -> list[Any]:
-    try:
-        return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except OSError as error:
-        raise InputError(f"{file} cannot be read: {error.strerror}.") from None
-    except ValueError as error:
-        raise InputError(f"{file} holds a line that is no JSON: {error}.") from error
+def _check_episodes(meta: Meta) -> None:
+    """Raise where the list of episodes contradicts itself."""
+    numbers = [episode.index for episode in meta.episodes]
+    twice = [number for number, times in collections.Counter(numbers).items() if times > 1]
+    if twice:
+        raise InputError(f"{meta.folder}/meta lists episode {twice[0]} twice; remove one of the two.")
+    for episode in meta.episodes:
+        if episode.length < 1:
+            raise InputError(f"{meta.folder}/meta lists episode {episode.index} with {episode.length} rows; remove it.")
+        if any(not (math.isfinite(offset) and offset >= 0) for offset in episode.offset.values()):
+            raise InputError(f"{meta.folder}/meta says that episode {episode.index} begins at no time of its video.")
+    for before, after in zip(meta.episodes, meta.episodes[1:], strict=False):
+        if before.first is not None and after.first is not None and before.first + before.length > after.first:
+            raise InputError(
+                f"{meta.folder}/meta gives the same rows to episodes {before.index} and {after.index}: the first has "
+                f"{before.length} from {before.first} on, the second begins at {after.first}."
+            )

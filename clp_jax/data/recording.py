@@ -1,16 +1,17 @@
 """A LeRobot data set seen as a robot: its columns by meaning, observations for a model, statistics."""
 
 import dataclasses
-import hashlib
 import os
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float, Int
 
+from clp_jax.data.identity import fingerprint_of_pictures, fingerprint_of_rows
 from clp_jax.data.lerobot import LeRobotData
-from clp_jax.data.lerobot_meta import find_folder, read_meta
+from clp_jax.data.lerobot_meta import described, find_folder, read_meta
 from clp_jax.data.loader import Read
+from clp_jax.data.proof import Proof, prove
 from clp_jax.errors import InputError
 from clp_jax.models.family import Processing
 from clp_jax.processing import norm_stats
@@ -28,6 +29,7 @@ class Recording:
       asset_id: the hub id, or the folder's name.
       state: of each row, in the robot's units [n, d].
       actions: of each row, in the robot's units [n, adim].
+      proof: that the rows and pictures are whole; its notes are for the user to see.
     """
 
     data: LeRobotData
@@ -35,6 +37,7 @@ class Recording:
     asset_id: str
     state: Float[np.ndarray, "n d"]
     actions: Float[np.ndarray, "n adim"]
+    proof: Proof
 
     @property
     def episodes(self) -> Int[np.ndarray, " n"]:
@@ -77,13 +80,12 @@ class Recording:
         return read
 
     def fingerprint(self) -> str:
-        """An identity of the data set: its numbers, and names and sizes of all its files."""
-        digest, folder = hashlib.sha256(), self.data.meta.folder
-        for column in (self.state, self.actions, *self.data.numbers("timestamp", "task_index")):
-            digest.update(np.ascontiguousarray(column).data)
-        for file in sorted(path for path in folder.rglob("*") if path.is_file() and ".cache" not in path.parts):
-            digest.update(f"{file.relative_to(folder).as_posix()} {file.stat().st_size}\n".encode())
-        return digest.hexdigest()
+        """An identity of the rows: numbers, episodes and texts of tasks, whatever files they are in."""
+        return fingerprint_of_rows(self.data, (self.state, self.actions))
+
+    def video_fingerprint(self) -> str:
+        """An identity of the videos and pictures that the robot's cameras read."""
+        return fingerprint_of_pictures(self.proof.pictures)
 
     def _prompts(self, prompt: str | None) -> tuple[Int[np.ndarray, " n"], dict[int, str]]:
         """The task number of each row, and the prompt of each task that occurs."""
@@ -102,21 +104,26 @@ class Recording:
                 raise InputError(f"the norm stats know {known} dimensions of {name}, the robot has {dims}.")
 
 
-def open_recording(source: str | os.PathLike[str], robot: Robot) -> Recording:
-    """Open a data set and find the robot's columns in it.
+def open_recording(
+    source: str | os.PathLike[str], robot: Robot, *, pictures: bool = True, tolerance: float | None = None
+) -> Recording:
+    """Open a data set, find the robot's columns in it, and prove that it is whole.
 
     Args:
       source: local folder or hub id.
       robot: which column means what.
+      pictures: whether the cameras will be read; if not, nothing is asked about them.
+      tolerance: seconds by which the time between two rows may differ from one period; see `proof.prove`.
 
     Raises:
-      InputError: unreadable data set, or the robot's keys do not fit; the message lists the data set's features.
+      InputError: damaged data set, or the robot's keys do not fit; the message lists the data set's features.
     """
     folder = find_folder(source)
-    data = LeRobotData(read_meta(folder))
+    cameras = tuple(dict.fromkeys(robot.images.values())) if pictures else ()
+    data = LeRobotData(read_meta(folder, cameras), tolerance=tolerance)
     features = data.meta.features
     wanted = [*robot.state, robot.actions, *robot.images.values()]
-    listed = ", ".join(f"{key} ({f['dtype']} {'x'.join(map(str, f['shape']))})" for key, f in features.items())
+    listed = ", ".join(f"{key} ({described(feature)})" for key, feature in features.items())
     absent = [key for key in wanted if key not in features]
     if absent:
         raise InputError(
@@ -124,10 +131,10 @@ def open_recording(source: str | os.PathLike[str], robot: Robot) -> Recording:
             "Give --image, --state-key and --action-key, or a robot file."
         )
     for camera, key in robot.images.items():
-        if features[key]["dtype"] not in ("image", "video"):
+        if features[key].get("dtype") not in ("image", "video"):
             raise InputError(f"{key} of {source} is no image, but {camera} of robot {robot.name!r}; it has {listed}.")
+    proof = prove(data, columns=(*robot.state, robot.actions), cameras=cameras, tolerance=tolerance)
     *parts, actions = data.numbers(*robot.state, robot.actions)
-    data.numbers("timestamp", "task_index")
     state = np.concatenate(parts, axis=1)
     if robot.action_dim not in (None, actions.shape[1]):
         raise InputError(
@@ -139,4 +146,4 @@ def open_recording(source: str | os.PathLike[str], robot: Robot) -> Recording:
             f"{robot.name!r} converts."
         )
     asset_id = str(source) if not Path(source).expanduser().is_dir() else folder.resolve().name
-    return Recording(data, dataclasses.replace(robot, action_dim=actions.shape[1]), asset_id, state, actions)
+    return Recording(data, dataclasses.replace(robot, action_dim=actions.shape[1]), asset_id, state, actions, proof)

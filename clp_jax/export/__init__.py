@@ -9,14 +9,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from clp_jax.checkpoint import staged
-from clp_jax.checkpoint.staging import is_remote
 from clp_jax.errors import InputError
 from clp_jax.export import lerobot, openpi, pytorch, stablehlo
 from clp_jax.export.model_card import model_card
 from clp_jax.export.result import EXPORT_FILE, Check, Options, export_record, write_json
 from clp_jax.export.weights import Weights
 from clp_jax.models import family_of
+from clp_jax.outputs import is_remote, staged
 
 Target = Literal["openpi", "openpi-pytorch", "lerobot", "stablehlo"]
 

@@ -12,7 +12,7 @@ import numpy as np
 from etils import epath
 
 from clp_jax.checkpoint import write_beside
-from clp_jax.checkpoint.tensorfile import TensorWriter, read_tensors
+from clp_jax.checkpoint.safetensors.tensorfile import TensorWriter, read_tensors
 from clp_jax.export.pytorch import TEMPLATES, WEIGHTS_FILE, check_tensors, write_reference, write_tensors
 from clp_jax.export.result import Check, Options, check_tolerance, export_record, run_check, write_json
 from clp_jax.export.weights import Weights

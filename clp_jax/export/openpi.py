@@ -6,7 +6,7 @@ from pathlib import Path
 from etils import epath
 
 from clp_jax.checkpoint import CheckpointSpec, LeafReader, read_params, read_spec, write_beside, write_stream
-from clp_jax.checkpoint.spec import RECORD_FILE
+from clp_jax.checkpoint.orbax.spec import RECORD_FILE
 from clp_jax.errors import InputError
 from clp_jax.export import reference
 from clp_jax.export.result import Check, Options, same_bits

@@ -11,7 +11,7 @@ import numpy as np
 from etils import epath
 
 from clp_jax.checkpoint import write_beside
-from clp_jax.checkpoint.tensorfile import TensorWriter, read_tensors
+from clp_jax.checkpoint.safetensors.tensorfile import TensorWriter, read_tensors
 from clp_jax.errors import InputError
 from clp_jax.export import reference
 from clp_jax.export.result import Check, Options, check_tolerance, export_record, run_check, same_bits, write_json

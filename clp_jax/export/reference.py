@@ -45,7 +45,7 @@ def _random(rng: np.random.Generator, key: str, shape: tuple[int, ...], dtype: A
         return rng.integers(0, 256, shape).astype(np.uint8)
     if key == "tokenized_prompt":
         return rng.integers(0, vocab_size, shape).astype(np.int32)
-    if dtype == bool:
+    if np.issubdtype(dtype, np.bool_):
         return np.ones(shape, bool)
     return np.zeros(shape, dtype) if dtype.kind in "iu" else rng.standard_normal(shape, np.float32)
 

@@ -13,7 +13,7 @@ import numpy as np
 from clp_jax.errors import InputError
 from clp_jax.export.weights import Weights
 from clp_jax.models import Lengths
-from clp_jax.record import versions
+from clp_jax.provenance import versions
 
 EXPORT_FILE = "export.json"
 TOLERANCE = 1e-3

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Num
 
 from clp_jax.checkpoint import CheckpointSpec, FolderSpec, LeafReader, Spec, read_params
-from clp_jax.checkpoint.tensors import TensorLeaves
+from clp_jax.checkpoint.safetensors.leaves import TensorLeaves
 from clp_jax.models import Architecture, family_of, stack_of
 from clp_jax.trees import flatten, unflatten
 

@@ -251,10 +251,6 @@ class Family(Protocol):
         """The tensors of upstream's files for every leaf; families without such files need it only to export."""
         ...
 
-    def twins(self, names: Iterable[str]) -> dict[str, str]:
-        """Tensors that upstream's files may leave out, because another holds the same values: name to that other."""
-        ...
-
     def build(self, architecture: Any, rows: Rows = None) -> nn.Module:
         """The model without parameters; ``rows`` is how a batch is split over devices."""
         ...

@@ -13,6 +13,11 @@ from jaxtyping import Float, Int
 from clp_jax.errors import InputError
 
 FILE = "norm_stats.json"
+_NARROW = 1e-4
+"""A range, or a deviation, below which noise of a sensor is all that a dimension holds."""
+_EPSILON = 1e-6
+"""What normalisation adds to a range, as openpi does."""
+_LARGEST = float(np.finfo(np.float32).max)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,29 +104,125 @@ def load(path: str | os.PathLike[str]) -> dict[str, NormStats]:
       path: the file, or the folder that holds it; local or any address etils understands.
 
     Raises:
-      InputError: there is no such file, or its content is no norm stats.
+      InputError: there is no such file, or its content is no norm stats or those of no data: a negative deviation,
+        quantiles in the wrong order, what is no finite number in float32.
     """
     file = epath.Path(path)
     file = file / FILE if file.is_dir() else file
     try:
         values = json.loads(file.read_text())["norm_stats"]
-        return {name: _entry(value) for name, value in values.items()}
+        if not values:
+            raise ValueError("it holds no statistics")
+        return {name: _entry(name, value) for name, value in values.items()}
     except OSError:
         raise InputError(f"there is no {FILE} at {path}; write one with clp norm-stats.") from None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{file} is no norm_stats.json of openpi: {error!r}.") from error
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise InputError(f"{file} is no norm_stats.json of openpi: {_reason(error)}.") from error
 
 
-def _entry(value: Mapping[str, Any]) -> NormStats:
-    arrays = {
-        key: None if value.get(key) is None else np.asarray(value[key], np.float64)
-        for key in ("mean", "std", "q01", "q99")
-    }
-    if arrays["mean"] is None or arrays["std"] is None:
+def narrow(
+    stats: Mapping[str, NormStats],
+    dims: Mapping[str, int],
+    *,
+    quantiles: bool | None = None,
+    least: float = _NARROW,
+) -> tuple[str, ...]:
+    """Dimensions that hardly vary, and what becomes of another value there.
+
+    Args:
+      stats: by name.
+      dims: how many dimensions of each are used; the others may be padding.
+      quantiles: whether the quantiles normalise, or else mean and deviation; None asks for both.
+      least: range or deviation below which a dimension hardly varies.
+
+    Returns:
+      For each such dimension a phrase.
+    """
+    found = []
+    for name, entry in stats.items():
+        for i in range(min(dims.get(name, 0), len(entry.mean))):
+            width = entry.std[i]
+            if quantiles is not True and width < least:
+                found.append(
+                    f"{name} {i} (std {width:.2g}: one unit beside the mean becomes {1 / (width + _EPSILON):.0e})"
+                )
+            elif quantiles is not False and entry.q01 is not None and entry.q99 is not None:
+                width = entry.q99[i] - entry.q01[i]
+                if width < least:
+                    found.append(
+                        f"{name} {i} (q01 {entry.q01[i]:.3g}, q99 {entry.q99[i]:.3g}: one unit beside them becomes "
+                        f"{2 / (width + _EPSILON):.0e})"
+                    )
+    return tuple(found)
+
+
+def warning(stats: Mapping[str, NormStats], dims: Mapping[str, int], *, quantiles: bool | None = None) -> str | None:
+    """What to tell a user whose data hardly vary somewhere, None if they vary everywhere; arguments as for `narrow`."""
+    found = narrow(stats, dims, quantiles=quantiles)
+    if not found:
+        return None
+    return (
+        f"{', '.join(found)} hardly vary: normalised by so small a range, any other value becomes huge. Check the "
+        f"data, or widen the range in {FILE} by hand."
+    )
+
+
+def check_spread(
+    stats: Mapping[str, NormStats], dims: Mapping[str, int], *, source: str, quantiles: bool | None = None
+) -> None:
+    """Raise where a file that the user gave has no spread in a dimension that is used.
+
+    Args:
+      stats: from the file.
+      dims: how many dimensions of each are used.
+      source: the file, for the message.
+      quantiles: as for `narrow`.
+
+    Raises:
+      InputError: names the dimensions.
+    """
+    found = narrow(stats, dims, quantiles=quantiles, least=_EPSILON)
+    if found:
+        raise InputError(
+            f"the statistics of {source} have no spread in dimensions that the robot uses: {', '.join(found)}. Widen "
+            "them in the file by hand, or compute them from the data with clp norm-stats."
+        )
+
+
+def _entry(name: str, value: Mapping[str, Any]) -> NormStats:
+    given = {key: value.get(key) for key in ("mean", "std", "q01", "q99")}
+    arrays = {key: None if item is None else _vector(item, f"{name}, {key}") for key, item in given.items()}
+    mean, std, q01, q99 = arrays.values()
+    if mean is None or std is None:
         raise KeyError("mean and std")
+    if (q01 is None) != (q99 is None):
+        raise ValueError(f"{name} has only one of q01 and q99")
     shapes = {array.shape for array in arrays.values() if array is not None}
-    if len(shapes) > 1 or len(next(iter(shapes))) != 1:
+    if len(shapes) > 1:
         raise ValueError(f"statistics of different shapes {sorted(shapes)}")
-    if not all(np.isfinite(array).all() for array in arrays.values() if array is not None):
-        raise ValueError("values that are not finite")
-    return NormStats(**arrays)
+    for dimension in np.flatnonzero(std < 0).tolist():
+        raise ValueError(f"{name}, dimension {dimension}: std is {std[dimension]:g}, a deviation is never negative")
+    if q01 is not None and q99 is not None:
+        for dimension in np.flatnonzero(q01 > q99).tolist():
+            raise ValueError(f"{name}, dimension {dimension}: q01 {q01[dimension]:g} is above q99 {q99[dimension]:g}")
+        for dimension in np.flatnonzero((std == 0) & (q01 < q99)).tolist():
+            raise ValueError(f"{name}, dimension {dimension}: std is 0, but q01 and q99 differ")
+    return NormStats(mean, std, q01, q99)
+
+
+def _vector(values: Any, where: str) -> Float[np.ndarray, " d"]:
+    """A list of finite numbers; no text, no booleans."""
+    if not isinstance(values, list) or not values:
+        raise ValueError(f"{where} is no list of numbers")
+    for dimension, value in enumerate(values):
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise ValueError(f"{where}, dimension {dimension} is {value!r}, no number")
+        if not abs(value) <= _LARGEST:
+            raise ValueError(f"{where}, dimension {dimension} is {value!r}, values that are not finite in float32")
+    return np.asarray(values, np.float64)
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, KeyError):
+        return f"it lacks {error.args[0]}"
+    return "it is nested too deeply" if isinstance(error, RecursionError) else str(error)

@@ -99,7 +99,10 @@ def find_robot(
         state=tuple(state) or robot.state,
         actions=actions or robot.actions,
     )
-    return _checked(robot, cameras)
+    try:
+        return _checked(robot, cameras)
+    except InputError as error:
+        raise InputError(f"{name}: {error}" if name is not None and name.endswith(".json") else str(error)) from None
 
 
 def read_robot(path: str | os.PathLike[str]) -> Robot:
@@ -148,6 +151,8 @@ def _delta(values: list[Any]) -> tuple[bool, ...]:
         return tuple(values)
     if any(isinstance(value, bool) for value in values):
         raise InputError("delta mixes counts with true and false")
+    if 0 in values:  # a count of none means nothing, but a list of 0 and 1 looks like true and false
+        raise InputError("delta holds a count of 0; write true and false per dimension, or counts as [6, -1]")
     return mask(*(typed(value, int, "a count of delta") for value in values))
 
 

@@ -8,7 +8,7 @@ from importlib import resources
 
 from clp_jax.analysis import Analysis, EvidenceOptions
 from clp_jax.findings import Findings, Size
-from clp_jax.record import versions
+from clp_jax.provenance import versions
 from clp_jax.report.canvas import colours_css, file_name
 from clp_jax.report.criteria import ratio
 from clp_jax.report.tables import (

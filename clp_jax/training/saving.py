@@ -18,8 +18,8 @@ from etils import epath
 from flax import struct
 
 from clp_jax.aliases import Leaf, Tree
-from clp_jax.checkpoint.spec import RECORD_FILE, translated
-from clp_jax.checkpoint.stored import stored_arrays
+from clp_jax.checkpoint.orbax.chunks import stored_arrays
+from clp_jax.checkpoint.orbax.spec import RECORD_FILE, translated
 from clp_jax.errors import InputError
 from clp_jax.training.state import TrainState
 from clp_jax.trees import difference, flatten, unflatten

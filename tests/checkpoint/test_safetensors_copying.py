@@ -22,8 +22,8 @@ from safetensors_folders import (
 )
 
 from clp_jax.checkpoint import safetensors_slicing
-from clp_jax.checkpoint.safetensors_folder import read_folder
-from clp_jax.checkpoint.safetensors_slicing import slice_folder
+from clp_jax.checkpoint.safetensors.folder import read_folder
+from clp_jax.checkpoint.safetensors.slicing import slice_folder
 from clp_jax.errors import InputError
 
 # Bytes are copied, whatever they mean
@@ -126,8 +126,8 @@ def test_nan_in_a_block_that_goes_does_not_matter(tmp_path):
 
 
 def test_tensors_longer_than_a_block_and_a_span(tmp_path, monkeypatch):
-    monkeypatch.setattr("clp_jax.checkpoint.safetensors_copying.BLOCK_BYTES", 64)
-    monkeypatch.setattr("clp_jax.checkpoint.safetensors_copying.SPAN_BYTES", 200)
+    monkeypatch.setattr("clp_jax.checkpoint.safetensors.copying.BLOCK_BYTES", 64)
+    monkeypatch.setattr("clp_jax.checkpoint.safetensors.copying.SPAN_BYTES", 200)
     slice_folder(read_folder(GROOT), groot_keep(), tmp_path / "out")
     assert tensors_of(tmp_path / "out") == tensors_of(GROOT_PRUNED)
 
@@ -215,8 +215,8 @@ def test_a_source_that_vanishes_while_it_is_read(name, tmp_path):
 
 CUT_FOR_EVER = """
 import sys
-from clp_jax.checkpoint.safetensors_folder import read_folder
-from clp_jax.checkpoint.safetensors_slicing import slice_folder
+from clp_jax.checkpoint.safetensors.folder import read_folder
+from clp_jax.checkpoint.safetensors.slicing import slice_folder
 spec = read_folder(sys.argv[1])
 print("ready", flush=True)
 while True:

@@ -18,7 +18,7 @@ from safetensors_folders import (
     write_file,
 )
 
-from clp_jax.checkpoint.safetensors_folder import fingerprint_folder, is_safetensors_folder, read_folder
+from clp_jax.checkpoint.safetensors.folder import fingerprint_folder, is_safetensors_folder, read_folder
 from clp_jax.errors import InputError
 
 

@@ -5,7 +5,7 @@ import json
 import pytest
 from safetensors_folders import write_raw
 
-from clp_jax.checkpoint.safetensors_header import HEADER_LIMIT, StoredTensor, header_of, read_shard
+from clp_jax.checkpoint.safetensors.header import HEADER_LIMIT, StoredTensor, header_of, read_shard
 from clp_jax.errors import InputError
 
 

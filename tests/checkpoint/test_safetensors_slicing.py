@@ -19,8 +19,8 @@ from safetensors_folders import (
     write_index,
 )
 
-from clp_jax.checkpoint.safetensors_folder import read_folder
-from clp_jax.checkpoint.safetensors_slicing import slice_folder
+from clp_jax.checkpoint.safetensors.folder import read_folder
+from clp_jax.checkpoint.safetensors.slicing import slice_folder
 from clp_jax.errors import InputError
 
 SMOLVLA_CUTS = [[0, 1, 4, 5, 8, 11], [2, 3, 4, 9, 10]]

@@ -42,8 +42,6 @@ BF16_APART = 2.0
 """Two roundings, each as far from float32 as lerobot's bfloat16 is, are at most twice that apart."""
 BF16_ROUNDING = 1.25
 """On average ours is no further from float32 than lerobot's bfloat16 (measured: 0.9 to 1.1 of it)."""
-BF16_LOSS_TOLERANCE = 0.01
-"""lerobot's two mixed models differ from its float32 by 0.003 and 0.009."""
 
 _VISION_KEYS = "vision_model.encoder.layers.{}.self_attn.k_proj.bias"
 
@@ -241,11 +239,17 @@ def test_unknown_camera_is_refused():
 
 
 def test_bfloat16_is_lerobots_mixed_model():
+    """Rounding is chaotic, so the yardstick is how far lerobot's bfloat16 is from its float32.
+
+    Errors of single elements partly cancel in the loss: it is off by less than their mean, by luck much less.
+    """
     g, exact = recording("_bf16"), recording()
     (velocity, towers), loss, actions = outputs("bfloat16")
     assert towers["vlm"].states.dtype == towers["action"].states.dtype == jnp.bfloat16
     assert velocity.dtype == jnp.float32
+    given = inputs()
     ours = {
+        "loss_elements": (given["noise"] - given["actions"] - np.asarray(velocity)) ** 2,
         "hidden_suffix": np.asarray(towers["action"].states, np.float32),
         "v_t": np.asarray(velocity),
         "sampled_actions": np.asarray(actions)[..., :8],
@@ -254,7 +258,9 @@ def test_bfloat16_is_lerobots_mixed_model():
         theirs = np.abs(g[name] - exact[name])
         assert np.abs(array - g[name]).max() < BF16_APART * theirs.max(), name
         assert np.abs(array - exact[name]).mean() < BF16_ROUNDING * theirs.mean(), name
-    np.testing.assert_allclose(batch_loss(loss), g["loss"], rtol=0, atol=BF16_LOSS_TOLERANCE)
+    counted = np.asarray(smolvla.error_weights(architecture(), given)) > 0
+    furthest = np.abs(g["loss_elements"] - exact["loss_elements"])[counted].mean()
+    np.testing.assert_allclose(batch_loss(loss), exact["loss"], rtol=0, atol=furthest)
 
 
 def test_bfloat16_keeps_float32_where_lerobot_does():

@@ -5,8 +5,8 @@ import pytest
 import real_lerobot
 from safetensors_folders import GOLDEN, SMOLVLA, change_config, tensors_of
 
-from clp_jax.checkpoint.safetensors_folder import read_folder
-from clp_jax.checkpoint.safetensors_slicing import slice_folder
+from clp_jax.checkpoint.safetensors.folder import read_folder
+from clp_jax.checkpoint.safetensors.slicing import slice_folder
 
 VLM = GOLDEN / "smolvla" / "vlm"
 

@@ -29,7 +29,6 @@ from clp_jax.models.groot.layout import (
     layout,
     prefix_of,
     recognises,
-    twins,
 )
 from clp_jax.models.groot.model import Groot, model_image, sample_actions
 from clp_jax.models.groot.model import cameras as _cameras
@@ -51,8 +50,8 @@ TARGETS = ("stablehlo",)
 
 TITLES = {"groot_n15": "GR00T-N1.5"}
 
-LICENCES = """The weights derive from NVIDIA's GR00T-N1.5: they are under NVIDIA's licence for that model (see the card of
-nvidia/GR00T-N1.5-3B), pruned, fine-tuned or converted, and contain weights of Qwen3 (Apache-2.0) and SigLIP 2
+LICENCES = """The weights derive from NVIDIA's GR00T-N1.5: they are under NVIDIA's licence for that model (see the card
+of nvidia/GR00T-N1.5-3B), pruned, fine-tuned or converted, and contain weights of Qwen3 (Apache-2.0) and SigLIP 2
 (Apache-2.0)."""
 
 _PROMPT_TOKENS = 64
@@ -119,7 +118,8 @@ def inputs(
 
 def stored_layout(leaves: Mapping[str, Any], names: Iterable[str]) -> Layout:
     """The tensors of NVIDIA's or lerobot's files for every leaf."""
-    return layout(leaves, prefix_of(names))
+    names = list(names)
+    return layout(leaves, prefix_of(names), embedding=embedding_name(names))
 
 
 def frozen_rules(architecture: Architecture) -> tuple[tuple[str, bool], ...]:
@@ -279,7 +279,6 @@ __all__ = [
     "sample",
     "sample_actions",
     "training_defaults",
-    "twins",
     "without_unseen",
     "why_no_actions",
 ]

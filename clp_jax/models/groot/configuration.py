@@ -5,7 +5,6 @@ Eagle's own config.json, which comes with NVIDIA's and lerobot's code.
 """
 
 import dataclasses
-import json
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -17,6 +16,7 @@ from clp_jax.aliases import Tree
 from clp_jax.errors import InputError
 from clp_jax.models.groot import config_keys
 from clp_jax.models.groot.architecture import GROOT_N15, Architecture, AttentionSizes, DitSizes, Padding, QwenSizes
+from clp_jax.models.groot.config_files import checkpoint_config, eagle_config
 from clp_jax.models.groot.layout import EMBEDDING, HEAD, POOLING, tensor_shapes
 from clp_jax.models.layers.siglip import SiglipSizes
 
@@ -29,7 +29,6 @@ _BLOCKS = {
     "vl": f"{_ACTIONS}vl_self_attention.transformer_blocks",
     "dit": f"{_ACTIONS}model.transformer_blocks",
 }
-_FOLDER = "eagle"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,7 +87,7 @@ def architecture_of(
       InputError: the tree is no GR00T-N1.5, a file contradicts it, or says what clp_jax does not have.
     """
     shapes = Shapes(tensor_shapes(tree))
-    config, eagle = _checkpoint_config(folder), _eagle_config(vlm_config, folder)
+    config, eagle = checkpoint_config(folder), eagle_config(vlm_config, folder)
     architecture = dataclasses.replace(
         _from_shapes(shapes), dtype=dtype, cameras=tuple(sorted(cameras)), padding=padding
     )
@@ -280,42 +279,3 @@ def _needed(given: Mapping[str, Any], key: str, where: str) -> Any:
     if key not in given:
         raise InputError(f"{where} has no {key}; give the file that belongs to the checkpoint.")
     return given[key]
-
-
-def _checkpoint_config(folder: epath.Path | None) -> tuple[str, Mapping[str, Any]] | None:
-    """NVIDIA's config.json: the checkpoint's own, or that of the folder which a policy of lerobot was made from."""
-    config = None if folder is None else _read(folder / "config.json")
-    if config is None or config.get("type") != "groot":
-        return None if config is None else ("config.json", config)
-    base = epath.Path(str(config.get("base_model_path", ""))) / "config.json"
-    config = _read(base)
-    return None if config is None else (str(base), config)
-
-
-def _eagle_config(given: str | os.PathLike | None, folder: epath.Path | None) -> tuple[str, Mapping[str, Any]] | None:
-    if given is not None:
-        path = epath.Path(os.fspath(given)).expanduser()
-        path = path / "config.json" if path.is_dir() else path
-        config = _read(path)
-        if config is None:
-            raise InputError(f"there is no file {path}; give Eagle's config.json or its folder with --vlm-config.")
-        return str(path), config
-    if folder is None:
-        return None
-    for path in (folder / _FOLDER / "config.json", folder.parent / _FOLDER / "config.json"):
-        config = _read(path)
-        if config is not None:
-            return str(path), config
-    return None
-
-
-def _read(path: epath.Path) -> dict[str, Any] | None:
-    if not path.exists():
-        return None
-    try:
-        config = json.loads(path.read_text())
-    except ValueError as error:
-        raise InputError(f"{path} is no JSON ({error}); restore it.") from None
-    if not isinstance(config, dict):
-        raise InputError(f"{path} holds no object; give a model's config.json.")
-    return config

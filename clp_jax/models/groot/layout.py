@@ -60,15 +60,6 @@ def embedding_name(names: Iterable[str]) -> str:
     return HEAD if HEAD in stripped and EMBEDDING not in stripped else EMBEDDING
 
 
-def twins(names: Iterable[str]) -> dict[str, str]:
-    """Where a file holds one of the two tied tensors, the other under its own name too."""
-    prefix = prefix_of(names := list(names))
-    stored, embedding, head = set(names), prefix + EMBEDDING, prefix + HEAD
-    if (embedding in stored) == (head in stored):
-        return {}
-    return {head: embedding} if embedding in stored else {embedding: head}
-
-
 def prefix_of(names: Iterable[str]) -> str:
     """What stands before every name of a file.
 

@@ -116,7 +116,8 @@ class Siglip(nn.Module):
           capture: also return the residual stream.
 
         Returns:
-          Tokens [n, num_tokens, output_width] (without an output width, the normalised stream), and the states [depth + 1, n, num_tokens, width] (None if not captured).
+          Tokens [n, num_tokens, output_width] (without an output width, the normalised stream), and the states
+          [depth + 1, n, num_tokens, width] (None if not captured).
         """
         patch = (self.sizes.patch_size, self.sizes.patch_size)
         x = nn.Conv(self.sizes.width, patch, strides=patch, padding="VALID", name="embedding", dtype=jnp.float32)(

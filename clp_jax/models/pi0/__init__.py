@@ -61,7 +61,8 @@ TITLES = {"pi0": "π0", "pi05": "π0.5", "pi0_fast": "π0-FAST"}
 
 LICENCES = """The weights derive from Gemma and PaliGemma: they are under Google's [Gemma terms of use]\
 (https://ai.google.dev/gemma/terms), pruned, fine-tuned or converted; who passes them on passes the terms and the
-prohibited-use policy on, too, and says that the files were changed. openpi's own weights and code are under Apache-2.0."""
+prohibited-use policy on, too, and says that the files were changed. openpi's own weights and code are under
+Apache-2.0."""
 
 ROBOTS = {robot.name: robot for robot in (LIBERO, ALOHA, ALOHA_SIM, DROID, METAWORLD)}
 
@@ -198,7 +199,7 @@ def processing(
 def draw(
     architecture: Architecture, rng: jax.Array, batch: Mapping[str, Leaf], samples: int = 1
 ) -> tuple[dict[str, Leaf], jax.Array]:
-    """The batch with fresh noise and times, and the key of the augmentation, as openpi's ``compute_loss`` draws them."""
+    """The batch with fresh noise and times, and the key of the augmentation, drawn as openpi's ``compute_loss`` does."""
     if architecture.kind == "pi0_fast":
         if samples != 1:
             raise InputError(f"a π0-FAST draws no noise: {samples} action samples make no sense, leave 1.")

@@ -83,8 +83,10 @@ class Architecture:
 
     @property
     def towers(self) -> tuple[Tower, ...]:
-        """All towers. The VLM stream after its last block reaches the actions only as keys and values: nothing reads it
-        there, where there is an action expert."""
+        """All towers; where there is an action expert, nothing reads the VLM stream after its last block.
+
+        That block reaches the actions only as keys and values.
+        """
         last = () if self.action is None else (self.vlm.depth,)
         towers = (
             Tower("vision", self.vision.depth, optional=True),

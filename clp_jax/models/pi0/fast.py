@@ -56,13 +56,25 @@ class Pi0Fast(nn.Module):
         return self.PaliGemma.llm.decode(out[:, 1 - observation.tokenized_prompt.shape[1] :]), towers
 
     def prefill(
-        self, observation: Observation, *, gates: Gates = Gates()
+        self, observation: Observation, room: int, *, gates: Gates = Gates()
     ) -> tuple[Float[Array, "b v"], KVCache, Bool[Array, "b p"]]:
-        """Logits of the first new token, and the right-aligned prefix's cache and validity."""
+        """Logits of the first new token, the right-aligned prefix's cache with room for more, and its validity.
+
+        The empty slots are there from the start: a masked camera's tokens see nothing and so take the mean of all
+        values, empty slots included, and as openpi has it, later tokens read what comes of that.
+        """
         tokens, valid, _ = self.PaliGemma.embed_prefix(observation, gates, capture=False)
         tokens, valid, mask = jax.vmap(_right_align)(tokens, valid, self._mask(observation, valid))
+        sizes = self.architecture.vlm
+        slots = sizes.depth, tokens.shape[0], tokens.shape[1] + room, sizes.num_kv_heads, sizes.head_dim
+        empty = jnp.zeros(slots, self.architecture.dtype)
         (out,), kv_cache, _ = self.PaliGemma.llm(
-            [tokens], positions=[token_positions(valid)], masks=[mask], gates=language_gates(self.architecture, gates)
+            [tokens],
+            positions=[token_positions(valid)],
+            masks=[jnp.pad(mask, ((0, 0), (0, 0), (0, room)))],
+            kv_cache=(empty, empty),
+            cache_index=jnp.int32(0),
+            gates=language_gates(self.architecture, gates),
         )
         return self.PaliGemma.llm.decode(out[:, -1:])[:, 0], kv_cache, valid
 
@@ -109,10 +121,9 @@ def sample_tokens(
 ) -> Int[Array, "b steps"]:
     """Greedy decoding until every sequence has ended or ``max_decoding_steps``; unwritten slots stay 0."""
     variables = {"params": params}
-    prefilled: Any = model.apply(variables, observation, gates=gates, method="prefill")
+    prefilled: Any = model.apply(variables, observation, max_decoding_steps, gates=gates, method="prefill")
     logits, kv_cache, valid = prefilled
     b, prefix = valid.shape
-    kv_cache = tuple(jnp.pad(x, ((0, 0), (0, 0), (0, max_decoding_steps), (0, 0), (0, 0))) for x in kv_cache)
     length = jnp.sum(valid, axis=-1, dtype=jnp.int32)
     slots = jnp.arange(prefix + max_decoding_steps)
 

@@ -45,8 +45,8 @@ TARGETS = ("lerobot", "stablehlo")
 
 TITLES = {"smolvla": "SmolVLA"}
 
-LICENCES = """The weights derive from SmolVLM2 and SmolVLA of Hugging Face, which are under Apache-2.0; say that the files
-were changed."""
+LICENCES = """The weights derive from SmolVLM2 and SmolVLA of Hugging Face, which are under Apache-2.0; say that the
+files were changed."""
 
 
 def recognises(tree: Tree) -> bool:
@@ -141,12 +141,6 @@ def stored_layout(leaves: Mapping[str, Any], names: Iterable[str]) -> Layout:
     """The tensors of lerobot's file for every leaf."""
     del names
     return layout(leaves)
-
-
-def twins(names: Iterable[str]) -> dict[str, str]:
-    """No tensor of a SmolVLA stands for another."""
-    del names
-    return {}
 
 
 def frozen_rules(architecture: Architecture) -> tuple[tuple[str, bool], ...]:

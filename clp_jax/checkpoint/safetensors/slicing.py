@@ -1,7 +1,6 @@
 """Write a folder of safetensors files with fewer blocks: bytes are copied, blocks renumbered, nothing else changes."""
 
 import contextlib
-import dataclasses
 import itertools
 import json
 import math
@@ -13,17 +12,17 @@ from typing import Any
 
 from etils import epath
 
-from clp_jax.checkpoint.rewriting import RewriteReport
-from clp_jax.checkpoint.safetensors_copying import FileToWrite, copy_file
-from clp_jax.checkpoint.safetensors_folder import CONFIG_FILE, FolderSpec, fingerprint_folder
-from clp_jax.checkpoint.safetensors_header import StoredTensor, header_of, stamp_of
-from clp_jax.checkpoint.safetensors_listing import INDEX_FILE
-from clp_jax.checkpoint.staging import is_remote, staged
+from clp_jax.checkpoint.orbax.params import write_beside
+from clp_jax.checkpoint.orbax.slicing import RewriteReport
+from clp_jax.checkpoint.orbax.writer import writing
+from clp_jax.checkpoint.safetensors.copying import FileToWrite, copy_file
+from clp_jax.checkpoint.safetensors.folder import CONFIG_FILE, FolderSpec, fingerprint_folder
+from clp_jax.checkpoint.safetensors.header import StoredTensor, header_of, stamp_of
+from clp_jax.checkpoint.safetensors.listing import INDEX_FILE
 from clp_jax.checkpoint.threads import run_in_threads
-from clp_jax.checkpoint.values import write_beside
-from clp_jax.checkpoint.writer import writing
 from clp_jax.errors import InputError
 from clp_jax.models.stored import numbered
+from clp_jax.outputs import is_remote, staged
 from clp_jax.plan import check_period
 
 
@@ -150,7 +149,7 @@ def _placed(names: Mapping[str, StoredTensor]) -> dict[str, tuple[StoredTensor, 
     order = {name: number for number, name in enumerate(names)}
     begin, placed = 0, {}
     for name, old in sorted(names.items(), key=lambda item: (item[1].begin, item[1].end, order[item[0]])):
-        placed[name] = (old, dataclasses.replace(old, begin=begin, end=begin + old.size))
+        placed[name] = (old, old._replace(begin=begin, end=begin + old.size))
         begin += old.size
     return {name: placed[name] for name in names}
 

@@ -4,7 +4,7 @@ import dataclasses
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ChainFlags:
+class ProcessingFlags:
     """What stands between a robot and a model."""
 
     prompt: str | None = None

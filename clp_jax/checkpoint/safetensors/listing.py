@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from clp_jax.checkpoint.safetensors_header import Shard, read_shard, stamp_of, without_repetition
+from clp_jax.checkpoint.safetensors.header import Shard, read_shard, stamp_of, without_repetition
 from clp_jax.errors import InputError
 
 WEIGHTS_FILE = "model.safetensors"

@@ -42,8 +42,7 @@ class Stamp(NamedTuple):
     changed: int
 
 
-@dataclass(frozen=True)
-class StoredTensor:
+class StoredTensor(NamedTuple):
     """A tensor of a file.
 
     Attributes:

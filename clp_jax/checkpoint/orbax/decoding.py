@@ -13,7 +13,7 @@ from typing import IO, Any
 import numpy as np
 import zstandard
 
-from clp_jax.checkpoint.stored import Span, StoredArray
+from clp_jax.checkpoint.orbax.chunks import Span, StoredArray
 from clp_jax.errors import InputError
 
 BLOCK_BYTES = 2**18

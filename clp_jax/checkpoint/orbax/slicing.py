@@ -11,14 +11,14 @@ from typing import Any
 
 import numpy as np
 
-from clp_jax.checkpoint.decoding import ChunkStream
-from clp_jax.checkpoint.spec import CheckpointSpec, translated
-from clp_jax.checkpoint.staging import staged
-from clp_jax.checkpoint.stored import StoredArray, stored_arrays
+from clp_jax.checkpoint.orbax.chunks import StoredArray, stored_arrays
+from clp_jax.checkpoint.orbax.decoding import ChunkStream
+from clp_jax.checkpoint.orbax.params import write_beside
+from clp_jax.checkpoint.orbax.spec import CheckpointSpec, translated
+from clp_jax.checkpoint.orbax.writer import CHUNK_BYTES, ArrayForm, ItemWriter, rows_per_chunk
 from clp_jax.checkpoint.threads import run_in_threads
-from clp_jax.checkpoint.values import write_beside
-from clp_jax.checkpoint.writer import CHUNK_BYTES, ArrayForm, ItemWriter, rows_per_chunk
 from clp_jax.errors import InputError
+from clp_jax.outputs import staged
 from clp_jax.trees import flatten
 
 Take = Callable[[str], Sequence[int] | None] | Mapping[str, Sequence[int] | None]

@@ -10,13 +10,13 @@ import numpy as np
 from etils import epath
 
 from clp_jax.aliases import Tree
-from clp_jax.checkpoint.decoding import BLOCK_BYTES, read_array, read_slabs
-from clp_jax.checkpoint.spec import RECORD_FILE, CheckpointSpec, translated
-from clp_jax.checkpoint.staging import staged
-from clp_jax.checkpoint.stored import files_below, stored_arrays
+from clp_jax.checkpoint.orbax.chunks import files_below, stored_arrays
+from clp_jax.checkpoint.orbax.decoding import BLOCK_BYTES, read_array, read_slabs
+from clp_jax.checkpoint.orbax.spec import RECORD_FILE, CheckpointSpec, translated
+from clp_jax.checkpoint.orbax.writer import ArrayForm, ItemWriter, rows_per_chunk, writing
 from clp_jax.checkpoint.threads import run_in_threads
-from clp_jax.checkpoint.writer import ArrayForm, ItemWriter, rows_per_chunk, writing
 from clp_jax.errors import InputError
+from clp_jax.outputs import staged
 from clp_jax.trees import check_same_structure, flatten, unflatten
 
 
@@ -47,6 +47,8 @@ def read_params(
     shardings = flatten(sharding) if isinstance(sharding, Mapping) else dict.fromkeys(leaves, sharding)
     if shardings.keys() != leaves.keys():
         raise InputError(f"shardings and parameters differ at {sorted(shardings.keys() ^ leaves.keys())}")
+    if sharding is not None and dtype is None and jax.process_count() > 1:
+        return _read_shards(spec, shardings)
     with translated(spec.path):
         arrays = stored_arrays(spec.path)
     values: dict[str, Any] = {}
@@ -62,6 +64,22 @@ def read_params(
 
     run_in_threads([read(path) for path in leaves], lambda _: None)
     return unflatten({path: values[path] for path in leaves})
+
+
+def _read_shards(spec: CheckpointSpec, shardings: Mapping[str, Any]) -> dict[str, Any]:
+    """The parameters on several hosts, each of which decodes only what its devices hold."""
+    import orbax.checkpoint as ocp
+
+    ending = "/value" if spec.value_suffix else ""
+    leaves = {
+        f"params/{path}{ending}": jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=shardings[path])
+        for path, leaf in flatten(spec.tree).items()
+    }
+    tree = unflatten(leaves)
+    restore = ocp.args.PyTreeRestore(item=tree, restore_args=ocp.checkpoint_utils.construct_restore_args(tree))
+    with translated(spec.path), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+        found = flatten(reader.restore(spec.path.absolute(), args=restore)["params"])
+    return unflatten({path.removesuffix(ending): leaf for path, leaf in found.items()})
 
 
 class LeafReader:

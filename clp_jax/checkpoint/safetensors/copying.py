@@ -7,12 +7,13 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from etils import epath
 
-from clp_jax.checkpoint.safetensors_header import StoredTensor, opened_to_read, read_exactly
-from clp_jax.checkpoint.writer import writing
+from clp_jax.checkpoint.orbax.writer import writing
+from clp_jax.checkpoint.safetensors.header import StoredTensor, opened_to_read, read_exactly
 from clp_jax.errors import InputError
 
 BLOCK_BYTES = 2**22
@@ -58,8 +59,7 @@ class _Ends:
     target_path: Path
 
 
-@dataclass(frozen=True)
-class Span:
+class Span(NamedTuple):
     """A stretch of one tensor to be copied."""
 
     ends: _Ends

@@ -7,8 +7,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from clp_jax.checkpoint.safetensors_folder import FolderSpec
-from clp_jax.checkpoint.tensorfile import read_tensors
+from clp_jax.checkpoint.safetensors.folder import FolderSpec
+from clp_jax.checkpoint.safetensors.tensorfile import read_tensors
 from clp_jax.checkpoint.threads import run_in_threads
 from clp_jax.errors import InputError
 from clp_jax.models import Architecture, abstract_params, blocks_of, family_of
@@ -32,7 +32,6 @@ class TensorLeaves:
         tensors: dict[str, np.ndarray] = {}
         for shard in spec.shards.values():
             tensors |= read_tensors(shard.path)
-        tensors |= {name: tensors[twin] for name, twin in family.twins(tensors).items()}
         leaves = flatten(abstract_params(architecture))
         self._layout = family.stored_layout(leaves, tensors)
         self._blocks = functools.partial(blocks_of, family.STACKS)

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 from etils import epath
 
-from clp_jax.checkpoint import stored
+from clp_jax.checkpoint.orbax import chunks
 from clp_jax.errors import InputError
 from clp_jax.trees import describe, flatten, unflatten
 
@@ -37,7 +37,7 @@ class CheckpointSpec:
 
     @property
     def folder(self) -> epath.Path | None:
-        """Where the files are that say what shapes do not, ``assets/policy`` of a run; openpi's checkpoints have none."""
+        """Where the files are that say what shapes do not: ``assets/policy`` of a run. openpi's have none."""
         policy = None if self.assets is None else self.assets / POLICY
         return policy if policy is not None and policy.is_dir() else None
 
@@ -74,7 +74,7 @@ def read_spec(path: str | os.PathLike, *, live: bool = False) -> CheckpointSpec:
         item = _find_item(epath.Path(os.fspath(path)).expanduser())
         if live:
             item = _find_live(item)
-        arrays = stored.stored_arrays(item)
+        arrays = chunks.stored_arrays(item)
         if live:
             arrays = {name: array for name, array in arrays.items() if name.startswith("params.")}
         keys = _leaf_keys(item, live=live)
@@ -111,7 +111,7 @@ def fingerprint(spec: CheckpointSpec) -> str:
     for path, leaf in sorted(flatten(spec.tree).items()):
         digest.update(f"{spec.stored_name(path)} {describe(leaf)}\n".encode())
     with translated(spec.path):
-        for file in stored.files_below(spec.path):
+        for file in chunks.files_below(spec.path):
             size = file.stat().length
             digest.update(f"{file.relative_to(spec.path).as_posix()} {size}\n".encode())
             with file.open("rb") as stream:

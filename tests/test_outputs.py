@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from checkpoints import RECORDED, assert_bit_equal, save_by_orbax, toy_params
 
-from clp_jax.checkpoint import read_params, read_spec, rewrite, staged
+from clp_jax.checkpoint import read_params, read_spec, rewrite
 from clp_jax.errors import InputError
+from clp_jax.outputs import staged
 
 
 def names(folder: Path) -> set[str]:
@@ -143,7 +144,7 @@ def test_a_kill_at_any_moment_leaves_a_complete_folder_or_none(tmp_path):
 
 
 def test_a_remote_folder_is_written_in_place_and_removed_on_failure(tmp_path, monkeypatch):
-    monkeypatch.setattr("clp_jax.checkpoint.staging.is_remote", lambda _: True)  # a local path stands in for gs://
+    monkeypatch.setattr("clp_jax.outputs.is_remote", lambda _: True)  # a local path stands in for gs://
     out = tmp_path / "out"
     with pytest.raises(RuntimeError):
         write_half(out, RuntimeError)

@@ -19,7 +19,7 @@ import numpy as np
 import zstandard
 from etils import epath
 
-from clp_jax.checkpoint.decoding import BLOCK_BYTES
+from clp_jax.checkpoint.orbax.decoding import BLOCK_BYTES
 from clp_jax.errors import InputError
 
 CHUNK_BYTES = 64 * 2**20

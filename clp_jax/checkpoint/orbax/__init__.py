@@ -1,0 +1,1 @@
+"""openpi's checkpoints: Orbax PyTree items of zarr arrays, read, cut and written chunk by chunk."""

@@ -1,0 +1,1 @@
+"""Folders of safetensors files: read, cut without a model, and written tensor by tensor."""

@@ -1,0 +1,112 @@
+"""The files of a LeRobot data set's meta: JSON and parquet, read or refused in one line."""
+
+import contextlib
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from clp_jax.errors import InputError
+
+
+@contextlib.contextmanager
+def readable(file: Path) -> Iterator[None]:
+    """Turns what pyarrow raises about a broken file into an `InputError` of one line."""
+    import pyarrow
+
+    try:
+        yield
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
+        reason = str(error).strip().split("\n")[0] or type(error).__name__
+        raise InputError(f"{file} cannot be read, it is cut off or damaged: {reason}") from error
+
+
+def read_json(file: Path) -> Any:
+    """The content of a JSON file.
+
+    Raises:
+      InputError: it is absent or no JSON.
+    """
+    try:
+        return json.loads(_text(file))
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{file} is no JSON: {_reason(error)}.") from error
+
+
+def read_json_lines(file: Path) -> list[dict[str, Any]]:
+    """The objects of a file of one JSON object a line.
+
+    Raises:
+      InputError: the file is absent, or a line is no JSON object.
+    """
+    found = []
+    # Only a line feed ends a line: a text may hold U+2028 and its like, at which str.splitlines would cut it.
+    for number, line in enumerate(_text(file).split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            value = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise InputError(f"{file} holds a line that is no JSON, line {number}: {_reason(error)}.") from error
+        if not isinstance(value, dict):
+            raise InputError(f"line {number} of {file} is no JSON object.")
+        found.append(value)
+    return found
+
+
+def read_rows(file: Path, columns: list[str] | None = None) -> list[dict[str, Any]]:
+    """The rows of a parquet file; of all columns, or of those.
+
+    Raises:
+      InputError: the file is absent or broken, or has not these columns, once each.
+    """
+    import pyarrow.parquet
+
+    if not file.is_file():
+        raise InputError(f"there is no {file}.")
+    with readable(file), pyarrow.parquet.ParquetFile(file) as table:
+        names = table.schema_arrow.names
+        check_columns(file, names, names if columns is None else columns)
+        return table.read(columns=columns).to_pylist()
+
+
+def check_columns(file: Path, names: list[str], wanted: list[str]) -> None:
+    """Raise unless a table has every wanted column exactly once.
+
+    Raises:
+      InputError: names the columns that are absent or there twice.
+    """
+    absent = [key for key in wanted if key not in names]
+    if absent:
+        raise InputError(f"{file} has no column {', '.join(absent)}; it has {', '.join(names)}.")
+    twice = [key for key in wanted if names.count(key) > 1]
+    if twice:
+        raise InputError(f"{file} has the column {twice[0]} {names.count(twice[0])} times; which is right? Keep one.")
+
+
+def one_text(file: Path, row: Mapping[str, Any]) -> Any:
+    """The text in a row of v3.0's tasks table: the row label of a pandas table, which its writer may have named.
+
+    Raises:
+      InputError: no column can be it.
+    """
+    others = [key for key in row if key != "task_index"]
+    for name in ("task", "__index_level_0__", *(others if len(others) == 1 else ())):
+        if name in row:
+            return row[name]
+    raise InputError(f"{file} has no column of texts; it has {', '.join(row)}. Name it task.")
+
+
+def _text(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"{file} is no JSON: it is not written in UTF-8, {error.reason} at byte {error.start}."
+        ) from None
+    except OSError as error:
+        raise InputError(f"{file} cannot be read: {error.strerror}.") from None
+
+
+def _reason(error: Exception) -> str:
+    return "it is nested too deeply" if isinstance(error, RecursionError) else str(error)

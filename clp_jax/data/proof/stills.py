@@ -1,0 +1,115 @@
+"""Pictures in the tables, proven intact without decoding them."""
+
+import hashlib
+import zlib
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from clp_jax.data import pictures
+from clp_jax.data.lerobot import LeRobotData, Rows
+from clp_jax.data.lerobot_files import check_columns, readable
+from clp_jax.data.proof.findings import Check, Finding, limited
+from clp_jax.data.proof.videos import other_sizes
+from clp_jax.data.tables import open_table
+from clp_jax.errors import InputError
+
+_FILES_AT_A_TIME = 4
+
+
+def check_stills(data: LeRobotData, rows: Rows, key: str, *, most_bytes: int | None) -> Check:
+    """Proves the pictures of a camera.
+
+    Args:
+      data: the data set.
+      rows: of it.
+      key: of the camera.
+      most_bytes: how much to read, spread over the files; None reads all.
+    """
+    files = list(dict.fromkeys(place.file for place in rows.places))
+    sizes = {file: _column_bytes(file, key) for file in files}
+    total = sum(sizes.values())
+    share = 1.0 if most_bytes is None else min(1.0, most_bytes / max(total, 1))
+    with ThreadPoolExecutor(_FILES_AT_A_TIME) as pool:
+        read = list(pool.map(lambda file: _File(file, key, share), files))
+    owners = {file: [] for file in files}
+    for episode, place in zip(rows.episodes, rows.places, strict=True):
+        owners[place.file].append((place.row, episode.index))
+    findings = [Finding(_named(owners[file.path], file, key, text)) for file in read for text in file.problems]
+    findings += other_sizes(data, key, [size for file in read for size in file.sizes])
+    count = sum(file.count for file in read)
+    if count < rows.ends[-1] and not findings:
+        findings.append(
+            Finding(f"{key}: {count:,} of {rows.ends[-1]:,} pictures were proven, spread over the files.", fatal=False)
+        )
+    digest = hashlib.sha256("".join(file.digest for file in read).encode()).hexdigest()
+    return Check(f"camera {key}", f"{count:,} pictures, {share * total / 2**20:,.0f} MiB", limited(findings), digest)
+
+
+class _File:
+    """What was found in one file; a file has one sentence about its first bad picture."""
+
+    def __init__(self, path: Path, key: str, share: float):
+        self.path, self.row, self.count = path, 0, 0
+        self.problems: list[str] = []
+        self.sizes: set[tuple[int, int]] = set()
+        checksum = 0
+        try:
+            for row, content in _stored(path, key, share):
+                self.row = row
+                if content is None:
+                    raise InputError("no image bytes.")
+                checksum = zlib.crc32(content, checksum)
+                picture = pictures.verify(content)
+                self.sizes.add((picture.height, picture.width))
+                self.count += 1
+        except InputError as error:
+            self.problems.append(str(error))
+        self.digest = f"{self.count} {checksum:08x};"
+
+
+def _named(owners: list[tuple[int, int]], file: _File, key: str, text: str) -> str:
+    first, episode = max((owner for owner in owners if owner[0] <= file.row), default=owners[0])
+    held = text if text.startswith(str(file.path)) else f"{file.path} holds {text}"
+    return f"episode {episode}, frame {file.row - first}, {key}: {held}"
+
+
+def _stored(path: Path, key: str, share: float) -> Iterator[tuple[int, Any]]:
+    """Row and content (None if absent) of each picture of some row groups, spread over the file."""
+    with readable(path), open_table(path) as table:
+        check_columns(path, table.schema_arrow.names, [key])
+        groups, row = table.num_row_groups, 0
+        chosen = (
+            set(np.linspace(0, groups - 1, max(1, round(share * groups))).astype(int).tolist()) if groups else set()
+        )
+        for group in range(groups):
+            if group in chosen:
+                column = table.read_row_group(group, columns=[key], use_threads=False).column(key)
+                yield from enumerate(_contents(column), row)
+            row += table.metadata.row_group(group).num_rows
+
+
+def _contents(column: Any) -> Iterator[Any]:
+    from pyarrow import types
+
+    for chunk in column.chunks:
+        kind = chunk.type
+        if not types.is_struct(kind) or kind.get_field_index("bytes") < 0:
+            raise InputError(f"no image bytes, but {kind}.")
+        for value, inside in zip(chunk.field("bytes"), chunk.is_valid(), strict=True):
+            whole = inside.as_py() and value.is_valid
+            yield memoryview(value.as_buffer()).cast("B") if whole else None
+
+
+def _column_bytes(path: Path, key: str) -> int:
+    try:
+        with readable(path), open_table(path) as table:
+            meta = table.metadata
+            groups = [meta.row_group(number) for number in range(meta.num_row_groups)]
+            columns = [group.column(number) for group in groups for number in range(group.num_columns)]
+            return sum(c.total_compressed_size for c in columns if f"{c.path_in_schema}.".startswith(f"{key}."))
+    except InputError:
+        return 0

@@ -1,0 +1,59 @@
+"""Where the two files are that say what the shapes of a GR00T-N1.5 do not."""
+
+import json
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from etils import epath
+
+from clp_jax.errors import InputError
+
+Found = tuple[str, Mapping[str, Any]]
+"""Name of a file, for errors, and its content."""
+
+_FOLDER = "eagle"
+
+
+def checkpoint_config(folder: epath.Path | None) -> Found | None:
+    """NVIDIA's config.json: the checkpoint's own, or that of the folder which a policy of lerobot was made from."""
+    config = None if folder is None else _read(folder / "config.json")
+    if config is None or config.get("type") != "groot":
+        return None if config is None else ("config.json", config)
+    base = epath.Path(str(config.get("base_model_path", ""))) / "config.json"
+    config = _read(base)
+    return None if config is None else (str(base), config)
+
+
+def eagle_config(given: str | os.PathLike | None, folder: epath.Path | None) -> Found | None:
+    """Eagle's config.json: the given one, or that of a folder ``eagle`` in or beside the checkpoint's.
+
+    Raises:
+      InputError: the given file does not exist.
+    """
+    if given is not None:
+        path = epath.Path(os.fspath(given)).expanduser()
+        path = path / "config.json" if path.is_dir() else path
+        config = _read(path)
+        if config is None:
+            raise InputError(f"there is no file {path}; give Eagle's config.json or its folder with --vlm-config.")
+        return str(path), config
+    if folder is None:
+        return None
+    for path in (folder / _FOLDER / "config.json", folder.parent / _FOLDER / "config.json"):
+        config = _read(path)
+        if config is not None:
+            return str(path), config
+    return None
+
+
+def _read(path: epath.Path) -> dict[str, Any] | None:
+    if not path.exists():
+        return None
+    try:
+        config = json.loads(path.read_text())
+    except ValueError as error:
+        raise InputError(f"{path} is no JSON ({error}); restore it.") from None
+    if not isinstance(config, dict):
+        raise InputError(f"{path} holds no object; give a model's config.json.")
+    return config

@@ -1,0 +1,154 @@
+"""``clp check`` lists all that has to be repaired; identities are of content; a hub id is found in lerobot's home."""
+
+import shutil
+import sys
+
+import lerobot_sets as sets
+import numpy as np
+import pytest
+from lerobot_sets import ACTION, STATE, STILL, VIDEO, counter, vector
+
+from clp_jax.cli import main
+from clp_jax.data.lerobot_meta import find_folder
+from clp_jax.data.proof import check_set
+from clp_jax.data.recording import open_recording
+from clp_jax.errors import InputError
+from clp_jax.processing.robots import Robot
+
+ROBOT = Robot("toy", {"base_0_rgb": VIDEO, "left_wrist_0_rgb": STILL})
+
+
+@pytest.fixture(scope="module", params=sets.VERSIONS)
+def sound(request, tmp_path_factory):
+    return sets.make(tmp_path_factory.mktemp("sound") / "set", request.param)
+
+
+@pytest.fixture
+def folder(sound, tmp_path):
+    return sets.copied(sound, tmp_path / "set")
+
+
+def damage_much(folder):
+    """Each of another kind; the first table stays readable throughout."""
+    counter("timestamp", lambda times: 2 * times)(folder)
+    counter("task_index", lambda tasks: tasks + 7)(folder)
+    sets.edit_info(folder, total_frames=21)
+    min(folder.glob("videos/**/*.mp4")).write_bytes(b"")
+
+
+def test_a_sound_set_passes_with_code_0(sound, capsys):
+    assert main(["check", "--data", str(sound)]) == 0
+    shown = capsys.readouterr().out
+    assert "is whole" in shown
+    assert all(name in shown for name in ("order of rows", "timestamps", VIDEO, STILL))
+
+
+def test_all_findings_are_listed_with_code_2(folder, capsys):
+    damage_much(folder)
+    assert main(["check", "--data", str(folder)]) == 2
+    shown = capsys.readouterr()
+    for text in ("total_frames 21", "timestamp goes from", "task_index is 7", "cannot be decoded", "has no frame at"):
+        assert text in shown.out
+    assert shown.err.count("\n") == 1
+    assert "to repair, listed above" in shown.err
+
+
+def test_rows_of_sound_files_are_proven_beside_broken_ones(folder):
+    counter("timestamp", lambda times: 2 * times)(folder)
+    vector(ACTION, lambda values: values * np.nan)(folder)
+    texts = [finding.text for check in check_set(folder) for finding in check.findings]
+    assert len(texts) == 1  # the last file cannot be read, so its times are not asked about
+    file = sets.tables(folder)[0]
+    sets.edit_table(file, lambda t: sets.with_column(t, "frame_index", [np.zeros(len(t), np.int64)]))
+    texts = [finding.text for check in check_set(folder) for finding in check.findings]
+    assert len(texts) >= 2
+    assert any("holds nan" in text for text in texts)
+    assert any("episode 0, row 1" in text and "frame_index goes from 0 to 0" in text for text in texts)
+
+
+def test_a_camera_that_is_not_here_is_noted_without_a_robot_and_refused_with_one(folder, capsys):
+    for video in folder.glob("videos/**/*.mp4"):
+        video.unlink()
+    assert main(["check", "--data", str(folder)]) == 0
+    assert f"{VIDEO} was not checked" in capsys.readouterr().out
+    flags = ["--state-key", STATE, "--action-key", ACTION]
+    assert main(["check", "--data", str(folder), "--image", f"base_0_rgb={STILL}", *flags]) == 0
+    assert main(["check", "--data", str(folder), "--image", f"base_0_rgb={VIDEO}", *flags]) == 2
+    assert "lacks" in capsys.readouterr().out
+
+
+def test_a_task_without_text_needs_a_prompt(folder, capsys):
+    sets.edit_tasks(folder, lambda tasks: [tasks[0] | {"task": None}, tasks[1]])
+    assert main(["check", "--data", str(folder)]) == 2
+    assert "no text for task 0; give --prompt" in capsys.readouterr().out
+    assert main(["check", "--data", str(folder), "--prompt", "go"]) == 0
+
+
+def test_what_cannot_be_checked_is_one_line(tmp_path, folder, capsys):
+    assert main(["check", "--data", str(tmp_path / "absent")]) == 2
+    assert main(["check", "--data", str(folder), "--image", "base_0_rgb=nothing"]) == 2
+    assert "has no observation.state" not in (shown := capsys.readouterr()).out
+    assert "has no nothing; it has" in shown.out
+    (folder / "meta/info.json").write_text("{")
+    assert main(["check", "--data", str(folder)]) == 2
+    assert "is no JSON" in capsys.readouterr().out
+
+
+def test_the_identity_of_rows_is_of_content_alone(folder, tmp_path):
+    recorded = open_recording(folder, ROBOT)
+    (folder / "README.md").write_text("new")
+    (folder / ".DS_Store").write_bytes(b"x")
+    sets.edit_table(sets.last_table(folder), lambda t: t.append_column("unread", [list(range(len(t)))]))
+    moved = shutil.copytree(folder, tmp_path / "elsewhere")
+    again = open_recording(moved, ROBOT)
+    assert (again.fingerprint(), again.video_fingerprint()) == (recorded.fingerprint(), recorded.video_fingerprint())
+
+
+CHANGES = {
+    "state": vector(STATE, lambda values: values + 1),
+    "actions": vector(ACTION, lambda values: values + 1),
+    "tasks": counter("task_index", lambda tasks: 1 - tasks),
+    "texts": lambda f: sets.edit_tasks(f, lambda tasks: [tasks[0] | {"task": "other"}, tasks[1]]),
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_the_identity_of_rows_follows_each_value(folder, name):
+    before = open_recording(folder, ROBOT)
+    CHANGES[name](folder)
+    after = open_recording(folder, ROBOT)
+    assert after.fingerprint() != before.fingerprint()
+    assert after.video_fingerprint() == before.video_fingerprint()
+
+
+PICTURES = {
+    VIDEO: lambda f: sets.write_video(
+        max(f.glob("videos/**/*.mp4")), np.random.default_rng(0).integers(0, 256, (9, 48, 64, 3)).astype(np.uint8)
+    ),
+    STILL: sets.pictures(STILL, lambda _: sets.encoded(np.zeros((48, 64, 3), np.uint8))),
+}
+
+
+@pytest.mark.parametrize("key", PICTURES)
+def test_the_identity_of_pictures_is_its_own(folder, key):
+    before = open_recording(folder, ROBOT)
+    PICTURES[key](folder)
+    after = open_recording(folder, ROBOT)
+    assert after.fingerprint() == before.fingerprint()
+    assert after.video_fingerprint() != before.video_fingerprint()
+    other = Robot("one", {"base_0_rgb": STILL if key == VIDEO else VIDEO})
+    sets.proven(folder)
+    assert open_recording(folder, other).video_fingerprint() != after.video_fingerprint()
+
+
+def test_a_hub_id_is_looked_for_in_lerobots_home(sound, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    shutil.copytree(sound, tmp_path / "home/somebody/something")
+    monkeypatch.setenv("HF_LEROBOT_HOME", str(tmp_path / "home"))
+    assert find_folder("somebody/something") == tmp_path / "home/somebody/something"
+    monkeypatch.delenv("HF_LEROBOT_HOME")
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    with pytest.raises(InputError, match=r"nor .*lerobot/somebody/something"):
+        find_folder("somebody/something")
+    (tmp_path / "home").rename(tmp_path / "lerobot")
+    assert find_folder("somebody/something") == tmp_path / "lerobot/somebody/something"
