@@ -81,7 +81,7 @@ def run(models: Mapping[str, Architecture], *, batch_size: int = 4, repeats: int
             _prefix_seconds(seconds[name, "one step"], seconds[name, "sample"]),
             seconds[name, "sample"],
             _share(forward_flops, architecture, first),
-            _share(sample_flops, architecture, first),
+            _share(functools.partial(sample_flops, num_steps=NUM_STEPS), architecture, first),
         )
         for name, architecture in models.items()
     ]

@@ -1,12 +1,17 @@
 """lerobot itself loads what is cut, strictly and without a patch (make test-lerobot)."""
 
+import importlib.util
+import shutil
+
 import numpy as np
 import pytest
 import real_lerobot
 from safetensors_folders import GOLDEN, SMOLVLA, change_config, tensors_of
+from smolvla_recordings import CAMERAS, SAMPLE_TOLERANCE
 
 from clp_jax.checkpoint.safetensors.folder import read_folder
 from clp_jax.checkpoint.safetensors.slicing import slice_folder
+from clp_jax.checkpoint.safetensors.tensorfile import read_tensors
 
 VLM = GOLDEN / "smolvla" / "vlm"
 
@@ -28,3 +33,57 @@ def test_stock_lerobot_loads_a_cut_strictly(keep, tmp_path):
     for name, (dtype, shape, content) in stored.items():
         assert dtype == "F32"
         np.testing.assert_array_equal(loaded[name].float().numpy(), np.frombuffer(content, np.float32).reshape(shape))
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    """An export of a pruned folder with recorded actions, in this process not compared."""
+    real_lerobot.import_lerobot()
+    pytest.importorskip("num2words", reason="needs lerobot's smolvla extra (num2words)")
+    from clp_jax.export import Options, Weights, lerobot
+    from clp_jax.export.pytorch import write_reference
+    from clp_jax.loading import read_architecture
+    from clp_jax.models import Lengths
+
+    place = tmp_path_factory.mktemp("stock")
+    keep = [0, 1, 4, 5, 8, 11]
+    shutil.copytree(VLM, place / "vlm")
+    slice_folder(read_folder(SMOLVLA), {"vlm": keep, "action": keep}, place / "cut")
+    spec = read_folder(place / "cut")
+    weights = Weights(spec, read_architecture(spec), merge=True, dtype=None)
+    options = Options(Lengths(horizon=6, prompt=20))
+    (place / "e").mkdir()
+    lerobot.write(weights, place / "e", options)
+    write_reference(weights, place / "e", options)
+    return place / "e"
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_stock_lerobot_gives_the_exports_recorded_actions(exported):
+    found = importlib.util.spec_from_file_location("check_lerobot", exported / "check_lerobot.py")
+    module = importlib.util.module_from_spec(found)
+    found.loader.exec_module(module)
+    assert module.load_policy(exported, device="cpu").config.chunk_size == 6
+    assert module.largest_difference(exported) < SAMPLE_TOLERANCE
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_lerobots_processors_read_the_exports_statistics(exported):
+    import torch
+    from lerobot.configs.policies import PreTrainedConfig
+    from lerobot.policies.factory import make_pre_post_processors
+
+    before, after = make_pre_post_processors(
+        PreTrainedConfig.from_pretrained(exported),
+        pretrained_path=str(exported),
+        preprocessor_overrides={"tokenizer_processor": {"tokenizer_name": str(exported / "vlm")}},
+    )
+    stored = read_tensors(exported / "policy_preprocessor_step_5_normalizer_processor.safetensors")
+    state = torch.arange(6, dtype=torch.float32)
+    images = {f"observation.images.{camera}": torch.rand(3, 96, 80) for camera in CAMERAS}
+    batch = before({"observation.state": state, "task": "push", **images})
+    mean, std = (torch.tensor(stored[f"observation.state.{name}"]) for name in ("mean", "std"))
+    torch.testing.assert_close(batch["observation.state"][0], (state - mean) / (std + 1e-8))
+    assert batch["observation.language.tokens"].shape == (1, 20)
+    mean, std = (torch.tensor(stored[f"action.{name}"]) for name in ("mean", "std"))
+    torch.testing.assert_close(after(torch.ones(1, 8))[0], mean + std)
