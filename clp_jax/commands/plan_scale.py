@@ -48,8 +48,8 @@ class PlanScale(ModelFlags):
     against: str | None = None
     """The checkpoint that --checkpoint was pruned from, to see both side by side."""
     keep_layers: str | None = None
-    """Also the same model with so many blocks of what is cut first: 12 or 12,9. Where several groups of towers are cut on
-    their own, each by name: llm=6+vl=3+dit=12, and further such words after a comma."""
+    """Also the same model with so many blocks of the language stack: 12 or 12,9. Where several groups of towers are cut
+    on their own, each by name: llm=6+vl=3+dit=12, and further such words after a comma."""
     task: Task = "finetune"
     """analyse, finetune, lora (finetune with new adapters) or infer (what serve runs)."""
     batch_size: int = 32
@@ -135,7 +135,7 @@ def _models(config: PlanScale) -> dict[str, tuple[Architecture, Tree]]:
 def _first_blocks(architecture: Architecture, word: str, config: PlanScale) -> dict[str, range]:
     """So many blocks of every tower that is always cut: 9, or llm=5+vl=3+dit=8 where towers are cut on their own."""
     groups, blocks = groups_of(architecture)[0], depths(architecture)
-    pairs = dict(part.rpartition("=")[::2] for part in word.strip().split("+"))
+    pairs = {name: number for name, _, number in (part.rpartition("=") for part in word.strip().split("+"))}
     if list(pairs) == [""] and len(groups) > 1:
         example = "+".join(f"{group[0]}={pairs['']}" for group in groups)
         raise InputError(f"--keep-layers {word} does not say of which tower; write --keep-layers {example}.")

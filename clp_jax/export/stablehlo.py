@@ -10,8 +10,8 @@ import numpy as np
 from etils import epath
 
 from clp_jax.checkpoint import FolderSpec, Spec, write_beside
-from clp_jax.checkpoint.safetensors.folder import CONFIG_FILE
 from clp_jax.checkpoint.orbax.spec import POLICY
+from clp_jax.checkpoint.safetensors.folder import CONFIG_FILE
 from clp_jax.checkpoint.safetensors.tensorfile import TensorWriter, read_tensors
 from clp_jax.errors import InputError
 from clp_jax.export import reference

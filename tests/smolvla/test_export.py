@@ -1,4 +1,4 @@
-"""Exports of a SmolVLA: the policy folder again, from a folder and from a step of a run; a program without model code."""
+"""Exports of a SmolVLA: the policy folder again, from a folder or a step of a run; a program without model code."""
 
 import importlib.util
 import json
@@ -98,9 +98,7 @@ def test_lengths_and_steps_that_are_asked_for_reach_config_and_tokenizer(run, tm
 def test_dtypes_stay_as_they_are_stored_unless_one_is_asked_for(folder, tmp_path):
     """lerobot stores the vision-language model in bfloat16 and the projections in float32."""
     mixed = shutil.copytree(folder, folder.parent / "mixed")
-    tensors = {
-        name: _as_bfloat16(tensor) if ".vlm." in name else tensor for name, tensor in tensors_of(folder).items()
-    }
+    tensors = {name: _as_bfloat16(tensor) if ".vlm." in name else tensor for name, tensor in tensors_of(folder).items()}
     write_file(mixed / "model.safetensors", tensors, {"format": "pt"})
     assert export(mixed, tmp_path / "e", "lerobot", "--check", "bits") == 0
     assert tensors_of(tmp_path / "e") == tensors
