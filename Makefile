@@ -40,8 +40,8 @@ test: .venv/.installed-test ## all tests and doctests, with the newest releases
 test-openpi-pins: .venv-openpi/.installed-test ## the same tests with openpi's versions, on Python 3.11
 	@CI_HAS=openpi_client .venv-openpi/bin/python -m pytest -n $(WORKERS) $(ARGS)
 
-test-lerobot: .venv-lerobot/.installed-test ## the lerobot export against the real lerobot (6 GB on disk), on Python 3.12
-	@CI_HAS=torch,lerobot HF_HUB_OFFLINE=1 .venv-lerobot/bin/python -m pytest tests/test_export_lerobot.py tests/test_lerobot_reader.py $(ARGS)
+test-lerobot: .venv-lerobot/.installed-test ## the lerobot exports against the real lerobot (6 GB on disk), on Python 3.12
+	@CI_HAS=torch,lerobot HF_HUB_OFFLINE=1 .venv-lerobot/bin/python -m pytest tests/test_export_lerobot.py tests/smolvla/test_stock_lerobot.py tests/test_lerobot_reader.py $(ARGS)
 
 lint: .venv/.installed-lint ## format, style, types, direction of imports
 	@.venv/bin/python -m ruff format --check --quiet .

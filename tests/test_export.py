@@ -114,6 +114,22 @@ def test_raw_takes_the_live_weights_of_the_training_state(tmp_path, capsys):
     assert "leave out --raw" in capsys.readouterr().err
 
 
+def test_a_run_is_exported_with_the_lengths_that_it_was_trained_with(checkpoint, tmp_path):
+    """Not with upstream's chunk of 50 actions and 48 tokens, which nobody trained."""
+    step = shutil.copytree(checkpoint, tmp_path / "8")
+    record = json.loads((step / "clp.json").read_text())
+    flags = {"action_horizon": 8, "max_token_len": 7, "data": "d", "steps": 1, "batch_size": 1}
+    record["steps"].append({"command": "finetune", "source": "s", "config": flags})
+    (step / "clp.json").write_text(json.dumps(record))
+    words = ["--checkpoint", str(step), "--to", "lerobot", "--check", "bits"]
+    assert main(["export", *words, "--out", str(tmp_path / "e")]) == 0
+    config = json.loads((tmp_path / "e" / "config.json").read_text())
+    assert (config["chunk_size"], config["n_action_steps"], config["tokenizer_max_length"]) == (8, 8, 7)
+    assert main(["export", *words, "--out", str(tmp_path / "f"), "--action-horizon", "5"]) == 0
+    config = json.loads((tmp_path / "f" / "config.json").read_text())
+    assert (config["chunk_size"], config["tokenizer_max_length"]) == (5, 7)
+
+
 @pytest.mark.parametrize(
     ("to", "kind", "words", "message"),
     [

@@ -9,11 +9,12 @@ import jax
 import jax.numpy as jnp
 import pytest
 import toys
+from safetensors_folders import SMOLVLA
 
 from clp_jax import cli, example, sharding
 from clp_jax.errors import InputError
 from clp_jax.flops import forward_flops
-from clp_jax.models import Lengths, abstract_params
+from clp_jax.models import Lengths, abstract_params, smolvla
 from clp_jax.models.pi0 import PI0
 from clp_jax.operations import count_operations
 from clp_jax.scale import hlo, topologies
@@ -273,6 +274,23 @@ def test_the_command_writes_table_json_and_plot(tmp_path, capsys):
     assert (tmp_path / "plan/plan-scale.png").stat().st_size > 10_000
 
 
+def test_a_folder_of_safetensors_files_is_planned_from_its_headers(tmp_path, capsys):
+    words = f"plan-scale --checkpoint {SMOLVLA} --topology cpu:8 --task infer --batch-size 1 --num-steps 1"
+    assert cli.main([*words.split(), "--keep-layers", "6", "--out", str(tmp_path / "plan")]) == 0
+    assert "6 blocks fits: cpu:8" in capsys.readouterr().out
+    full, cut = json.loads((tmp_path / "plan/plan-scale.json").read_text())["forecasts"]
+    assert cut["held"]["parameters"] < full["held"]["parameters"]
+    assert cut["flops"] < full["flops"]
+
+
+def test_a_full_size_smolvla_is_traced_with_what_upstream_freezes():
+    """Nothing is compiled. The expert alone is trained, so that the optimiser is smaller than the weights."""
+    mesh = sharding.make_mesh(8)
+    (step,) = programs(Workload(task="finetune", batch_size=8), smolvla.SMOLVLA, {}, mesh)
+    held = step().held
+    assert 0 < held["optimiser"] < held["parameters"]
+
+
 @pytest.mark.parametrize(
     ("flags", "complaint"),
     [
@@ -280,6 +298,8 @@ def test_the_command_writes_table_json_and_plot(tmp_path, capsys):
         ("--topology cpu:8 --checkpoint pi0-fast --task infer", "π0-FAST answers with tokens"),
         ("--topology cpu:8 --checkpoint pi0 --keep-layers 19", "numbers from 1 to 18"),
         ("--topology cpu:8 --checkpoint pi0 --batch-size 9", "not a multiple of 8"),
+        ("--topology cpu:8 --checkpoint gr00t-n1.5 --keep-layers 4", "write --keep-layers llm=4+vl=4+dit=4"),
+        ("--topology cpu:8 --checkpoint gr00t-n1.5 --keep-layers llm=6+vl=5+dit=8", "numbers from 1 to 4"),
     ],
 )
 def test_mistakes_are_one_line(flags, complaint, capsys):

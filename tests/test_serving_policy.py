@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import smolvla_recordings
 import toys
 from hypothesis import given
 from hypothesis import strategies as st
@@ -201,6 +202,19 @@ def test_model_ready_request_that_does_not_fit_is_refused(message):
     with pytest.raises(InputError) as caught:
         requests.inputs(flat(rows(1)[0] | BAD_MODEL_READY[message]))
     assert message in str(caught.value)
+
+
+def test_cameras_with_dots_in_their_names_are_found_in_a_request():
+    """lerobot's cameras are called observation.images.top; a request's keys are read with dots as slashes."""
+    arch = smolvla_recordings.architecture()
+    requests = ModelRequests(arch, Lengths(7, 24))
+    request = {key: array[0] for key, array in smolvla_recordings.inputs().items() if key in requests.keys}
+    for camera in requests.cameras:
+        request[f"image/{camera}"] = np.zeros((128, 128, 3), np.uint8)
+    inputs, _ = requests.inputs(flat(request))
+    assert inputs.keys() == set(requests.keys)
+    with pytest.raises(InputError, match="lacks image/observation/images/top"):
+        requests.inputs(flat({key: value for key, value in request.items() if key != "image/observation.images.top"}))
 
 
 def test_fast_and_impossible_sizes_are_refused():

@@ -13,7 +13,7 @@ import jax
 from rich.console import Console
 from rich.table import Table
 
-from clp_jax.benchmarks.small import LENGTHS, SMALL, random_observations
+from clp_jax.benchmarks.small import SMALL, random_observations
 from clp_jax.benchmarks.steps import alternating, training_step
 from clp_jax.data import CalibrationData
 from clp_jax.errors import InputError
@@ -66,7 +66,8 @@ def run(models: Mapping[str, Architecture], *, batch_size: int = 4, repeats: int
             raise InputError(f"the depth benchmark measures the sampling of actions: {reason}")
     calls, memory = {}, {}
     for name, architecture in models.items():
-        data = random_observations(architecture, batch_size * jax.device_count())
+        lengths = family_of(architecture).lengths(architecture)
+        data = random_observations(architecture, batch_size * jax.device_count(), lengths)
         calls[name, "step"], memory[name] = training_step(architecture, data, StepSettings(augment=False))
         calls[name, "one step"], calls[name, "sample"] = _inference(architecture, data.take([0]))
     seconds = alternating(calls, repeats)
@@ -80,7 +81,7 @@ def run(models: Mapping[str, Architecture], *, batch_size: int = 4, repeats: int
             _prefix_seconds(seconds[name, "one step"], seconds[name, "sample"]),
             seconds[name, "sample"],
             _share(forward_flops, architecture, first),
-            _share(sample_flops, architecture, first),
+            _share(functools.partial(sample_flops, num_steps=NUM_STEPS), architecture, first),
         )
         for name, architecture in models.items()
     ]
@@ -88,8 +89,9 @@ def run(models: Mapping[str, Architecture], *, batch_size: int = 4, repeats: int
 
 def _share(count: Callable[..., int], architecture: Architecture, first: Architecture) -> float:
     """Operations relative to the first model's."""
-    cameras = len(family_of(first).camera_names(first))
-    return count(architecture, LENGTHS, cameras=cameras) / count(first, LENGTHS, cameras=cameras)
+    family = family_of(first)
+    cameras, lengths = len(family.camera_names(first)), family.lengths(first)
+    return count(architecture, lengths, cameras=cameras) / count(first, lengths, cameras=cameras)
 
 
 def _prefix_seconds(one_step: float, all_steps: float) -> float:

@@ -3,6 +3,7 @@
 import concurrent.futures
 import contextlib
 import multiprocessing
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -28,6 +29,7 @@ def run(
     rounds: int = 5,
     seconds: float = 2.0,
     max_batch: int = 8,
+    settings: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Serve both and measure them in alternating rounds.
 
@@ -38,6 +40,7 @@ def run(
       rounds: of each checkpoint and number of clients.
       seconds: of a round.
       max_batch: requests computed together at most.
+      settings: of ``load_model``, what the checkpoints do not tell.
 
     Returns:
       Per checkpoint its depth and per number of clients p50 and p99 of the latency, answers per second, and how many
@@ -46,15 +49,16 @@ def run(
     Raises:
       InputError: a checkpoint that cannot be read or served.
     """
-    models = {"pruned": load_model(checkpoint), "full": load_model(against)}
+    told = dict(settings or {})
+    models = {"pruned": load_model(checkpoint, **told), "full": load_model(against, **told)}
     policies = {name: _policy(model, max_batch) for name, model in models.items()}
     requests = {name: wire.pack(_request(policy)) for name, policy in policies.items()}
     found: dict[tuple[str, int], list[tuple[list[float], float]]] = {}
-    settings = ServerSettings(port=0, queue=2 * max(clients))
+    server = ServerSettings(port=0, queue=2 * max(clients))
     spawn = multiprocessing.get_context("spawn")  # a fork would inherit JAX's threads
     with contextlib.ExitStack() as stack:
         asking = stack.enter_context(concurrent.futures.ProcessPoolExecutor(1, mp_context=spawn))
-        ports = {name: stack.enter_context(serving(policy, settings)) for name, policy in policies.items()}
+        ports = {name: stack.enter_context(serving(policy, server)) for name, policy in policies.items()}
         for measured in range(rounds + 1):
             for count in clients:
                 for name, port in ports.items():

@@ -11,6 +11,7 @@ from rich.table import Table
 
 from clp_jax.benchmarks import action_samples, analysis_overhead, checkpoint_io, cka_peers, depth
 from clp_jax.checkpoint import read_spec
+from clp_jax.commands.model_flags import ModelFlags
 from clp_jax.errors import InputError
 from clp_jax.loading import default_dtype, read_architecture
 from clp_jax.models import Architecture, abstract_params
@@ -18,7 +19,7 @@ from clp_jax.models.pi0 import PI0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Benchmark:
+class Benchmark(ModelFlags):
     """Measure one part.
 
     cka: against other packages; checkpoint: pruning a full-size π0; analysis: its overhead; depth: training step,
@@ -61,7 +62,7 @@ def run(config: Benchmark) -> None:
             raise InputError("--part serving compares two checkpoints: give --checkpoint and --against.")
         from clp_jax.benchmarks import serving  # websockets: only here
 
-        result = serving.run(config.checkpoint, config.against)
+        result = serving.run(config.checkpoint, config.against, settings=config.model_settings())
         serving.show(result, console)
     elif config.part == "full-size":
         from clp_jax.benchmarks import full_size
@@ -84,7 +85,8 @@ def _models(config: Benchmark) -> dict[str, Architecture]:
     if config.checkpoint is None or config.against is None:
         raise InputError("give --checkpoint and --against together: the pruned one and the full one.")
     names = (config.against, config.checkpoint)
-    return {name: read_architecture(read_spec(name), dtype=default_dtype()) for name in names}
+    settings = config.model_settings()
+    return {name: read_architecture(read_spec(name), dtype=default_dtype(), **settings) for name in names}
 
 
 def _show_checkpoint(rows: list[checkpoint_io.CheckpointIoResult], console: Console) -> None:

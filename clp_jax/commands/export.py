@@ -6,13 +6,13 @@ from typing import Literal
 from rich.console import Console
 from rich.markup import escape
 
-from clp_jax.checkpoint import CheckpointSpec, read_spec
+from clp_jax.checkpoint import Spec, read_spec
 from clp_jax.commands.model_flags import ModelFlags
 from clp_jax.data.dataset import chosen_lengths
 from clp_jax.errors import InputError
 from clp_jax.export import Options, Target, Weights, export_checkpoint
 from clp_jax.export.weights import Dtype
-from clp_jax.loading import read_architecture
+from clp_jax.loading import read_architecture, stored_tree
 from clp_jax.models import Architecture, depths, family_of
 from clp_jax.provenance import trained_with
 from clp_jax.trees import flatten
@@ -23,7 +23,7 @@ class Export(ModelFlags):
     """Write a checkpoint in the form of openpi, openpi's PyTorch, lerobot or StableHLO; read it back and compare."""
 
     checkpoint: str
-    """openpi checkpoint, pruned or not: step folder or its params, local or gs://."""
+    """Checkpoint, pruned or not: step folder of openpi or of a run (local or gs://), or a policy folder."""
     to: Target
     """For whom."""
     out: str
@@ -31,7 +31,8 @@ class Export(ModelFlags):
     raw: bool = False
     """The weights that were being trained (train_state), not their moving average (EMA)."""
     dtype: Dtype | None = None
-    """Of the stored parameters. Default: as they are for openpi; else as they are if all agree, float32 if not."""
+    """Dtype of the stored parameters. Default: each as it is for openpi and for a lerobot policy that may have several;
+    else as they are if all agree, float32 if not."""
     activations: Dtype = "bfloat16"
     """What a StableHLO program computes in."""
     merge_lora: bool = False
@@ -65,7 +66,7 @@ def run(config: Export) -> None:
     architecture = read_architecture(spec, dtype=config.activations, **config.model_settings())
     trained = trained_with(spec.plan_record)
     horizon, prompt = config.action_horizon, config.prompt_length
-    weights = Weights(spec, architecture, *_form(config, spec))
+    weights = Weights(spec, architecture, *_form(config, spec, architecture))
     options = Options(
         lengths=chosen_lengths(
             architecture,
@@ -88,11 +89,14 @@ def run(config: Export) -> None:
     console.print(f"Export: [bold]{config.out}[/]")
 
 
-def _form(config: Export, spec: CheckpointSpec) -> tuple[bool, Dtype | None]:
+def _form(config: Export, spec: Spec, architecture: Architecture) -> tuple[bool, Dtype | None]:
     """Whether adapters are merged, and the one dtype of the parameters (None keeps each as it is)."""
     if config.to == "openpi":
         return config.merge_lora, config.dtype
-    stored = {leaf.dtype.name for leaf in flatten(spec.tree).values()}
+    family = family_of(architecture)
+    if config.to == "lerobot" and "lerobot" in family.TARGETS and not family.LEROBOT.ONE_DTYPE:
+        return True, config.dtype
+    stored = {leaf.dtype.name for leaf in flatten(stored_tree(spec, architecture)).values()}
     return True, config.dtype or ("bfloat16" if stored == {"bfloat16"} else "float32")
 
 

@@ -17,7 +17,7 @@ from clp_jax.aliases import Tree
 from clp_jax.checkpoint import read_spec
 from clp_jax.commands.model_flags import ModelFlags
 from clp_jax.errors import InputError
-from clp_jax.loading import read_architecture
+from clp_jax.loading import read_architecture, stored_tree
 from clp_jax.models import FAMILIES, Architecture, Remat, abstract_params, coupled, depths
 from clp_jax.plan import PrunePlan
 from clp_jax.planning import groups_of, per_group
@@ -41,14 +41,15 @@ class PlanScale(ModelFlags):
     """
 
     checkpoint: str
-    """A checkpoint, or the name of a released model (pi0, pi05, pi0-fast, smolvla, groot-n15) for its sizes alone."""
+    """A checkpoint, or the name of a released model (pi0, pi05, pi0-fast, smolvla, gr00t-n1.5) for its sizes alone."""
     topology: tuple[str, ...]
     """Slices: v5e:4x4 v5p:2x2x2 v6e-256..., or a kind alone (v5e), which finds the smallest that fits from 1 chip to
     256; cpu:8 tries everything out where there is no TPU compiler."""
     against: str | None = None
     """The checkpoint that --checkpoint was pruned from, to see both side by side."""
     keep_layers: str | None = None
-    """Also the same model with so many blocks of the language stack: 12 or 12,9."""
+    """Also the same model with so many blocks of the language stack: 12 or 12,9. Where several groups of towers are cut
+    on their own, each by name: llm=6+vl=3+dit=12, and further such words after a comma."""
     task: Task = "finetune"
     """analyse, finetune, lora (finetune with new adapters) or infer (what serve runs)."""
     batch_size: int = 32
@@ -134,7 +135,10 @@ def _models(config: PlanScale) -> dict[str, tuple[Architecture, Tree]]:
 def _first_blocks(architecture: Architecture, word: str, config: PlanScale) -> dict[str, range]:
     """So many blocks of every tower that is always cut: 9, or llm=5+vl=3+dit=8 where towers are cut on their own."""
     groups, blocks = groups_of(architecture)[0], depths(architecture)
-    pairs = dict(part.rpartition("=")[::2] for part in word.strip().split("+"))
+    pairs = {name: number for name, _, number in (part.rpartition("=") for part in word.strip().split("+"))}
+    if list(pairs) == [""] and len(groups) > 1:
+        example = "+".join(f"{group[0]}={pairs['']}" for group in groups)
+        raise InputError(f"--keep-layers {word} does not say of which tower; write --keep-layers {example}.")
     chosen = per_group(pairs[""] if list(pairs) == [""] else pairs, groups, "keep_layers")
     keep = {}
     for group, number in chosen.items():
@@ -151,7 +155,8 @@ def _model(name: str, config: PlanScale) -> tuple[Architecture, Tree]:
         params = abstract_params(architecture)
     else:
         spec = read_spec(name)
-        architecture, params = read_architecture(spec, dtype=config.dtype, **config.model_settings()), spec.tree
+        architecture = read_architecture(spec, dtype=config.dtype, **config.model_settings())
+        params = stored_tree(spec, architecture)
     if config.params_dtype != "keep":
         params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.dtype(config.params_dtype)), params)
     params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), params)

@@ -54,12 +54,11 @@ def export_checkpoint(
     """
     if is_remote(out):
         raise InputError(f"{out} is no folder of this machine; export to one, then copy it there.")
-    if target in ("openpi-pytorch", "lerobot"):
-        pytorch.check_architecture(weights.architecture, target)
+    check_target(weights, target)
     if target == "stablehlo":
         stablehlo.check_possible(weights.architecture, options)
     exporter = _EXPORTERS[target]
-    with staged(out, overwrite=overwrite, sources=[weights.spec.path.parent]) as folder:
+    with staged(out, overwrite=overwrite, sources=[weights.source_folder]) as folder:
         exporter.write(weights, Path(folder), options)
         check = exporter.check(weights, Path(folder), options)
         load = exporter.load or family_of(weights.architecture).LEROBOT.LOAD
@@ -69,4 +68,21 @@ def export_checkpoint(
     return check
 
 
-__all__ = ["Check", "Options", "Target", "Weights", "export_checkpoint"]
+def check_target(weights: Weights, target: Target) -> None:
+    """Refuses a target whose code has no such model.
+
+    Raises:
+      InputError: names the targets that there are.
+    """
+    architecture = weights.architecture
+    family = family_of(architecture)
+    if target not in family.TARGETS:
+        title, targets = family.TITLES[architecture.kind], " or ".join(f"--to {name}" for name in family.TARGETS)
+        raise InputError(f"{target} has no {title} to export to; use {targets}.")
+    if target == "openpi-pytorch":
+        pytorch.check_architecture(architecture)
+    if target == "lerobot" and (reason := family.LEROBOT.why_not(architecture, weights.spec.plan_record)) is not None:
+        raise InputError(reason)
+
+
+__all__ = ["Check", "Options", "Target", "Weights", "check_target", "export_checkpoint"]

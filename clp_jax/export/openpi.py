@@ -5,7 +5,7 @@ from pathlib import Path
 
 from etils import epath
 
-from clp_jax.checkpoint import LeafReader, read_params, read_spec, write_beside, write_stream
+from clp_jax.checkpoint import CheckpointSpec, LeafReader, read_params, read_spec, write_beside, write_stream
 from clp_jax.checkpoint.orbax.spec import RECORD_FILE
 from clp_jax.errors import InputError
 from clp_jax.export import reference
@@ -35,6 +35,7 @@ def write(weights: Weights, folder: Path, options: Options) -> None:
     """Writes ``params``, ``assets`` and ``clp.json`` into a folder that is being staged."""
     del options
     spec = weights.spec
+    assert isinstance(spec, CheckpointSpec)
     write_stream(epath.Path(folder) / "params", weights.leaves, weights.parts, value_suffix=spec.value_suffix)
     write_beside(epath.Path(folder), assets=spec.assets, record=spec.plan_record)
 
@@ -42,6 +43,8 @@ def write(weights: Weights, folder: Path, options: Options) -> None:
 def check(weights: Weights, folder: Path, options: Options) -> Check:
     """Reads the checkpoint back: every bit, then what the model answers beside the source's weights."""
     written = read_spec(folder)
+    assert isinstance(written, CheckpointSpec)
+    assert isinstance(weights.spec, CheckpointSpec)
     reader = LeafReader(written)
     for path in weights.leaves:
         read = reader.layers(path) if weights.stacked(path) else iter([reader.whole(path)])

@@ -3,8 +3,10 @@
 import functools
 import importlib.util
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
+import jax
 import numpy as np
 from etils import epath
 
@@ -37,8 +39,10 @@ model has it, and nothing uses it."""
 
 def write(weights: Weights, folder: Path, options: Options) -> None:
     """Writes everything but the comparison into a folder that is being staged."""
-    write_tensors(weights, folder / WEIGHTS_FILE)
-    config = family_of(weights.architecture).torch_config
+    family = family_of(weights.architecture)
+    zeros = family.zero_tensors(weights.architecture, weights.leaves)
+    write_tensors(weights, folder / WEIGHTS_FILE, zeros=zeros)
+    config = family.torch_config
     write_json(folder / "config.json", config(weights.architecture, options.lengths, weights.dtype or "float32"))
     write_beside(epath.Path(folder), assets=weights.spec.assets, record=weights.spec.plan_record)
     shutil.copyfile(TEMPLATES / LOADER, folder / LOADER)
@@ -58,27 +62,28 @@ def check(weights: Weights, folder: Path, options: Options) -> Check:
     return Check(count, difference, what, missing)
 
 
-def check_architecture(architecture: Architecture, target: str) -> None:
-    """Refuses what PyTorch's models cannot be.
+def check_architecture(architecture: Architecture) -> None:
+    """Refuses what openpi's PyTorch model cannot be.
 
     Raises:
-      InputError: a kind of model without PyTorch code for this target, or sizes that its code does not have.
+      InputError: a kind of model without PyTorch code, or sizes that its code does not have.
     """
-    if (reason := family_of(architecture).why_no_torch(architecture, target)) is not None:
+    if (reason := family_of(architecture).why_no_torch(architecture, "openpi-pytorch")) is not None:
         raise InputError(reason)
 
 
-def write_tensors(weights: Weights, file: Path, *, prefix: str = "") -> None:
+def write_tensors(weights: Weights, file: Path, *, zeros: Mapping[str, jax.ShapeDtypeStruct], prefix: str = "") -> None:
     """Streams the weights into a safetensors file in PyTorch's names.
 
     Args:
-      weights: without adapters, in one dtype.
+      weights: without adapters.
       file: to create.
+      zeros: tensors that the file needs and no parameter stands for.
       prefix: of every name.
     """
     layout, blocks = _layout(weights)
-    zeros = family_of(weights.architecture).zero_tensors(weights.architecture, weights.leaves)
-    tensors = {prefix + name: t for name, t in (tensors_of(weights.leaves, layout, blocks) | zeros).items()}
+    tensors = tensors_of(weights.leaves, layout, blocks) | dict(zeros)
+    tensors = {prefix + name: tensor for name, tensor in tensors.items()}
     with TensorWriter(file, tensors, {"format": "pt"}) as writer:
         for name, tensor in to_tensors(weights.leaves, layout, blocks, weights.parts):
             writer.write(prefix + name, [tensor])

@@ -91,7 +91,8 @@ def run_check(script: Path, *, missing: str | None) -> tuple[float | None, str |
     """Runs the check of an exported folder in a process of its own: torch and JAX never share one.
 
     Args:
-      script: the file in the export that loads it; run with ``--json``, it prints the largest difference.
+      script: the file in the export that loads it; run with ``--json``, it prints the largest difference, or null
+        and as "missing" what it could not get at.
       missing: what to say if the comparison cannot be made here, None if it can.
 
     Returns:
@@ -107,7 +108,8 @@ def run_check(script: Path, *, missing: str | None) -> tuple[float | None, str |
     if done.returncode or not lines:
         reason = (done.stderr.strip().splitlines() or ["no answer"])[-1]
         raise InputError(f"the exported model could not be run ({reason}); nothing was written.")
-    return json.loads(lines[-1])["largest_difference"], None
+    answer = json.loads(lines[-1])
+    return answer["largest_difference"], answer.get("missing")
 
 
 def check_tolerance(difference: float | None, tolerance: float = TOLERANCE) -> None:

@@ -9,7 +9,9 @@ import jax
 import numpy as np
 from etils import epath
 
-from clp_jax.checkpoint import write_beside
+from clp_jax.checkpoint import FolderSpec, Spec, write_beside
+from clp_jax.checkpoint.orbax.spec import POLICY
+from clp_jax.checkpoint.safetensors.folder import CONFIG_FILE
 from clp_jax.checkpoint.safetensors.tensorfile import TensorWriter, read_tensors
 from clp_jax.errors import InputError
 from clp_jax.export import reference
@@ -38,8 +40,9 @@ $ python load_stablehlo.py    # compares with the recorded actions in check.npz
 
 The program is `jax.export` output, made with JAX {jax.__version__}. JAX promises that releases of the six months after
 it can load it, and those of the three weeks before it. Seen: a program of 0.5.3 runs in 0.10.2; one of 0.10.2 does not
-load in 0.5.3, and `load` says so. The weights are arguments of the program, in `model.safetensors` under openpi's JAX
-names. Inputs are normalised, tokenised and padded as openpi does it; norm stats are in `assets`."""
+load in 0.5.3, and `load` says so. The weights are arguments of the program, in `model.safetensors` under the names of
+the JAX model. Inputs are normalised, tokenised and padded as the model's own project does it; what the checkpoint had
+for that, such as norm stats, is in `assets`."""
 _PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 _BFLOAT16_TOLERANCE = 0.1
 """Two compilations of one bfloat16 model differ by up to 0.03, as those of openpi do."""
@@ -54,8 +57,20 @@ def write(weights: Weights, folder: Path, options: Options) -> None:
     with TensorWriter(folder / WEIGHTS_FILE, weights.leaves, {"format": "flax"}) as writer:
         for path in weights.leaves:
             writer.write(path, weights.parts(path))
-    write_beside(epath.Path(folder), assets=weights.spec.assets, record=weights.spec.plan_record)
+    _write_beside(weights.spec, epath.Path(folder))
     shutil.copyfile(TEMPLATES / LOADER, folder / LOADER)
+
+
+def _write_beside(spec: Spec, folder: epath.Path) -> None:
+    """The assets of a step; of a folder of safetensors files all but the weights, where the steps of a run have it."""
+    if isinstance(spec, FolderSpec):
+        policy = folder / "assets" / POLICY
+        policy.mkdir(parents=True)
+        write_json(Path(policy / CONFIG_FILE), spec.config)
+        for name, source in spec.others.items():
+            (policy / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source, policy / name)
+    write_beside(folder, assets=None if isinstance(spec, FolderSpec) else spec.assets, record=spec.plan_record)
 
 
 def check(weights: Weights, folder: Path, options: Options) -> Check:

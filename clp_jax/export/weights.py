@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Num
 
-from clp_jax.checkpoint import CheckpointSpec, LeafReader, read_params
+from clp_jax.checkpoint import CheckpointSpec, FolderSpec, LeafReader, Spec, read_params
+from clp_jax.checkpoint.safetensors.leaves import TensorLeaves
 from clp_jax.models import Architecture, family_of, stack_of
 from clp_jax.trees import flatten, unflatten
 
@@ -28,10 +29,20 @@ class Weights:
       dtype: cast every parameter to this; None keeps what is stored (a merged weight is float32).
     """
 
-    spec: CheckpointSpec
+    spec: Spec
     source: Architecture
     merge: bool
     dtype: Dtype | None
+
+    @property
+    def source_folder(self) -> str:
+        """The folder that a user would name: of the step, or of the tensors."""
+        return str(self.spec.path if isinstance(self.spec, FolderSpec) else self.spec.path.parent)
+
+    @cached_property
+    def stored(self) -> dict[str, Any]:
+        """Shapes and dtypes of what is stored, as a tree."""
+        return self.spec.tree if isinstance(self.spec, CheckpointSpec) else self._tensors.tree
 
     @cached_property
     def architecture(self) -> Architecture:
@@ -43,7 +54,7 @@ class Weights:
     @cached_property
     def leaves(self) -> Mapping[str, jax.ShapeDtypeStruct]:
         """Path, shape and dtype of every parameter that is written, in the order of the tree."""
-        tree = jax.eval_shape(self._lora.merge_lora, self.spec.tree) if self.merges else self.spec.tree
+        tree = jax.eval_shape(self._lora.merge_lora, self.stored) if self.merges else self.stored
         return {
             path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype if self.dtype is None else jnp.dtype(self.dtype))
             for path, leaf in flatten(tree).items()
@@ -51,7 +62,7 @@ class Weights:
 
     def changes_values(self) -> bool:
         """Whether anything written differs from what is stored."""
-        stored = flatten(self.spec.tree)
+        stored = flatten(self.stored)
         return any(stored[path].dtype != leaf.dtype or self._factors(path) for path, leaf in self.leaves.items())
 
     def parts(self, path: str) -> Iterator[Num[np.ndarray, "..."]]:
@@ -61,8 +72,7 @@ class Weights:
           path: of a parameter in `leaves`.
         """
         dtype, factors = self.leaves[path].dtype, self._factors(path)
-        read = self._reader.layers if self.stacked(path) else lambda name: iter([self._reader.whole(name)])
-        streams = [read(name) for name in (path, *factors)]
+        streams = [self._rows(name, stacked=self.stacked(path)) for name in (path, *factors)]
         for w, *factor in zip(*streams, strict=True):
             if factor:
                 a, b = factor
@@ -73,7 +83,7 @@ class Weights:
 
     def read(self) -> dict[str, Any]:
         """All parameters as a tree, in memory."""
-        if not self.merges:
+        if not self.merges and isinstance(self.spec, CheckpointSpec):
             return read_params(self.spec, dtype=None if self.dtype is None else jnp.dtype(self.dtype))
         return unflatten({path: self._whole(path) for path in self.leaves})
 
@@ -90,15 +100,26 @@ class Weights:
         """Whether axis 0 of a parameter counts blocks."""
         return stack_of(family_of(self.source).STACKS, path) is not None
 
+    def _rows(self, path: str, *, stacked: bool) -> Iterator[np.ndarray]:
+        if isinstance(self.spec, FolderSpec):
+            return self._tensors.rows(path)
+        return self._reader.layers(path) if stacked else iter([self._reader.whole(path)])
+
     @cached_property
     def _reader(self) -> LeafReader:
+        assert isinstance(self.spec, CheckpointSpec)
         return LeafReader(self.spec)
+
+    @cached_property
+    def _tensors(self) -> TensorLeaves:
+        assert isinstance(self.spec, FolderSpec)
+        return TensorLeaves(self.spec, self.source)
 
     def _factors(self, path: str) -> tuple[str, ...]:
         if not self.merges or self._lora.is_adapter(path):
             return ()
         factors = self._lora.adapter_paths(path)
-        return factors if factors[0] in flatten(self.spec.tree) else ()
+        return factors if factors[0] in flatten(self.stored) else ()
 
     def _whole(self, path: str) -> np.ndarray:
         leaf = self.leaves[path]

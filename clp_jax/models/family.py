@@ -207,6 +207,9 @@ class Family(Protocol):
       ROBOTS: robots that upstream knows, by name.
       LORA: the module of its adapters, None without: ``with_adapters``, ``without_adapters``, ``has_adapters``,
         ``is_adapter``, ``adapter_paths``, ``merge_lora``, ``merge_weight``, ``lora_scale``.
+      TARGETS: of ``clp export``, those that have such a model; with "lerobot" there is ``LEROBOT``, the module of its
+        policy folders: ``LOADER``, ``INSTALL``, ``LOAD``, ``PREFIX``, ``ONE_DTYPE``, ``why_not``, ``unused_tensors``,
+        ``policy_files``; with "openpi-pytorch" ``why_no_torch``, ``zero_tensors`` and ``torch_config``.
       TITLES: names of the kinds for people.
       LICENCES: under which terms the weights are, for whoever passes them on.
     """
@@ -216,6 +219,7 @@ class Family(Protocol):
     STACKS: tuple[Stack, ...]
     ROBOTS: Mapping[str, Robot]
     LORA: Any
+    TARGETS: tuple[str, ...]
     TITLES: Mapping[str, str]
     LICENCES: str
 

@@ -149,8 +149,8 @@ class ModelRequests:
     def inputs(self, values: Mapping[str, Any]) -> tuple[dict[str, np.ndarray], Float[np.ndarray, " d"]]:
         """As `RobotRequests.inputs`."""
         rules = self._rules()
-        _check_present(values, tuple(rules))
-        result = {key: _exactly(values, key, leaf.dtype, leaf.shape) for key, leaf in rules.items()}
+        _check_present(values, tuple(map(canonical, rules)))
+        result = {key: _exactly(values, canonical(key), leaf.dtype, leaf.shape) for key, leaf in rules.items()}
         _check_finite(result["state"], "state")
         tokens, seen = result["tokenized_prompt"], result["tokenized_prompt_mask"]
         if tokens.min(initial=0) < 0 or tokens.max(initial=0) >= self.architecture.vocab_size:

@@ -46,6 +46,8 @@ ROBOTS: dict[str, Robot] = {}
 
 LORA = None
 
+TARGETS = ("stablehlo",)
+
 TITLES = {"groot_n15": "GR00T-N1.5"}
 
 LICENCES = """The weights derive from NVIDIA's GR00T-N1.5: they are under NVIDIA's licence for that model (see the card

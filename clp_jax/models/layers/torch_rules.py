@@ -13,9 +13,6 @@ import numpy as np
 
 from clp_jax.aliases import Leaf
 
-Layout = Mapping[str, "Rule"]
-"""The rule of every leaf, by its path."""
-
 Blocks = Callable[[str, int], range | None]
 """Path of a leaf and its rows to the block in each row; None for a leaf without a layer axis."""
 
@@ -33,6 +30,10 @@ class Rule:
     names: tuple[str, ...]
     split: Callable[[Leaf], tuple[Leaf, ...]]
     join: Callable[[list[np.ndarray], tuple[int, ...]], np.ndarray]
+
+
+Layout = Mapping[str, Rule]
+"""The rule of every leaf, by its path."""
 
 
 def copy(name: str) -> Rule:

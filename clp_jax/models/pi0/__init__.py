@@ -55,6 +55,8 @@ LORA = lora
 
 LEROBOT = lerobot
 
+TARGETS = ("openpi", "openpi-pytorch", "lerobot", "stablehlo")
+
 TITLES = {"pi0": "π0", "pi05": "π0.5", "pi0_fast": "π0-FAST"}
 
 LICENCES = """The weights derive from Gemma and PaliGemma: they are under Google's [Gemma terms of use]\

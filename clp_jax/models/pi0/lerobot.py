@@ -1,12 +1,30 @@
 """A policy folder of lerobot 0.6 for π0 and π0.5: its config, its processors, and how to load it."""
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
+import jax
+import numpy as np
+from etils import epath
+
+from clp_jax.errors import InputError
 from clp_jax.models.family import Lengths
-from clp_jax.models.layers.lerobot import ACTION, STATE, step
+from clp_jax.models.layers.lerobot import ACTION, PREFIX, STATE, PolicyFiles, Wanted, step
 from clp_jax.models.pi0.architecture import Architecture
+from clp_jax.models.pi0.layout import why_no_torch, zero_tensors
 from clp_jax.models.pi0.processing import CAMERAS
+
+LOADER = "load_lerobot.py"
+"""The program in the folder that loads it and compares its actions."""
+
+INSTALL = "lerobot[pi]==0.6.1"
+"""What pip needs for it."""
+
+ONE_DTYPE = True
+"""lerobot's config names one dtype for all weights."""
+
+_STATISTICS = ("mean", "std", "q01", "q99")
 
 _TOKENIZER = "google/paligemma-3b-pt-224"
 _EPSILON = 1e-6
@@ -37,6 +55,64 @@ step); one that is absent is masked. State and action statistics are those of op
 openpi config applies before them (delta actions, joint flips, gripper scales) are not part of this folder. lerobot
 tokenises a π0 prompt as it is, openpi first turns underscores into spaces. The tokenizer, google/paligemma-3b-pt-224,
 is fetched from its hub, which asks for Gemma's licence."""
+
+
+def why_not(architecture: Architecture, record: Mapping[str, Any] | None) -> str | None:
+    """Why lerobot's policies cannot be this model; None where they can."""
+    del record
+    return why_no_torch(architecture, "lerobot")
+
+
+def unused_tensors(
+    architecture: Architecture, leaves: Mapping[str, jax.ShapeDtypeStruct]
+) -> dict[str, jax.ShapeDtypeStruct]:
+    """Tensors of lerobot's file that no parameter stands for, because nothing uses them."""
+    return zero_tensors(architecture, leaves)
+
+
+def policy_files(architecture: Architecture, wanted: Wanted) -> PolicyFiles:
+    """The config, the processors and their statistics, which are openpi's norm stats.
+
+    Raises:
+      InputError: there are no norm stats, or several to choose from.
+    """
+    statistics = _norm_stats(wanted)
+    sizes = {name: len(statistics[f"{name}.mean"]) for name in (STATE, ACTION)}
+    lengths, dtype = wanted.lengths, wanted.dtype or "float32"
+    processors = processors_of(architecture, lengths, sizes)
+    contents = {"config.json": config_of(architecture, lengths, wanted.num_steps, dtype, sizes)}
+    contents |= {f"{name}.json": content for name, content in processors.items()}
+    steps = [step for content in processors.values() for step in content["steps"]]
+    files = [step["state_file"] for step in steps if "state_file" in step]
+    return PolicyFiles(contents, dict.fromkeys(files, statistics), {})
+
+
+def _norm_stats(wanted: Wanted) -> dict[str, np.ndarray]:
+    """openpi's normalisation statistics under lerobot's names: ``observation.state.mean``, ``action.q99``, ..."""
+    assets, asset_id = wanted.assets, wanted.asset_id
+    found = {} if assets is None else {str(f.parent.relative_to(assets)): f for f in _stats_files(assets)}
+    if not found:
+        raise InputError(
+            f"{wanted.source} has no assets/<asset id>/norm_stats.json, and lerobot's policies normalise: "
+            "copy the training run's assets there."
+        )
+    if asset_id is None and len(found) > 1:
+        raise InputError(f"there are norm stats of {', '.join(sorted(found))}; choose with --asset-id.")
+    if asset_id is not None and asset_id not in found:
+        raise InputError(f"there are no norm stats of {asset_id}, only of {', '.join(sorted(found))}.")
+    content = json.loads(found[asset_id or next(iter(found))].read_text())["norm_stats"]
+    statistics = {}
+    for ours, theirs in (("state", STATE), ("actions", ACTION)):
+        for name in _STATISTICS:
+            if content[ours].get(name) is not None:
+                statistics[f"{theirs}.{name}"] = np.asarray(content[ours][name], np.float32)
+    return statistics
+
+
+def _stats_files(assets: epath.Path) -> list[epath.Path]:
+    children = [child for child in assets.iterdir() if child.is_dir()]
+    own = [assets / "norm_stats.json"] if (assets / "norm_stats.json").exists() else []
+    return own + [file for child in sorted(children) for file in _stats_files(child)]
 
 
 def config_of(
@@ -104,3 +180,17 @@ def _images(architecture: Architecture) -> dict[str, dict[str, Any]]:
 def _modes(architecture: Architecture) -> dict[str, str]:
     mode = "QUANTILES" if architecture.kind == "pi05" else "MEAN_STD"
     return {"VISUAL": "IDENTITY", "STATE": mode, "ACTION": mode}
+
+
+__all__ = [
+    "INSTALL",
+    "LOAD",
+    "LOADER",
+    "ONE_DTYPE",
+    "PREFIX",
+    "config_of",
+    "policy_files",
+    "processors_of",
+    "unused_tensors",
+    "why_not",
+]

@@ -15,6 +15,7 @@ from clp_jax.models.family import Gates, Lengths, Loss, TowerStates
 from clp_jax.models.layers.flow import fixed_noise, noisy_actions, per_draw, spread
 from clp_jax.models.layers.scan import Rows
 from clp_jax.models.layers.torch_rules import Layout
+from clp_jax.models.smolvla import lerobot
 from clp_jax.models.smolvla.architecture import EMPTY_CAMERA, SMOLVLA, Architecture, LlamaSizes, TrainingSettings
 from clp_jax.models.smolvla.configuration import read_architecture
 from clp_jax.models.smolvla.layout import STACKS, config_with_depths, layout
@@ -37,6 +38,10 @@ RELEASED = {"smolvla": SMOLVLA}
 ROBOTS: dict[str, Robot] = {}
 
 LORA = None
+
+LEROBOT = lerobot
+
+TARGETS = ("lerobot", "stablehlo")
 
 TITLES = {"smolvla": "SmolVLA"}
 

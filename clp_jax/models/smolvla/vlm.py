@@ -48,7 +48,7 @@ def vlm_settings(name: str, folder: epath.Path, given: str | os.PathLike[str] | 
         if not file.exists():
             raise InputError(f"there is no file {file}; --vlm-config is the VLM's config.json or its folder.")
         return _read_vlm(file, sizes)
-    for place in (folder / name, folder.parent / name, folder / "vlm"):
+    for place in vlm_places(folder, name):
         if (place / "config.json").exists():
             return _read_vlm(place / "config.json", sizes)
     published = PUBLISHED.get((sizes.width, sizes.vision_width))
@@ -58,6 +58,17 @@ def vlm_settings(name: str, folder: epath.Path, given: str | os.PathLike[str] | 
             "it with --vlm-config."
         )
     return published
+
+
+def vlm_places(folder: epath.Path, name: str | None) -> list[epath.Path]:
+    """Where a policy's folder may have the vision-language model's files, the first that has them counts.
+
+    Args:
+      folder: of the policy.
+      name: of the vision-language model, for lerobot.
+    """
+    named = [] if name is None else [folder / name, folder.parent / name]
+    return [*named, folder / "vlm"]
 
 
 def _read_vlm(file: epath.Path, sizes: Measured) -> VlmSettings:
