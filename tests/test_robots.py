@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from clp_jax.errors import InputError
 from clp_jax.models.pi0 import CAMERAS, ROBOTS
 from clp_jax.models.pi0.robots import LIBERO
 from clp_jax.processing.robots import Robot, mask
@@ -12,9 +13,6 @@ from clp_jax.processing.robots import find_robot as find_any_robot
 
 def find_robot(name, **given):
     return find_any_robot(name, ROBOTS, cameras=CAMERAS, **given)
-
-
-from clp_jax.errors import InputError
 
 
 def test_robots_have_openpis_keys_and_masks():

@@ -53,4 +53,4 @@ def unchanged(spec: Spec) -> Iterator[None]:
     before = fingerprint(spec)
     yield
     if fingerprint(spec) != before:
-        raise InputError(f"{spec.path} was replaced or written to while it was read; let that end, then run this again.")
+        raise InputError(f"{spec.path} was replaced or written to while it was read; let that end and run this again.")

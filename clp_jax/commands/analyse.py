@@ -24,7 +24,7 @@ class Analyse(MeasureFlags, DepthFlags):
     """Measure which blocks of a checkpoint are twins of their neighbours, and propose an editable plan."""
 
     checkpoint: str
-    """Checkpoint: a step folder of openpi or its params, local or gs://; a policy folder of lerobot; NVIDIA's folder."""
+    """Checkpoint: step folder of openpi or its params, local or gs://; policy folder of lerobot; NVIDIA's folder."""
     data: str
     """.npz of model-ready observations, LeRobot folder or hub id."""
     out: str

@@ -199,7 +199,7 @@ def processing(
 def draw(
     architecture: Architecture, rng: jax.Array, batch: Mapping[str, Leaf], samples: int = 1
 ) -> tuple[dict[str, Leaf], jax.Array]:
-    """The batch with fresh noise and times, and the key of the augmentation, drawn as openpi's ``compute_loss`` does."""
+    """The batch with fresh noise and times, and the key of the augmentation, drawn as openpi draws them."""
     if architecture.kind == "pi0_fast":
         if samples != 1:
             raise InputError(f"a π0-FAST draws no noise: {samples} action samples make no sense, leave 1.")
