@@ -6,7 +6,7 @@ from typing import Any
 
 from clp_jax.analysis import Analysis, EvidenceOptions
 from clp_jax.errors import InputError
-from clp_jax.models import Architecture, Gates, coupled, depths
+from clp_jax.models import Architecture, Gates
 from clp_jax.plan import PrunePlan, check_period
 from clp_jax.selection import CRITERIA, Evidence, how_many, select
 from clp_jax.sensitivity import make_group_loss
@@ -49,7 +49,7 @@ def check_depth(depth: Depth, criterion: str, architecture: Architecture) -> Non
     ways = [depth.keep_layers, depth.keep_ratio, depth.threshold, depth.auto or None]
     if sum(way is not None for way in ways) > 1:
         raise InputError("give one of --keep-layers, --keep-ratio, --threshold and --auto.")
-    known = depths(architecture)
+    known = architecture.depths
     periods = {tower.name: tower.period for tower in architecture.towers}
     groups, optional = groups_of(architecture)
     for name, value in (("keep_layers", depth.keep_layers), ("keep_ratio", depth.keep_ratio)):
@@ -175,7 +175,7 @@ def plan_of_blocks(architecture: Architecture, keep: Sequence[int] | Mapping[str
     groups, optional = groups_of(architecture)
     chosen = per_group(keep, groups if not isinstance(keep, Mapping) else (*groups, *optional), "keep")
     by_tower = {name: list(blocks) for group, blocks in chosen.items() for name in group}
-    plan = PrunePlan.of(architecture.kind, depths(architecture), by_tower, coupled=coupled(architecture))
+    plan = PrunePlan.of(architecture.kind, architecture.depths, by_tower, coupled=architecture.coupled)
     check_plan(plan, architecture)
     return plan
 
@@ -189,8 +189,8 @@ def check_plan(plan: PrunePlan, architecture: Architecture) -> None:
     """
     if plan.kind != architecture.kind:
         raise InputError(f"the plan is for a {plan.kind} model, the checkpoint is a {architecture.kind}.")
-    plan.check_against(depths(architecture))
-    for group in coupled(architecture):
+    plan.check_against(architecture.depths)
+    for group in architecture.coupled:
         kept = {plan.removed(name) for name in group}
         if len(kept) > 1:
             raise InputError(

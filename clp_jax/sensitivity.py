@@ -15,7 +15,7 @@ from jaxtyping import Float
 
 from clp_jax.aliases import Array, Tree
 from clp_jax.errors import InputError
-from clp_jax.models import Architecture, Gates, Rows, build, depths, family_of
+from clp_jax.models import Architecture, Gates, Rows, build, family_of
 from clp_jax.plan import PrunePlan
 from clp_jax.selection.evidence import GateEvidence
 from clp_jax.similarity import CalibrationBatch
@@ -39,7 +39,7 @@ def plan_gates(architecture: Architecture, plan: PrunePlan) -> Gates:
         keep[list(plan.removed(tower))] = 0.0
         return keep
 
-    return Gates({tower: column(tower, depth) for tower, depth in depths(architecture).items()})
+    return Gates({tower: column(tower, depth) for tower, depth in architecture.depths.items()})
 
 
 def make_loss(
@@ -66,7 +66,7 @@ def check_gates(architecture: Architecture, gates: Gates) -> None:
     Raises:
       InputError: names the tower.
     """
-    known = depths(architecture)
+    known = architecture.depths
     for tower, gate in gates.items():
         if tower not in known:
             raise InputError(f"there is no tower {tower!r} to gate; the model has {', '.join(known)}.")
@@ -156,7 +156,7 @@ def _gate_sums(
 ) -> tuple[Array, Array, Array, Array]:
     """Sums over present observations of the gradient, its absolute value, and the Gauss-Newton matrix; their number."""
     family, model = family_of(architecture), build(architecture, rows)
-    present, depth = batch.present.astype(jnp.float32), depths(architecture)[group[0]]
+    present, depth = batch.present.astype(jnp.float32), architecture.depths[group[0]]
 
     def total_loss(alpha: Array) -> Array:
         losses = family.losses(model, params, batch.inputs, gates=group_gates(group, alpha)).each

@@ -17,7 +17,7 @@ import toys
 
 import openpi_patches
 from clp_jax.checkpoint import read_params, read_spec, write_params
-from clp_jax.models import build, coupled, depths
+from clp_jax.models import build
 from clp_jax.models.pi0 import Observation, architecture_of, sample_actions
 from clp_jax.plan import PrunePlan
 from clp_jax.prune import prune_checkpoint
@@ -33,7 +33,7 @@ def pruned(kind: str, out: Path, **keep) -> Path:
     spec = read_spec(recordings.GOLDEN / "ckpt" / f"{kind}_released")
     architecture = architecture_of(spec.tree)
     towers = {"vlm": keep["llm"], "action": keep["llm"]} | {k: v for k, v in keep.items() if k == "vision"}
-    plan = PrunePlan.of(architecture.kind, depths(architecture), towers, coupled=coupled(architecture))
+    plan = PrunePlan.of(architecture.kind, architecture.depths, towers, coupled=architecture.coupled)
     prune_checkpoint(spec, plan, out)
     return out
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from clp_jax.checkpoint import read_params, read_spec, write_params
 from clp_jax.errors import InputError
-from clp_jax.models import build, depths
+from clp_jax.models import build
 from clp_jax.models.layers.attention import attention_mask, token_positions
 from clp_jax.models.pi0 import STACKS, Observation, architecture_of, sample_actions
 from clp_jax.models.pi0.gemma import Block
@@ -27,7 +27,7 @@ ROUNDING = 2e-5
 def coupled_plan(keep, kind="pi0", **towers):
     return PrunePlan.of(
         kind,
-        depths(toys.architecture(kind)),
+        toys.architecture(kind).depths,
         {"vlm": list(keep), "action": list(keep)} | towers,
         coupled=(("vlm", "action"),),
     )

@@ -6,7 +6,7 @@ import pytest
 import toys
 
 from clp_jax.data import arrange
-from clp_jax.models import Gates, build, coupled, depths
+from clp_jax.models import Gates, build
 from clp_jax.models.pi0 import Observation, compute_loss
 from clp_jax.plan import PrunePlan
 from clp_jax.prune import apply_plan
@@ -27,7 +27,7 @@ def case():
 
 
 def plan(arch, keep):
-    return PrunePlan.of(arch.kind, depths(arch), {"vlm": keep, "action": keep}, coupled=coupled(arch))
+    return PrunePlan.of(arch.kind, arch.depths, {"vlm": keep, "action": keep}, coupled=arch.coupled)
 
 
 def test_loss_is_that_of_the_model(case):
@@ -98,7 +98,7 @@ def test_greedy_finds_the_best_single_block_without_compiling_again(case):
 
 def test_vision_gates_remove_vision_blocks(case):
     arch, params, _, fixed, loss = case
-    chosen = PrunePlan.of(arch.kind, depths(arch), {"vision": [1]})
+    chosen = PrunePlan.of(arch.kind, arch.depths, {"vision": [1]})
     small = make_loss(arch.with_depths({"vision": 1}), apply_plan(params, chosen), fixed)
     np.testing.assert_allclose(loss(plan_gates(arch, chosen)), small(Gates()), rtol=1e-5)
     found = measure_gates(arch, params, fixed, ("vision",), gauss_newton=False)

@@ -23,6 +23,7 @@ from etils import epath
 
 from clp_jax import checkpoint
 from clp_jax.aliases import Tree
+from clp_jax.checkpoint.orbax import spec as orbax_spec
 from clp_jax.checkpoint.orbax.writer import COMPRESSOR, ArrayForm, ItemWriter
 from clp_jax.trees import flatten
 
@@ -161,7 +162,7 @@ def _measure(
 
 def _prune(source: Path, out: Path, stack: str) -> tuple[checkpoint.RewriteReport, float, int]:
     """Keeps every second layer; returns the report, and this process's processor time and peak resident memory."""
-    spec = checkpoint.read_spec(source)
+    spec = orbax_spec.read_spec(source)
     keep = {path: range(0, leaf.shape[0], 2) for path, leaf in flatten(spec.tree).items() if path.startswith(stack)}
     started = time.process_time()
     report = checkpoint.rewrite(spec, out, take=keep)

@@ -18,7 +18,7 @@ from clp_jax.benchmarks.steps import alternating, training_step
 from clp_jax.data import CalibrationData
 from clp_jax.errors import InputError
 from clp_jax.flops import forward_flops, sample_flops
-from clp_jax.models import Architecture, Gates, build, depths, family_of, init_params
+from clp_jax.models import Architecture, Gates, build, family_of, init_params
 from clp_jax.training import StepSettings
 
 DEPTHS = (18, 12, 9)
@@ -75,7 +75,7 @@ def run(models: Mapping[str, Architecture], *, batch_size: int = 4, repeats: int
     return [
         Row(
             name,
-            depths(architecture)[architecture.groups[0][0]],
+            architecture.depths[architecture.groups[0][0]],
             seconds[name, "step"],
             memory[name],
             _prefix_seconds(seconds[name, "one step"], seconds[name, "sample"]),

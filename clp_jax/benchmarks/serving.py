@@ -14,7 +14,7 @@ from rich.table import Table
 from clp_jax.benchmarks.small import random_observations
 from clp_jax.benchmarks.websocket_load import closed_loop
 from clp_jax.loading import LoadedModel, load_model
-from clp_jax.models import depths, family_of
+from clp_jax.models import family_of
 from clp_jax.serving import wire
 from clp_jax.serving.policy import Policy
 from clp_jax.serving.requests import ModelRequests

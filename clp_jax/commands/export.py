@@ -13,7 +13,7 @@ from clp_jax.errors import InputError
 from clp_jax.export import Options, Target, Weights, export_checkpoint
 from clp_jax.export.weights import Dtype
 from clp_jax.loading import read_architecture, stored_tree
-from clp_jax.models import Architecture, depths, family_of
+from clp_jax.models import Architecture, family_of
 from clp_jax.provenance import trained_with
 from clp_jax.trees import flatten
 
@@ -101,6 +101,6 @@ def _form(config: Export, spec: Spec, architecture: Architecture) -> tuple[bool,
 
 
 def _report(console: Console, architecture: Architecture, config: Export) -> None:
-    blocks = ", ".join(f"{name} {depth}" for name, depth in depths(architecture).items())
+    blocks = ", ".join(f"{name} {depth}" for name, depth in architecture.depths.items())
     weights = "live weights" if config.raw else "weights"
     console.print(f"{architecture.kind} with blocks {blocks}; {weights} for {config.to}.")

@@ -18,7 +18,7 @@ from clp_jax.data import CalibrationData, TrainingData, arrange
 from clp_jax.distributed import DistributedFlags, barrier, is_first, join
 from clp_jax.errors import InputError
 from clp_jax.loading import default_dtype, read_architecture
-from clp_jax.models import Architecture, Gates, Lengths, Remat, abstract_params, coupled, depths, family_of
+from clp_jax.models import Architecture, Gates, Lengths, Remat, abstract_params, family_of
 from clp_jax.plan import PrunePlan
 from clp_jax.processing import norm_stats, tokenizer
 from clp_jax.progress import progress
@@ -149,7 +149,7 @@ def run(config: Finetune) -> None:
     flops = step_flops(
         architecture, share, _lengths(data), cameras=len(data.cameras), action_samples=config.action_samples
     )
-    plan = PrunePlan.of(architecture.kind, depths(architecture), coupled=coupled(architecture))
+    plan = PrunePlan.of(architecture.kind, architecture.depths, coupled=architecture.coupled)
     logs = Logs(out, start=start, wandb_project=config.wandb, config=entry["config"]) if is_first() else None
     lines = Console(stderr=True, quiet=not is_first())
     with progress("training", total=max(config.steps - start, 0), unit="steps", console=lines) as advance:

@@ -18,7 +18,7 @@ from clp_jax.checkpoint import read_spec
 from clp_jax.commands.model_flags import ModelFlags
 from clp_jax.errors import InputError
 from clp_jax.loading import read_architecture, stored_tree
-from clp_jax.models import FAMILIES, Architecture, Remat, abstract_params, coupled, depths
+from clp_jax.models import FAMILIES, Architecture, Remat, abstract_params
 from clp_jax.plan import PrunePlan
 from clp_jax.planning import groups_of, per_group
 from clp_jax.progress import progress
@@ -126,7 +126,7 @@ def _models(config: PlanScale) -> dict[str, tuple[Architecture, Tree]]:
             if not word:
                 continue
             keep = _first_blocks(architecture, word, config)
-            plan = PrunePlan.of(architecture.kind, depths(architecture), keep, coupled=coupled(architecture))
+            plan = PrunePlan.of(architecture.kind, architecture.depths, keep, coupled=architecture.coupled)
             smaller = architecture.with_depths({tower: len(blocks) for tower, blocks in keep.items()})
             models[_label(name, smaller)] = smaller, apply_plan(params, plan)
     return models
@@ -134,7 +134,7 @@ def _models(config: PlanScale) -> dict[str, tuple[Architecture, Tree]]:
 
 def _first_blocks(architecture: Architecture, word: str, config: PlanScale) -> dict[str, range]:
     """So many blocks of every tower that is always cut: 9, or llm=5+vl=3+dit=8 where towers are cut on their own."""
-    groups, blocks = groups_of(architecture)[0], depths(architecture)
+    groups, blocks = groups_of(architecture)[0], architecture.depths
     pairs = {name: number for name, _, number in (part.rpartition("=") for part in word.strip().split("+"))}
     if list(pairs) == [""] and len(groups) > 1:
         example = "+".join(f"{group[0]}={pairs['']}" for group in groups)
@@ -164,7 +164,7 @@ def _model(name: str, config: PlanScale) -> tuple[Architecture, Tree]:
 
 
 def _label(name: str, architecture: Architecture) -> str:
-    blocks = "+".join(str(depths(architecture)[group[0]]) for group in groups_of(architecture)[0])
+    blocks = "+".join(str(architecture.depths[group[0]]) for group in groups_of(architecture)[0])
     return f"{Path(name).name}, {blocks} blocks"
 
 

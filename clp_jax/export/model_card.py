@@ -8,7 +8,7 @@ from clp_jax.export.reference import CHECK_FILE
 from clp_jax.export.result import Check, Options
 from clp_jax.export.weights import Weights
 from clp_jax.flops import parameter_count, sample_flops
-from clp_jax.models import Architecture, depths, family_of
+from clp_jax.models import Architecture, family_of
 
 _CAMERAS = 3
 
@@ -122,7 +122,7 @@ measures latency and throughput of both checkpoints on your machine."""
 
 
 def _depths(architecture: Architecture) -> str:
-    return ", ".join(f"{name} {depth}" for name, depth in depths(architecture).items())
+    return ", ".join(f"{name} {depth}" for name, depth in architecture.depths.items())
 
 
 def _checked(check: Check) -> str:

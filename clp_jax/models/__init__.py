@@ -12,7 +12,7 @@ from clp_jax.errors import InputError
 from clp_jax.models import groot, pi0, smolvla
 from clp_jax.models.family import Architecture, Family, Gates, Lengths, Loss, Remat, Stack, Tower, TowerStates
 from clp_jax.models.layers.scan import Rows
-from clp_jax.models.stacks import blocks_of, coupled, depths, rows_kept, stack_of, towers_measured
+from clp_jax.models.stacks import blocks_of, rows_kept, stack_of, towers_measured
 from clp_jax.processing.robots import Robot
 from clp_jax.trees import flatten
 
@@ -90,8 +90,6 @@ __all__ = [
     "abstract_params",
     "blocks_of",
     "build",
-    "coupled",
-    "depths",
     "family_of",
     "family_of_kind",
     "family_of_tree",

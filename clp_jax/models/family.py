@@ -64,6 +64,23 @@ class Tower(NamedTuple):
     optional: bool = False
 
 
+class OfTowers:
+    """What follows from the towers and the groups of an architecture, for the dataclass of every family."""
+
+    towers: Any
+    groups: Any
+
+    @property
+    def depths(self) -> dict[str, int]:
+        """Blocks per tower, in data-flow order."""
+        return {tower.name: tower.depth for tower in self.towers}
+
+    @property
+    def coupled(self) -> tuple[tuple[str, ...], ...]:
+        """The groups of several towers, which must keep the same blocks."""
+        return tuple(group for group in self.groups if len(group) > 1)
+
+
 class Stack(NamedTuple):
     """Leaves of a parameter tree whose axis 0 counts blocks of a tower.
 
@@ -133,6 +150,16 @@ class Architecture(Protocol):
     @property
     def groups(self) -> tuple[tuple[str, ...], ...]:
         """Names of the towers that keep the same blocks, the most important group first."""
+        ...
+
+    @property
+    def depths(self) -> dict[str, int]:
+        """Blocks per tower, in data-flow order."""
+        ...
+
+    @property
+    def coupled(self) -> tuple[tuple[str, ...], ...]:
+        """The groups of several towers, which must keep the same blocks."""
         ...
 
     def with_depths(self, depths: Mapping[str, int]) -> "Architecture":

@@ -27,21 +27,6 @@ def rows_kept(blocks: range, keep: Sequence[int]) -> tuple[int, ...]:
     return tuple(row for row, block in enumerate(blocks) if block in kept)
 
 
-def depths(architecture: Architecture) -> dict[str, int]:
-    """Blocks per tower, in data-flow order."""
-    return {tower.name: tower.depth for tower in architecture.towers}
-
-
-def coupled(architecture: Architecture) -> tuple[tuple[str, ...], ...]:
-    """Towers that must keep the same blocks."""
-    return tuple(group for group in architecture.groups if len(group) > 1)
-
-
 def towers_measured(architecture: Architecture, *, optional: bool = False) -> tuple[Tower, ...]:
     """The towers that an analysis measures, those that are measured on request alone included or not."""
     return tuple(tower for tower in architecture.towers if optional or not tower.optional)
-
-
-def main_group(architecture: Architecture) -> tuple[str, ...]:
-    """The group of towers that is pruned first, where nothing else is said."""
-    return architecture.groups[0]

@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float, UInt32
 from clp_jax.aliases import AnyArray, Array, Leaf
 from clp_jax.errors import InputError
 from clp_jax.loading import LoadedModel
-from clp_jax.models import Architecture, Gates, Lengths, build, depths, family_of
+from clp_jax.models import Architecture, Gates, Lengths, build, family_of
 from clp_jax.serving.requests import Requests, chunk, flat
 from clp_jax.sharding import batch_sharding, parameter_shardings, replicated
 
@@ -164,7 +164,7 @@ class Policy:
         architecture, record = self._model.architecture, self._model.spec.plan_record
         return {
             "model": architecture.kind,
-            "depth": depths(architecture),
+            "depth": architecture.depths,
             "plan": None if record is None else record.get("plan"),
             "action_horizon": self._chunk[0],
             "action_dim": self.requests.action_dim,

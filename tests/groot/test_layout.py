@@ -8,7 +8,7 @@ import pytest
 from groot_recordings import GOLDEN, KEPT
 
 from clp_jax.errors import InputError
-from clp_jax.models import abstract_params, depths, groot
+from clp_jax.models import abstract_params, groot
 from clp_jax.trees import difference, flatten
 
 
@@ -38,7 +38,7 @@ def test_stacked_leaves_are_as_long_as_their_tower():
         stack = golden.stack_of(groot.STACKS, path)
         if stack is not None:
             rows.setdefault(stack.tower, set()).update(stack.blocks(leaf.shape[0]))
-    assert {tower: len(blocks) for tower, blocks in rows.items()} == depths(architecture)
+    assert {tower: len(blocks) for tower, blocks in rows.items()} == architecture.depths
     assert all(blocks == set(range(len(blocks))) for blocks in rows.values())
 
 

@@ -11,7 +11,6 @@ from groot_recordings import KEPT, largest_difference
 
 from clp_jax.errors import InputError
 from clp_jax.models import groot
-from clp_jax.models.stacks import depths
 from clp_jax.trees import flatten, unflatten
 
 SAME_TOLERANCE = 2e-5
@@ -20,7 +19,7 @@ SAME_TOLERANCE = 2e-5
 
 def gates_of(architecture, kept):
     return {
-        name: np.isin(np.arange(depths(architecture)[name]), blocks).astype(np.float32)[:, None]
+        name: np.isin(np.arange(architecture.depths[name]), blocks).astype(np.float32)[:, None]
         for name, blocks in kept.items()
     }
 
@@ -68,7 +67,7 @@ def test_an_odd_number_of_dit_blocks_ends_with_one_that_reads_the_prompt():
 def test_a_gate_per_observation_closes_a_block_for_that_observation():
     architecture, params, inputs = golden.architecture("ckpt_pruned"), golden.checkpoint("ckpt_pruned"), golden.inputs()
     model = groot.build(architecture)
-    gates = {name: jnp.ones((depth, 3)).at[:, 1].set(0.0) for name, depth in depths(architecture).items()}
+    gates = {name: jnp.ones((depth, 3)).at[:, 1].set(0.0) for name, depth in architecture.depths.items()}
     run = jax.jit(lambda params, gates: groot.forward(model, params, inputs, gates=gates)[0])
     velocity = run(params, gates)
     whole = golden.ours("ckpt_pruned")["velocity"]

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from clp_jax.aliases import Tree
 from clp_jax.errors import InputError
-from clp_jax.models.family import Remat, Tower
+from clp_jax.models.family import OfTowers, Remat, Tower
 from clp_jax.models.layers.siglip import SiglipSizes
 from clp_jax.trees import flatten
 
@@ -50,7 +50,7 @@ class GemmaSizes:
 
 
 @dataclasses.dataclass(frozen=True)
-class Architecture:
+class Architecture(OfTowers):
     """A whole model.
 
     Attributes:

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from clp_jax.models.family import Remat, Tower
+from clp_jax.models.family import OfTowers, Remat, Tower
 from clp_jax.models.layers.siglip import SiglipSizes
 
 EMPTY_CAMERA = "observation.images.empty_camera_{i}"
@@ -52,7 +52,7 @@ class TrainingSettings:
 
 
 @dataclasses.dataclass(frozen=True)
-class Architecture:
+class Architecture(OfTowers):
     """A whole model.
 
     Attributes:
