@@ -68,7 +68,7 @@ def run(
     return {
         "models": {
             name: {
-                "depth": depths(models[name].architecture),
+                "depth": models[name].architecture.depths,
                 "clients": {str(count): _summary(found[name, count]) for count in clients},
             }
             for name in models

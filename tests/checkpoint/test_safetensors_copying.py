@@ -21,7 +21,7 @@ from safetensors_folders import (
     write_file,
 )
 
-from clp_jax.checkpoint import safetensors_slicing
+from clp_jax.checkpoint.safetensors import slicing as safetensors_slicing
 from clp_jax.checkpoint.safetensors.folder import read_folder
 from clp_jax.checkpoint.safetensors.slicing import slice_folder
 from clp_jax.errors import InputError
