@@ -6,7 +6,7 @@ from typing import Any
 
 from clp_jax.analysis import Analysis, EvidenceOptions
 from clp_jax.errors import InputError
-from clp_jax.models import Architecture, Gates
+from clp_jax.models import Architecture, Gates, Shape
 from clp_jax.plan import PrunePlan, check_period
 from clp_jax.selection import CRITERIA, Evidence, how_many, select
 from clp_jax.sensitivity import make_group_loss
@@ -38,7 +38,7 @@ class Depth:
         return self.auto or any(x is not None for x in (self.keep_layers, self.keep_ratio, self.threshold))
 
 
-def check_depth(depth: Depth, criterion: str, architecture: Architecture) -> None:
+def check_depth(depth: Depth, criterion: str, architecture: Architecture | Shape) -> None:
     """Refuse what no evidence could give, before anything is read or run.
 
     Raises:
@@ -61,7 +61,7 @@ def check_depth(depth: Depth, criterion: str, architecture: Architecture) -> Non
         how_many(Evidence.unmeasured(known[optional[0][0]]), keep_layers=depth.keep_optional)
 
 
-def groups_of(architecture: Architecture) -> tuple[tuple[Group, ...], tuple[Group, ...]]:
+def groups_of(architecture: Architecture | Shape) -> tuple[tuple[Group, ...], tuple[Group, ...]]:
     """The groups that are always measured, and those on request."""
     optional = {tower.name for tower in architecture.towers if tower.optional}
     asked = tuple(group for group in architecture.groups if group[0] in optional)
@@ -162,7 +162,7 @@ def choose(
     return analysis.plan(picks, criterion)
 
 
-def plan_of_blocks(architecture: Architecture, keep: Sequence[int] | Mapping[str, Sequence[int]]) -> PrunePlan:
+def plan_of_blocks(architecture: Architecture | Shape, keep: Sequence[int] | Mapping[str, Sequence[int]]) -> PrunePlan:
     """The plan of a person who says which blocks stay.
 
     Args:
@@ -180,7 +180,7 @@ def plan_of_blocks(architecture: Architecture, keep: Sequence[int] | Mapping[str
     return plan
 
 
-def check_plan(plan: PrunePlan, architecture: Architecture) -> None:
+def check_plan(plan: PrunePlan, architecture: Architecture | Shape) -> None:
     """Raise unless a plan, perhaps edited, fits a model.
 
     Raises:

@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 
 from clp_jax.aliases import Tree
-from clp_jax.checkpoint import CheckpointSpec, RewriteReport, fingerprint, rewrite
+from clp_jax.checkpoint import FolderSpec, RewriteReport, Spec, fingerprint, rewrite
 from clp_jax.errors import InputError
 from clp_jax.models import Stack, family_of_tree, rows_kept, stack_of
 from clp_jax.plan import PrunePlan
 from clp_jax.provenance import extend_record
+from clp_jax.prune_folder import prune_folder
 from clp_jax.trees import flatten, unflatten
 
 
@@ -91,7 +92,7 @@ def apply_plan(tree: Tree, plan: PrunePlan) -> dict:
 
 
 def prune_checkpoint(
-    spec: CheckpointSpec,
+    spec: Spec,
     plan: PrunePlan,
     out: str | os.PathLike[str],
     *,
@@ -100,12 +101,12 @@ def prune_checkpoint(
     overwrite: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> RewriteReport:
-    """Write the pruned checkpoint leaf by leaf, with ``clp.json`` beside it; the model is never held in memory.
+    """Write the pruned checkpoint part by part, with ``clp.json`` in it; the model is never held in memory.
 
     Args:
       spec: the checkpoint to prune, perhaps pruned before: plans are then composed in ``clp.json``.
       plan: which blocks stay, in the numbers of ``spec``.
-      out: step folder to create, complete or not at all.
+      out: step folder to create, or a folder of safetensors like the source; complete or not at all.
       config: settings to record.
       calibration: what to record of the data behind the plan.
       overwrite: replace ``out``.
@@ -114,6 +115,10 @@ def prune_checkpoint(
     Raises:
       InputError: the plan does not fit, the checkpoint is damaged or not finite, or ``out`` exists.
     """
+    if isinstance(spec, FolderSpec):
+        return prune_folder(
+            spec, plan, out, config=config, calibration=calibration, overwrite=overwrite, progress=progress
+        )
     plan.check_against({tower: depth_of(spec.tree, tower) for tower in plan.towers})
     record = extend_record(
         spec.plan_record,

@@ -2,10 +2,14 @@
 
 import dataclasses
 import json
+import re
 
+import numpy as np
 import pytest
 from safetensors_folders import GROOT, GROOT_PRUNED, SMOLVLA, WEIGHTS, groot_keep, tensors_of
 
+import clp_jax
+from clp_jax import cli
 from clp_jax.checkpoint.safetensors.folder import fingerprint_folder, read_folder
 from clp_jax.errors import InputError
 from clp_jax.plan import PrunePlan
@@ -60,3 +64,79 @@ def test_plans_that_do_not_fit(tmp_path):
     with pytest.raises(InputError, match="schema 7"):
         prune_folder(again, plan_of(again, {}), tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["cut"]
+
+
+def run(*words) -> int:
+    return cli.main([str(word) for word in words])
+
+
+def test_command_cuts_towers_of_their_own_without_a_model(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("clp_jax.commands.prune.read_architecture", lambda *_, **__: pytest.fail("a model was built"))
+    keep = [f"{name}={','.join(map(str, blocks))}" for name, blocks in groot_keep().items()]
+    assert run("prune", "--checkpoint", GROOT, "--keep", *keep, "--out", tmp_path / "cut") == 0
+    assert tensors_of(tmp_path / "cut") == tensors_of(GROOT_PRUNED)
+    config, wanted = (json.loads((folder / "config.json").read_text()) for folder in (tmp_path / "cut", GROOT_PRUNED))
+    assert config == wanted
+    assert "dit     16 -> 8 blocks" in capsys.readouterr().out
+
+
+def test_command_cuts_coupled_towers_alike_and_composes(tmp_path):
+    assert run("prune", "--checkpoint", SMOLVLA, "--keep", "0,1,4,5,8,11", "--out", tmp_path / "once") == 0
+    assert run("prune", "--checkpoint", tmp_path / "once", "--keep", "0,1,4,5", "--out", tmp_path / "twice") == 0
+    assert run("prune", "--checkpoint", SMOLVLA, "--keep", "0,1,8,11", "--out", tmp_path / "direct") == 0
+    assert tensors_of(tmp_path / "twice") == tensors_of(tmp_path / "direct")
+    record = json.loads((tmp_path / "twice" / "clp.json").read_text())
+    assert record["plan"]["towers"]["action"]["keep"] == [0, 1, 8, 11]
+    assert [step["config"]["keep"] for step in record["steps"]] == ["0,1,4,5,8,11", "0,1,4,5"]
+
+
+@pytest.mark.parametrize(
+    ("source", "keep", "message"),
+    [
+        (SMOLVLA, ["0,2,5"], "block 2 cannot take place 1"),
+        (SMOLVLA, ["vlm=0,1", "action=0,3"], "towers vlm and action keep the same blocks"),
+        (SMOLVLA, ["vision=0,1"], "tower 'vision' must keep its 3 blocks"),
+        (GROOT, ["0,1,2"], r"does not say of which tower; write --keep llm=\.\.\. dit=\.\.\. vl=\.\.\."),
+        (GROOT, ["dit=0,2"], "block 2 cannot take place 1"),
+        (GROOT, ["head=0"], "there is no tower 'head'"),
+        (GROOT, ["llm=0,1", "llm=0,2"], "names a tower twice"),
+        (GROOT, ["llm=0,x"], "is no list of block numbers"),
+    ],
+)
+def test_command_refuses_blocks_that_cannot_be(tmp_path, capsys, source, keep, message):
+    assert run("prune", "--checkpoint", source, "--keep", *keep, "--out", tmp_path / "cut") == 2
+    error = capsys.readouterr().err
+    assert re.search(message, error) and error.count("\n") == 1
+    assert not (tmp_path / "cut").exists()
+
+
+def test_a_cut_computes_what_the_whole_model_computes_with_closed_gates(tmp_path):
+    """From lerobot's folder to lerobot's folder, through the library as the README has it."""
+    settings = {"dtype": "float32", "vlm_config": SMOLVLA.parent / "vlm"}
+    whole = clp_jax.load_model(SMOLVLA, **settings)
+    keep = [0, 1, 4, 5, 8, 11]
+    plan = clp_jax.plan_of_blocks(whole.architecture, keep)
+    clp_jax.prune_checkpoint(whole.spec, plan, tmp_path / "cut")
+    data = observations(whole.architecture, tmp_path / "observations.npz")
+    cut = clp_jax.load_model(tmp_path / "cut", **settings)
+    gates = clp_jax.plan_gates(whole.architecture, plan)
+    loss = clp_jax.loss_of(whole, data)(gates)
+    np.testing.assert_allclose(clp_jax.loss_of(cut, data)(clp_jax.Gates()), loss, rtol=1e-5)
+    np.testing.assert_allclose(clp_jax.sample(cut, data), clp_jax.sample(whole, data, gates=gates), atol=1e-5)
+    theirs = np.load(SMOLVLA.parent / "golden_smolvla_pruned.npz")
+    np.testing.assert_allclose(loss, theirs["loss_per_sample"].mean(), rtol=1e-5)
+
+
+def observations(architecture, file) -> clp_jax.CalibrationData:
+    """lerobot's recorded inputs as a file of observations."""
+    folder = SMOLVLA.parent
+    recorded, images = np.load(folder / "golden_smolvla.npz"), np.load(folder / "images_u8.npz")
+    names = {"tokenized_prompt": "tokens", "tokenized_prompt_mask": "token_mask"}
+    names |= {key: key for key in ("state", "actions", "noise", "time", "action_is_pad")}
+    arrays = {key: recorded[name] for key, name in names.items()}
+    for camera in architecture.cameras:
+        short = camera.removeprefix("observation.images.")
+        arrays[f"image/{camera}"] = images[short]
+        arrays[f"image_mask/{camera}"] = recorded[f"image_mask/{short}"]
+    np.savez(file, **arrays)
+    return clp_jax.load_npz(file, architecture)

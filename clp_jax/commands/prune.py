@@ -1,6 +1,7 @@
 """``clp prune``: write the smaller checkpoint."""
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -8,27 +9,27 @@ from rich.console import Console
 from rich.filesize import decimal
 
 from clp_jax.analysis import Analysis, loss_of
-from clp_jax.checkpoint import CheckpointSpec, RewriteReport, fingerprint, read_spec
+from clp_jax.checkpoint import FolderSpec, RewriteReport, Spec, fingerprint, read_spec
 from clp_jax.commands.measuring import DepthFlags, MeasureFlags, evidence_options, load, measure
 from clp_jax.errors import InputError
-from clp_jax.flops import parameter_count
 from clp_jax.loading import read_architecture
-from clp_jax.models import Architecture, Gates
+from clp_jax.models import Architecture, Gates, Shape
 from clp_jax.plan import PrunePlan
 from clp_jax.planning import check_depth, check_plan, choose, plan_of_blocks
 from clp_jax.progress import progress
 from clp_jax.prune import prune_checkpoint
 from clp_jax.sensitivity import plan_gates
+from clp_jax.trees import flatten
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Prune(MeasureFlags, DepthFlags):
-    """Write an openpi checkpoint without the blocks that go. Give one of --data, --analysis, --plan and --keep."""
+    """Write a checkpoint without the blocks that go. Give one of --data, --analysis, --plan and --keep."""
 
     checkpoint: str
-    """openpi checkpoint: step folder or its params, local or gs://."""
+    """Checkpoint: step folder of openpi or its params, local or gs://; policy folder of lerobot; NVIDIA's folder."""
     out: str
-    """Folder to create: params, assets and clp.json."""
+    """Folder to create: the same kind of checkpoint, and clp.json, which says what was removed and why."""
     data: str | None = None
     """.npz of model-ready observations, LeRobot folder or hub id: analyse, choose and prune in one go."""
     analysis: str | None = None
@@ -55,13 +56,12 @@ def run(config: Prune) -> None:
     if given[0] == "data" and not config.depth().is_given:
         raise InputError("say how deep: --keep-layers, --keep-ratio, --threshold or --auto.")
     spec = read_spec(config.checkpoint)
-    architecture = read_architecture(spec, **config.model_settings())
-    check_depth(config.depth(), config.rule(), architecture)
-    plan, calibration = _plan(config, spec, architecture, console)
-    check_plan(plan, architecture)
+    shape = _shape(config, spec)
+    check_depth(config.depth(), config.rule(), shape)
+    plan, calibration = _plan(config, spec, shape, console)
+    check_plan(plan, shape)
     report = write(spec, plan, config, calibration)
-    smaller = architecture.with_depths({name: len(tower.keep) for name, tower in plan.towers.items()})
-    before, after = parameter_count(architecture), parameter_count(smaller)
+    before, after = stored_count(spec), stored_count(read_spec(config.out))
     for name, tower in plan.towers.items():
         if tower.removed:
             console.print(
@@ -71,12 +71,27 @@ def run(config: Prune) -> None:
         f"{before:,} -> {after:,} parameters ({after / before:.0%}), "
         f"{decimal(report.bytes_out)} in {report.seconds:.1f} s"
     )
+    for note in report.notes:
+        console.print(note)
     if (spec.path.parent / "train_state").exists():
         console.print("The optimiser state (train_state) was not carried over: it belongs to the old depth.")
     console.print(f"Checkpoint: [bold]{config.out}[/]")
 
 
-def write(spec: CheckpointSpec, plan: PrunePlan, config: Prune, calibration: Mapping[str, Any] | None) -> RewriteReport:
+def _shape(config: Prune, spec: Spec) -> Architecture | Shape:
+    """What the plan must fit. A folder of safetensors is cut by a given plan without a model."""
+    if isinstance(spec, FolderSpec) and (config.plan is not None or config.keep):
+        return spec.shape
+    return read_architecture(spec, **config.model_settings())
+
+
+def stored_count(spec: Spec) -> int:
+    """Numbers that a checkpoint stores."""
+    shapes = spec.tensors.values() if isinstance(spec, FolderSpec) else flatten(spec.tree).values()
+    return sum(math.prod(leaf.shape) for leaf in shapes)
+
+
+def write(spec: Spec, plan: PrunePlan, config: Prune, calibration: Mapping[str, Any] | None) -> RewriteReport:
     """Stream the checkpoint without the blocks that go, with a progress bar of the bytes written."""
     with progress("writing", total=None, unit="MB") as advance:
         shown = 0
@@ -97,14 +112,12 @@ def write(spec: CheckpointSpec, plan: PrunePlan, config: Prune, calibration: Map
         )
 
 
-def _plan(
-    config: Prune, spec: CheckpointSpec, architecture: Architecture, console: Console
-) -> tuple[PrunePlan, dict | None]:
+def _plan(config: Prune, spec: Spec, shape: Architecture | Shape, console: Console) -> tuple[PrunePlan, dict | None]:
     """The plan, and what is to be recorded of the data behind it."""
     if config.plan is not None:
         return PrunePlan.load(config.plan), None
     if config.keep:
-        return plan_of_blocks(architecture, blocks_of(config.keep)), None
+        return plan_of_blocks(shape, blocks_of(config.keep)), None
     if config.analysis is not None:
         return _plan_of_analysis(config, spec)
     assert config.data is not None
@@ -122,7 +135,7 @@ def _plan(
     return plan, analysis.meta | {"loss": {"data": name, "full": full, "pruned": pruned}}
 
 
-def _plan_of_analysis(config: Prune, spec: CheckpointSpec) -> tuple[PrunePlan, dict]:
+def _plan_of_analysis(config: Prune, spec: Spec) -> tuple[PrunePlan, dict]:
     folder = config.analysis
     analysis = Analysis.load(f"{folder}/similarity.npz")
     if analysis.meta.get("checkpoint_fingerprint") != fingerprint(spec):
@@ -151,7 +164,7 @@ def blocks_of(words: tuple[str, ...]) -> list[int] | dict[str, list[int]]:
     if len({tower for tower, _, _ in pairs}) < len(pairs):
         raise InputError(f"--keep {' '.join(words)} names a tower twice.")
     found = {tower: _indices(text) for tower, _, text in pairs}
-    return found[""] if "" in found else found
+    return found.get("", found)
 
 
 def _indices(text: str) -> list[int]:

@@ -10,7 +10,7 @@ import jax
 from clp_jax.aliases import Tree
 from clp_jax.errors import InputError
 from clp_jax.models import groot, pi0, smolvla
-from clp_jax.models.family import Architecture, Family, Gates, Lengths, Loss, Remat, Stack, Tower, TowerStates
+from clp_jax.models.family import Architecture, Family, Gates, Lengths, Loss, Remat, Shape, Stack, Tower, TowerStates
 from clp_jax.models.layers.scan import Rows
 from clp_jax.models.stacks import blocks_of, rows_kept, stack_of, towers_measured
 from clp_jax.processing.robots import Robot
@@ -84,6 +84,7 @@ __all__ = [
     "Loss",
     "Remat",
     "Rows",
+    "Shape",
     "Stack",
     "Tower",
     "TowerStates",

@@ -4,6 +4,7 @@ A family is one package below ``clp_jax.models``, listed in ``clp_jax.models.FAM
 `Family`. Nothing is inherited, and no other part of clp_jax knows a kind or a tower by name.
 """
 
+import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
@@ -79,6 +80,21 @@ class OfTowers:
     def coupled(self) -> tuple[tuple[str, ...], ...]:
         """The groups of several towers, which must keep the same blocks."""
         return tuple(group for group in self.groups if len(group) > 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Shape(OfTowers):
+    """What a plan must fit: as much of an architecture as the names of tensors tell, without a model.
+
+    Attributes:
+      kind: of the model.
+      towers: in data-flow order.
+      groups: names of the towers that keep the same blocks, the most important group first.
+    """
+
+    kind: str
+    towers: tuple[Tower, ...]
+    groups: tuple[tuple[str, ...], ...]
 
 
 class Stack(NamedTuple):

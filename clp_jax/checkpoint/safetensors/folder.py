@@ -21,6 +21,7 @@ from clp_jax.checkpoint.orbax.spec import RECORD_FILE
 from clp_jax.checkpoint.safetensors.header import Shard, Stamp, StoredTensor, opened_to_read, read_exactly, stamp_of
 from clp_jax.checkpoint.safetensors.listing import INDEX_FILE, Files, list_files, read_json_file, read_shards
 from clp_jax.errors import InputError
+from clp_jax.models.family import Shape, Tower
 from clp_jax.models.stored import StoredFamily, StoredTower, stored_families
 from clp_jax.outputs import is_remote
 
@@ -78,6 +79,16 @@ class FolderSpec:
     def towers(self) -> tuple[StoredTower, ...]:
         """The towers, in data-flow order."""
         return self.family.towers(self.config)
+
+    @property
+    def shape(self) -> Shape:
+        """What a plan must fit."""
+        towers = tuple(
+            Tower(tower.name, self.depths[tower.name], tower.period, optional=tower.uncuttable is not None)
+            for tower in self.towers
+        )
+        alone = tuple((tower.name,) for tower in towers if tower.optional)
+        return Shape(self.kind, towers, (*self.groups, *alone))
 
     @property
     def groups(self) -> tuple[tuple[str, ...], ...]:
