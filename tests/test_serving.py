@@ -266,7 +266,7 @@ def test_health_answers_and_web_pages_do_not_get_in(port):
 
 
 def test_what_waits_goes_together_and_one_too_many_is_busy(policy, connect, monkeypatch):
-    go, began, sizes, infer_batch = threading.Event(), threading.Event(), [], policy.infer_batch
+    go, began, sizes, infer_batch = threading.Event(), threading.Event(), [], policy.outcomes
 
     def stalled(prepared):
         sizes.append(len(prepared))
@@ -274,7 +274,7 @@ def test_what_waits_goes_together_and_one_too_many_is_busy(policy, connect, monk
         assert go.wait(60)
         return infer_batch(prepared)
 
-    monkeypatch.setattr(policy, "infer_batch", stalled)
+    monkeypatch.setattr(policy, "outcomes", stalled)
     with serving(policy, ServerSettings(port=0, queue=3)) as port, concurrent.futures.ThreadPoolExecutor(8) as threads:
         clients, request = [connect(port) for _ in range(8)], rows(1)[0]
         answers = [threads.submit(clients[0].infer, request)]
@@ -292,7 +292,7 @@ def test_what_waits_goes_together_and_one_too_many_is_busy(policy, connect, monk
 
 def test_who_stops_waiting_holds_up_nobody(policy, monkeypatch):
     async def scenario():
-        loop, infer_batch, message = asyncio.get_running_loop(), policy.infer_batch, wire.pack(rows(1)[0])
+        loop, infer_batch, message = asyncio.get_running_loop(), policy.outcomes, wire.pack(rows(1)[0])
         batcher = Batcher(policy, 8)
         working = asyncio.create_task(batcher.run())
         leaving = asyncio.create_task(batcher.answer(message))
@@ -301,7 +301,7 @@ def test_who_stops_waiting_holds_up_nobody(policy, monkeypatch):
             loop.call_soon_threadsafe(leaving.cancel)
             return infer_batch(prepared)
 
-        monkeypatch.setattr(policy, "infer_batch", leave_meanwhile)
+        monkeypatch.setattr(policy, "outcomes", leave_meanwhile)
         with pytest.raises(asyncio.CancelledError):
             await leaving
         monkeypatch.undo()
@@ -408,3 +408,14 @@ def test_flags_that_cannot_be_are_refused_before_the_model_is_read(saved, messag
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert line.startswith("error: ")
     assert message in line
+
+
+def test_a_fault_of_one_request_spoils_no_other_of_its_batch(policy):
+    """Finite noise of 3e38 makes infinite actions: for whoever sent it."""
+    good, bad = rows(1)[0], rows(1)[0] | {"noise": np.full((toys.HORIZON, 6), 3e38, np.float32)}
+    prepared = [policy.prepare(request) for request in (good, bad, good)]
+    first, second, third = policy.outcomes(prepared)
+    assert isinstance(second, InputError) and "the noise of the request" in str(second)
+    assert first["actions"].shape == third["actions"].shape == (toys.HORIZON, 6)
+    with pytest.raises(InputError, match="send normal noise"):
+        policy.infer_batch(prepared)

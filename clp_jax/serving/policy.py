@@ -133,8 +133,17 @@ class Policy:
           ``state`` is a list: openpi-client's ActionChunkBroker cuts every array along the horizon.
 
         Raises:
+          InputError: a request's own noise makes an action that is not finite.
           FloatingPointError: an action is NaN or infinite; no robot should see it.
         """
+        found = self.outcomes(prepared)
+        for outcome in found:
+            if isinstance(outcome, Exception):
+                raise outcome
+        return [outcome for outcome in found if not isinstance(outcome, Exception)]
+
+    def outcomes(self, prepared: Sequence[Prepared]) -> list[dict[str, Any] | Exception]:
+        """As `infer_batch`, but what is wrong with one request stands in its own place and spoils no other's answer."""
         start = time.perf_counter()
         bucket = next(size for size in self.buckets if size >= len(prepared))
         self.compile(bucket)
@@ -143,16 +152,20 @@ class Policy:
         batch = jax.tree.map(lambda *xs: np.stack(xs), *map(self._row, rows))
         actions = np.asarray(self._programs[bucket](self._model.params, batch))
         seconds = time.perf_counter() - start
-        if not np.isfinite(actions[: len(prepared)]).all():
-            raise FloatingPointError("the model's actions hold NaN or infinite values.")
-        return [
-            {
-                "actions": self.requests.actions(row, entry.state),
-                "state": entry.state.tolist(),
-                "policy_timing": {"infer_ms": 1e3 * seconds, "batch_size": len(prepared)},
-            }
-            for row, entry in zip(actions, prepared, strict=False)
-        ]
+        timing = {"infer_ms": 1e3 * seconds, "batch_size": len(prepared)}
+        return [self._outcome(row, entry, timing) for row, entry in zip(actions, prepared, strict=False)]
+
+    def _outcome(
+        self, row: Float[np.ndarray, "horizon adim"], entry: Prepared, timing: Mapping[str, Any]
+    ) -> dict[str, Any] | Exception:
+        """One request's answer, or why it has none."""
+        if np.isfinite(row).all():
+            actions = self.requests.actions(row, entry.state)
+            if np.isfinite(actions).all():
+                return {"actions": actions, "state": entry.state.tolist(), "policy_timing": dict(timing)}
+        if entry.noise is not None:
+            return InputError("the noise of the request makes actions that are not finite; send normal noise.")
+        return FloatingPointError("the model's actions hold NaN or infinite values.")
 
     def _row(self, entry: Prepared) -> dict[str, Any]:
         noise = np.zeros(self._chunk, np.float32) if entry.noise is None else entry.noise

@@ -103,18 +103,24 @@ class Batcher:
                 batch = [await self._waiting.get()]
                 while len(batch) < self.policy.buckets[-1] and not self._waiting.empty():
                     batch.append(self._waiting.get_nowait())
-                try:
-                    prepared = [entry.prepared for entry in batch]
-                    answers = await loop.run_in_executor(device, self.policy.infer_batch, prepared)
-                except Exception as error:
-                    logger.exception("a batch of %d failed", len(batch))
-                    for entry in batch:
-                        if not entry.answer.cancelled():
-                            entry.answer.set_exception(error)
-                else:
-                    for entry, answer in zip(batch, answers, strict=True):
-                        if not entry.answer.cancelled():
-                            entry.answer.set_result(answer)
+                outcomes = await loop.run_in_executor(device, self._outcomes, [entry.prepared for entry in batch])
+                for entry, outcome in zip(batch, outcomes, strict=True):
+                    if entry.answer.cancelled():
+                        continue
+                    if isinstance(outcome, Exception):
+                        entry.answer.set_exception(outcome)
+                    else:
+                        entry.answer.set_result(outcome)
+
+    def _outcomes(self, prepared: list[Prepared]) -> list[dict[str, Any] | Exception]:
+        """The answers of a batch; where it fails as a whole, each request is tried alone."""
+        try:
+            return self.policy.outcomes(prepared)
+        except Exception as error:
+            logger.exception("a batch of %d failed", len(prepared))
+            if len(prepared) == 1:
+                return [error]
+        return [self._outcomes([one])[0] for one in prepared]
 
 
 async def run_server(
