@@ -9,6 +9,7 @@ from clp_jax.errors import InputError
 from clp_jax.models import Architecture, Gates, Shape
 from clp_jax.plan import PrunePlan, check_period
 from clp_jax.selection import CRITERIA, Evidence, how_many, select
+from clp_jax.selection.feasible import check_remove
 from clp_jax.sensitivity import make_group_loss
 
 Group = tuple[str, ...]
@@ -54,7 +55,8 @@ def check_depth(depth: Depth, criterion: str, architecture: Architecture | Shape
     groups, optional = groups_of(architecture)
     for name, value in (("keep_layers", depth.keep_layers), ("keep_ratio", depth.keep_ratio)):
         for group, number in ({} if value is None else per_group(value, groups, name)).items():
-            how_many(Evidence.unmeasured(known[group[0]], period=periods[group[0]]), **{name: number})
+            evidence = Evidence.unmeasured(known[group[0]], period=periods[group[0]])
+            check_remove(evidence, how_many(evidence, **{name: number}))
     if depth.keep_optional is not None:
         if not optional:
             raise InputError("this model has no image encoder to cut; leave out --keep-vision-layers.")

@@ -95,4 +95,4 @@ def _legend(*, has_unread: bool) -> list[Patch]:
         Patch(facecolor=LIGHT["removed"], label="removed block"),
         Patch(facecolor=LIGHT["wash"], edgecolor=LIGHT["rule"], label="kept block"),
     ]
-    return marks + ([Patch(facecolor=LIGHT["unread"], label="state that nothing reads")] if has_unread else [])
+    return marks + ([Patch(facecolor=LIGHT["unread"], label="state that is not compared")] if has_unread else [])

@@ -145,8 +145,8 @@ def _matrices(analysis: Analysis, drawings: Mapping[str, str]) -> str:
         name: [state for state, read in enumerate(tower.read) if not read] for name, tower in analysis.towers.items()
     }
     notes = "".join(
-        f" Grey in {html.escape(name)}: nothing reads state {blocks_text(states)} (in π0, of the VLM's last block only "
-        "keys and values are used), so it takes no part in the selection."
+        f" Grey in {html.escape(name)}: nothing reads state {blocks_text(states)} (of a last block that feeds others, "
+        "only keys and values are used), or it is of another scale, so it takes no part in the selection."
         for name, states in unread.items()
         if states
     )
