@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from etils import epath
 
 from clp_jax.checkpoint.orbax.chunks import files_below
+from clp_jax.checkpoint.orbax.spec import POLICY
 from clp_jax.commands.processing_flags import ProcessingFlags
 from clp_jax.data import TrainingData, open_dataset
 from clp_jax.errors import InputError
@@ -100,7 +101,7 @@ def open_data(
     if stats is None and flags.norm_stats not in (None, "data"):
         stats, stats_file = norm_stats.load(flags.norm_stats), flags.norm_stats
     elif stats is None and flags.norm_stats is None and not ready and assets is not None:
-        stats, asset_id = stats_of_checkpoint(assets, flags.asset_id)
+        stats, asset_id = stats_of_checkpoint(assets, flags.asset_id, architecture)
     wants_tokenizer = flags.tokenizer is not None or (robot is not None and not ready)
     data = open_dataset(
         source,
@@ -125,7 +126,9 @@ def open_data(
     return data
 
 
-def stats_of_checkpoint(assets: epath.Path, asset_id: str | None) -> tuple[dict[str, NormStats] | None, str | None]:
+def stats_of_checkpoint(
+    assets: epath.Path, asset_id: str | None, architecture: Architecture
+) -> tuple[dict[str, NormStats] | None, str | None]:
     """The checkpoint's statistics and their name; None if it has none of that name, or none at all.
 
     Raises:
@@ -139,4 +142,10 @@ def stats_of_checkpoint(assets: epath.Path, asset_id: str | None) -> tuple[dict[
             "others with --norm-stats."
         )
     chosen = asset_id if asset_id is not None else next(iter(found), None)
-    return (norm_stats.load(found[chosen]), chosen) if chosen in found else (None, asset_id)
+    if chosen in found:
+        return norm_stats.load(found[chosen]), chosen
+    own = None
+    if asset_id is None:
+        policy = assets / POLICY
+        own = family_of(architecture).norm_stats_of(policy if policy.is_dir() else assets)
+    return own, asset_id

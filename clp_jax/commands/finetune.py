@@ -5,15 +5,17 @@ import json
 import logging
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from typing import Any
 
 import jax
 from etils import epath
 from rich.console import Console
 
-from clp_jax.checkpoint import CheckpointSpec, copy_files, fingerprint, read_spec
+from clp_jax.checkpoint import CheckpointSpec, Spec, copy_files, fingerprint, read_spec
+from clp_jax.checkpoint.spec import POLICY
 from clp_jax.commands.data_flags import DataFlags, open_data
 from clp_jax.commands.model_flags import ModelFlags
+from clp_jax.commands.upstream_flags import UpstreamFlags, with_upstream_defaults
 from clp_jax.data import CalibrationData, TrainingData, arrange
 from clp_jax.distributed import DistributedFlags, barrier, is_first, join
 from clp_jax.errors import InputError
@@ -44,8 +46,8 @@ _SHOWN = ("loss", "grad_norm", "learning_rate", "samples_per_second", "mfu", "he
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Finetune(DataFlags, ModelFlags, OptimizerSettings, DistributedFlags):
-    """Train a checkpoint on data. Defaults are openpi's; a killed run goes on with the same flags and --resume."""
+class Finetune(DataFlags, ModelFlags, UpstreamFlags, DistributedFlags):
+    """Train a checkpoint on data. Defaults are those of the model's authors; a killed run goes on with the same flags and --resume."""
 
     checkpoint: str
     """Checkpoint to begin from: step folder or its params, local or gs://."""
@@ -57,8 +59,6 @@ class Finetune(DataFlags, ModelFlags, OptimizerSettings, DistributedFlags):
     """Steps of the whole run."""
     norm_stats: str | None = "data"
     """What normalises a LeRobot data set: its own statistics ("data"), a norm_stats.json, or None: the checkpoint's."""
-    batch_size: int = 32
-    """Observations of a step, over all devices."""
     action_samples: int = 1
     """Draws of noise and time per observation; all share one pass over its images and prompt."""
     accumulate: int = 1
@@ -79,12 +79,6 @@ class Finetune(DataFlags, ModelFlags, OptimizerSettings, DistributedFlags):
     """Parameters that are not trained: regular expressions over whole names, e.g. 'PaliGemma/img/.*'."""
     train: tuple[str, ...] = ()
     """Exceptions from --freeze."""
-    frozen_dtype: Literal["bfloat16", "keep"] = "bfloat16"
-    """How frozen parameters are stored: bfloat16, as openpi does, or as they are."""
-    ema_decay: float | None = 0.99
-    """Decay of the average that is saved for inference; None for no average."""
-    augment: bool = True
-    """Crop, rotate and recolour the images."""
     dtype: str | None = None
     """Activation dtype, bfloat16 or float32; float32 on CPUs, else bfloat16."""
     remat: Remat = "all"
@@ -123,6 +117,7 @@ def run(config: Finetune) -> None:
     console = Console(quiet=not is_first())
     spec = read_spec(config.checkpoint)
     architecture = _architecture(config, spec)
+    config, chosen = with_upstream_defaults(config, family_of(architecture).training_defaults(architecture, config.steps))
     ratio = config.holdout_ratio if config.holdout_data is None else 0.0
     data = open_data(config, config.data, architecture, assets=spec.assets, hold_out_ratio=ratio, seed=config.seed)
     held = _held_out(config, architecture, spec, data)
@@ -133,7 +128,7 @@ def run(config: Finetune) -> None:
     todo = _todo(config, frozen)
     check_batch_size(todo, mesh)
     out = _open_folder(config)
-    saved = Steps(out, write_assets=_assets_writer(spec, data), keep_period=config.keep_period)
+    saved = Steps(out, write_assets=_assets_writer(config, spec, architecture, data), keep_period=config.keep_period)
     entry = {
         "source": str(spec.path),
         "source_fingerprint": fingerprint(spec),
@@ -145,6 +140,8 @@ def run(config: Finetune) -> None:
     start = 0 if saved.latest is None else saved.latest + 1
     trained = sum(size for path, size in names.items() if path not in frozen)
     _introduce(console, config, data, mesh, start, trained, sum(names.values()))
+    if chosen:
+        console.print(f"Settings of the model's authors: {chosen}", highlight=False)
     share = trained / sum(names.values())
     flops = step_flops(
         architecture, share, _lengths(data), cameras=len(data.cameras), action_samples=config.action_samples
@@ -206,7 +203,7 @@ def _check_numbers(config: Finetune) -> None:
         )
 
 
-def _architecture(config: Finetune, spec: CheckpointSpec) -> Architecture:
+def _architecture(config: Finetune, spec: Spec) -> Architecture:
     dtype = config.dtype or default_dtype()
     if dtype not in ("float32", "bfloat16"):
         raise InputError(f"--dtype {dtype} is not an activation dtype; give float32 or bfloat16.")
@@ -274,21 +271,42 @@ def _open_folder(config: Finetune) -> epath.Path:
     return out
 
 
-def _assets_writer(spec: CheckpointSpec, data: TrainingData) -> Callable[[epath.Path], None]:
+def _assets_writer(
+    config: Finetune, spec: Spec, architecture: Architecture, data: TrainingData
+) -> Callable[[epath.Path], None]:
     """Fills a step's assets: the statistics of the data, or those of a checkpoint whose normalised data it is.
 
-    A tokenizer of the checkpoint's own goes with it.
+    A tokenizer of the checkpoint's own goes with it, and below ``policy`` whatever else a loader will ask for.
     """
+    files = family_of(architecture).side_files(
+        spec.folder,
+        vlm_config=config.vlm_config,
+        tokenizer=config.tokenizer,
+        norm_stats=data.norm_stats,
+        depths=depths(architecture),
+        image_sizes=_image_sizes(data),
+    )
 
     def write(folder: epath.Path) -> None:
         if data.norm_stats is not None and data.asset_id is not None:
             norm_stats.save(folder / data.asset_id, data.norm_stats)
             if spec.assets is not None and (own := spec.assets / tokenizer.FILE).exists():
                 own.copy(folder / tokenizer.FILE)
-        elif spec.assets is not None:
+        elif spec.assets is not None and isinstance(spec, CheckpointSpec):
             copy_files(spec.assets, folder)
+        for name, content in files.items():
+            file = folder / POLICY / name
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(content)
 
     return write
+
+
+def _image_sizes(data: TrainingData) -> dict[str, tuple[int, int]]:
+    """Height and width per camera, where the images are not what the model itself made of them."""
+    row = data.read(data.rows[:1])
+    images = {camera: row[f"image/{camera}"] for camera in data.cameras}
+    return {camera: tuple(image.shape[1:3]) for camera, image in images.items() if image.dtype == "uint8"}
 
 
 def _check_same_run(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
@@ -308,7 +326,8 @@ def _check_same_run(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
 def _defaults() -> dict[str, Any]:
     """Flags that a run from before they existed did not record."""
     known = {field.name: field.default for field in dataclasses.fields(Finetune)}
-    return {name: value for name, value in known.items() if value is not dataclasses.MISSING}
+    given = {name: value for name, value in known.items() if value is not dataclasses.MISSING}
+    return given | dataclasses.asdict(OptimizerSettings())
 
 
 def _lengths(data: TrainingData) -> Lengths:
@@ -316,7 +335,7 @@ def _lengths(data: TrainingData) -> Lengths:
 
 
 def _held_out(
-    config: Finetune, architecture: Architecture, spec: CheckpointSpec, data: TrainingData
+    config: Finetune, architecture: Architecture, spec: Spec, data: TrainingData
 ) -> CalibrationData | None:
     """The observations of the held-out loss; None if there is none."""
     if not config.evaluate_every:

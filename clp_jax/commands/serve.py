@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from etils import epath
 from rich.console import Console
 
-from clp_jax.checkpoint import CheckpointSpec, read_spec
+from clp_jax.checkpoint import Spec, read_spec
 from clp_jax.commands.data_flags import ObservationFlags, stats_of_checkpoint
 from clp_jax.commands.model_flags import ModelFlags
 from clp_jax.commands.processing_flags import ProcessingFlags
@@ -82,7 +82,7 @@ def run(config: Serve) -> None:
     console.print("stopped")
 
 
-def make_policy(config: Serve, spec: CheckpointSpec) -> Policy:
+def make_policy(config: Serve, spec: Spec) -> Policy:
     """The checkpoint behind the requests that the flags describe.
 
     Raises:
@@ -103,7 +103,7 @@ def make_policy(config: Serve, spec: CheckpointSpec) -> Policy:
 
 
 def _requests(
-    config: Serve, spec: CheckpointSpec, architecture: Architecture, trained: Mapping[str, Any], lengths: Lengths
+    config: Serve, spec: Spec, architecture: Architecture, trained: Mapping[str, Any], lengths: Lengths
 ) -> Requests:
     robot = config.find_robot(architecture)
     if robot is None:
@@ -112,7 +112,7 @@ def _requests(
     family = family_of(architecture)
     in_prompt = trained.get("state_in_prompt") if config.state_in_prompt is None else config.state_in_prompt
     tokenizer = family.load_tokenizer(architecture, config.tokenizer, spec.assets)
-    statistics = _statistics(config, spec.assets)
+    statistics = _statistics(config, spec.assets, architecture)
     processing = family.processing(architecture, robot, statistics, tokenizer, lengths, state_in_prompt=in_prompt)
     return RobotRequests(processing, architecture, config.prompt)
 
@@ -134,10 +134,10 @@ def _refuse_robot_flags(config: Serve) -> None:
         raise InputError(f"{' and '.join(given)} says nothing about model-ready requests; say which --robot it is.")
 
 
-def _statistics(config: Serve, assets: epath.Path | None) -> Mapping[str, NormStats]:
+def _statistics(config: Serve, assets: epath.Path | None, architecture: Architecture) -> Mapping[str, NormStats]:
     if config.norm_stats is not None:
         return norm_stats.load(config.norm_stats)
-    stats, _ = (None, None) if assets is None else stats_of_checkpoint(assets, config.asset_id)
+    stats, _ = (None, None) if assets is None else stats_of_checkpoint(assets, config.asset_id, architecture)
     if stats is None:
         named = "" if config.asset_id is None else f" named {config.asset_id}"
         raise InputError(f"the checkpoint has no norm stats{named}; give a norm_stats.json with --norm-stats.")

@@ -3,6 +3,7 @@
 import dataclasses
 import os
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Int
@@ -15,7 +16,6 @@ from clp_jax.models import Architecture, Lengths, family_of
 from clp_jax.models.family import Processing
 from clp_jax.processing.norm_stats import NormStats, check_spread, warning
 from clp_jax.processing.robots import Robot
-from clp_jax.processing.tokenizer import PromptTokenizer, load_tokenizer
 
 _NOT_IN_BATCHES = ("noise", "time", "episode_index")
 
@@ -113,7 +113,7 @@ def open_dataset(
     architecture: Architecture,
     *,
     robot: Robot | None = None,
-    tokenizer: PromptTokenizer | None = None,
+    tokenizer: Any | None = None,
     norm_stats: Mapping[str, NormStats] | None = None,
     asset_id: str | None = None,
     action_horizon: int | None = None,
@@ -169,7 +169,7 @@ def open_dataset(
         architecture,
         recorded.robot,
         recorded.norm_stats(lengths.horizon) if norm_stats is None else norm_stats,
-        load_tokenizer() if tokenizer is None else tokenizer,
+        family.load_tokenizer(architecture, None, None) if tokenizer is None else tokenizer,
         lengths,
         state_in_prompt=state_in_prompt,
     )

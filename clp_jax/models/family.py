@@ -369,6 +369,24 @@ class Family(Protocol):
         """What upstream does not train: (regular expression over a whole name, whether it is frozen), in order."""
         ...
 
+    def training_defaults(self, architecture: Any, steps: int) -> Mapping[str, Any]:
+        """Upstream's settings of a run of so many steps, by the names of the flags of ``clp finetune``."""
+        ...
+
+    def norm_stats_of(self, folder: epath.Path) -> dict[str, NormStats] | None:
+        """The statistics in the checkpoint's own form, from the folder of its files; None if it has none."""
+        ...
+
+    def side_files(self, folder: epath.Path | None, **changes: Any) -> dict[str, bytes]:
+        """Contents of what a checkpoint needs beside its weights, by name; empty where weights are enough.
+
+        Args:
+          folder: where the files are now.
+          changes: ``vlm_config`` and ``tokenizer`` as given on the command line; ``norm_stats``, ``depths`` and
+            ``image_sizes`` in place of those in the files.
+        """
+        ...
+
     def augment(self, architecture: Any, key: jax.Array, inputs: Mapping[str, Leaf]) -> dict[str, Leaf]:
         """The inputs with images changed as upstream changes them in training."""
         ...

@@ -88,6 +88,7 @@ class RobotRequests:
         with np.errstate(over="ignore"):  # of float64 in float32; what becomes infinite is refused
             inputs = self.processing.inputs(state=state, images=images, prompt=prompt)
         _check_finite(inputs["state"], "the normalised state")
+        self._check_sizes(inputs)
         return inputs, state
 
     def actions(
@@ -102,6 +103,18 @@ class RobotRequests:
 
     def _key(self, key: str) -> str:
         return canonical(self.processing.robot.client.get(key, key))
+
+    def _check_sizes(self, inputs: Mapping[str, np.ndarray]) -> None:
+        """Programs are compiled for one size of each camera, where the model and not the host resizes."""
+        lengths = Lengths(self.processing.action_horizon, self.prompt_length)
+        described = family_of(self.architecture).inputs(self.architecture, lengths, self.cameras)
+        for camera, key in self.images.items():
+            found, wanted = inputs[f"image/{camera}"].shape[:2], described[f"image/{camera}"].shape[:2]
+            if found != wanted:
+                raise InputError(
+                    f"{key} is {found[0]} x {found[1]} pixels (height x width); this checkpoint says "
+                    f"{wanted[0]} x {wanted[1]}, send that size."
+                )
 
     def _check_state(self, state: np.ndarray) -> None:
         known = len(self.processing.norm_stats["state"].mean)

@@ -13,11 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from clp_jax.aliases import Array, Tree
-from clp_jax.checkpoint import CheckpointSpec, read_params
+from clp_jax.checkpoint import Spec
 from clp_jax.data import TrainingData
 from clp_jax.errors import InputError
+from clp_jax.loading import read_parameters
 from clp_jax.models import Architecture, abstract_params
-from clp_jax.sharding import Rules, batch_sharding, parameter_shardings, replicated
+from clp_jax.sharding import Rules, batch_sharding, replicated
 from clp_jax.training.adapters import init_adapters
 from clp_jax.training.optimizer import OptimizerSettings, learning_rate, make_optimizer
 from clp_jax.training.saving import Steps
@@ -77,7 +78,7 @@ class Report:
 
 
 def train(
-    spec: CheckpointSpec,
+    spec: Spec,
     architecture: Architecture,
     data: TrainingData,
     run: Run,
@@ -200,10 +201,10 @@ def _due(number: int, every: int) -> bool:
 
 
 def _initial_params(
-    spec: CheckpointSpec, architecture: Architecture, wanted: Tree, seed: int, mesh: jax.sharding.Mesh
+    spec: Spec, architecture: Architecture, wanted: Tree, seed: int, mesh: jax.sharding.Mesh
 ) -> dict:
     """The checkpoint's parameters, and adapters that it has not, in the dtypes and shardings of the run."""
-    flat = flatten(read_params(spec, sharding=parameter_shardings(spec.tree, mesh)))
+    flat = flatten(read_parameters(spec, architecture, mesh))
     if len(flat) < len(flatten(wanted)):
         flat |= flatten(init_adapters(architecture, jax.random.split(jax.random.key(seed))[1], mesh))
     params = unflatten({path: flat[path] for path in flatten(wanted)})

@@ -1,8 +1,15 @@
 """AdamW with clipping by the global norm and a warm-up cosine schedule; defaults are openpi's."""
 
 import dataclasses
+from typing import Literal
 
+import jax.numpy as jnp
 import optax
+
+from clp_jax.aliases import Array, Leaf
+
+Schedule = Literal["warmup-cosine", "cosine-from-start"]
+"""The cosine begins at the end of the warm-up (openpi), or at the first step, hidden by the warm-up (lerobot)."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -27,6 +34,8 @@ class OptimizerSettings:
     """Decoupled weight decay."""
     clip_norm: float = 1.0
     """The gradient's global norm is clipped to this."""
+    schedule: Schedule = "warmup-cosine"
+    """Where the cosine begins: after the warm-up, as in openpi, or at the start, as in lerobot."""
 
 
 def learning_rate(settings: OptimizerSettings) -> optax.Schedule:
@@ -35,6 +44,8 @@ def learning_rate(settings: OptimizerSettings) -> optax.Schedule:
     >>> float(learning_rate(OptimizerSettings(warmup_steps=10, peak_lr=1.0))(10))
     1.0
     """
+    if settings.schedule == "cosine-from-start":
+        return _cosine_from_start(settings)
     return optax.warmup_cosine_decay_schedule(
         init_value=settings.peak_lr / (settings.warmup_steps + 1),
         peak_value=settings.peak_lr,
@@ -42,6 +53,20 @@ def learning_rate(settings: OptimizerSettings) -> optax.Schedule:
         decay_steps=settings.decay_steps,
         end_value=settings.decay_lr,
     )
+
+
+def _cosine_from_start(settings: OptimizerSettings) -> optax.Schedule:
+    peak, end = settings.peak_lr, settings.decay_lr
+
+    def rate(step: Leaf) -> Array:
+        done = jnp.asarray(step, jnp.float32)
+        first = 1.0 / (settings.warmup_steps + 1)
+        warmup = peak * (first + (1.0 - first) * done / max(settings.warmup_steps, 1))
+        share = jnp.minimum(done, settings.decay_steps) / settings.decay_steps
+        cosine = end + (peak - end) * 0.5 * (1.0 + jnp.cos(jnp.pi * share))
+        return jnp.where(done < settings.warmup_steps, warmup, cosine)
+
+    return rate
 
 
 def make_optimizer(settings: OptimizerSettings) -> optax.GradientTransformation:

@@ -113,7 +113,7 @@ def test_learning_rates_are_lerobots():
     optimiser = recorded["optimizer"]
     assert (defaults["b1"], defaults["b2"]) == tuple(optimiser["betas"])
     for ours, theirs in {
-        "lr": "lr",
+        "peak_lr": "lr",
         "eps": "eps",
         "weight_decay": "weight_decay",
         "clip_norm": "grad_clip_norm",

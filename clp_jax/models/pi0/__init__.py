@@ -170,6 +170,38 @@ def without_unseen(architecture: Architecture, arrays: Mapping[str, np.ndarray])
     return {key: array for key, array in arrays.items() if key not in dropped}
 
 
+def training_defaults(architecture: Architecture, steps: int) -> dict[str, Any]:
+    """openpi's settings of a run, by the names of the flags of ``clp finetune``; the same for all lengths."""
+    del architecture, steps
+    return {
+        "schedule": "warmup-cosine",
+        "peak_lr": 2.5e-5,
+        "warmup_steps": 1000,
+        "decay_steps": 30_000,
+        "decay_lr": 2.5e-6,
+        "b1": 0.9,
+        "b2": 0.95,
+        "eps": 1e-8,
+        "weight_decay": 1e-10,
+        "clip_norm": 1.0,
+        "ema_decay": 0.99,
+        "augment": True,
+        "frozen_dtype": "bfloat16",
+        "batch_size": 32,
+    }
+
+
+def norm_stats_of(folder: epath.Path) -> None:
+    """openpi's statistics are files of their own, ``norm_stats.json``."""
+    del folder
+
+
+def side_files(folder: epath.Path | None, **changes: Any) -> dict[str, bytes]:
+    """openpi's checkpoints need no file beside the weights."""
+    del folder, changes
+    return {}
+
+
 def own_robot(architecture: Architecture) -> Robot | None:
     """openpi's checkpoints say nothing about a robot."""
     del architecture

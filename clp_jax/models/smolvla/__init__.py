@@ -11,6 +11,7 @@ from etils import epath
 from jaxtyping import Float
 
 from clp_jax.aliases import AnyArray, Array, Leaf, Tree
+from clp_jax.errors import InputError
 from clp_jax.models.family import Gates, Lengths, Loss, TowerStates
 from clp_jax.models.layers.flow import fixed_noise, noisy_actions, per_draw, spread
 from clp_jax.models.layers.scan import Rows
@@ -28,6 +29,12 @@ from clp_jax.models.smolvla.training import (
     trainable,
     training_defaults,
 )
+from clp_jax.models.smolvla.processing import Processing
+from clp_jax.models.smolvla.side_files import side_files
+from clp_jax.models.smolvla.tokenizer import VlmTokenizer
+from clp_jax.models.smolvla.tokenizer import load_tokenizer as load_vlm_tokenizer
+from clp_jax.processing.norm_stats import NormStats
+from clp_jax.processing.policy_files import norm_stats_of
 from clp_jax.processing.robots import Robot
 
 KINDS = ("smolvla",)
@@ -124,9 +131,10 @@ def inputs(
       lengths: chunk and prompt.
       cameras: those that are there; all that a robot has if None.
     """
-    size = architecture.vision.image_size
+    default = (architecture.vision.image_size,) * 2
+    sizes = dict(zip(architecture.cameras, architecture.camera_sizes, strict=False))
     names = camera_names(architecture) if cameras is None else cameras
-    shapes: dict[str, Any] = {f"image/{camera}": ((size, size, 3), jnp.uint8) for camera in names}
+    shapes: dict[str, Any] = {f"image/{camera}": ((*sizes.get(camera, default), 3), jnp.uint8) for camera in names}
     shapes |= {f"image_mask/{camera}": ((), jnp.bool_) for camera in names}
     shapes |= {
         "state": ((architecture.state_dim,), jnp.float32),
@@ -144,7 +152,16 @@ def stored_layout(leaves: Mapping[str, Any], names: Iterable[str]) -> Layout:
 
 
 def frozen_rules(architecture: Architecture) -> tuple[tuple[str, bool], ...]:
-    """What lerobot does not train under the settings of the checkpoint."""
+    """What lerobot does not train under the settings of the checkpoint.
+
+    Raises:
+      InputError: the VLM is to be trained, whose last block lerobot leaves as it is: one row of stacked leaves.
+    """
+    if not architecture.training.train_expert_only:
+        raise InputError(
+            "config.json says train_expert_only = false: lerobot then trains the VLM but for its last block, which "
+            "clp_jax cannot; set it to true."
+        )
     return frozen_patterns(architecture)
 
 
@@ -182,6 +199,33 @@ def without_unseen(architecture: Architecture, arrays: Mapping[str, np.ndarray])
         absent = absent[1:]
     dropped = {f"{prefix}/{camera}" for camera in absent for prefix in ("image", "image_mask")}
     return {key: array for key, array in arrays.items() if key not in dropped}
+
+
+def own_robot(architecture: Architecture) -> Robot:
+    """The robot of the policy's ``config.json``: its cameras under their own names, lerobot's keys of state and action."""
+    cameras = {camera: camera for camera in camera_names(architecture)}
+    return Robot("of the checkpoint", cameras, action_dim=architecture.true_action_dim)
+
+
+def load_tokenizer(architecture: Architecture, path: str | None, assets: epath.Path | None) -> VlmTokenizer:
+    """The tokenizer of the vision-language model: the file or folder given, else the checkpoint's."""
+    del architecture
+    return load_vlm_tokenizer(path, assets)
+
+
+def processing(
+    architecture: Architecture,
+    robot: Robot,
+    norm_stats: Mapping[str, NormStats],
+    tokenizer: VlmTokenizer,
+    lengths: Lengths,
+    *,
+    state_in_prompt: bool | None = None,
+) -> Processing:
+    """What stands between a robot and the model."""
+    if state_in_prompt:
+        raise InputError("a SmolVLA projects the state and has no words for it; leave out --state-in-prompt.")
+    return Processing(robot, architecture, norm_stats, tokenizer, lengths.horizon, lengths.prompt)
 
 
 def draw(
@@ -281,7 +325,9 @@ __all__ = [
     "frozen_rows",
     "layout",
     "learning_rate",
+    "norm_stats_of",
     "sample_actions",
+    "side_files",
     "trainable",
     "training_defaults",
 ]

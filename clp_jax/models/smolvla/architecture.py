@@ -70,6 +70,8 @@ class Architecture(OfTowers):
       true_action_dim: dimensions of the robot's actions, which the loss counts.
       true_state_dim: dimensions of the robot's state.
       cameras: lerobot's keys of the images, in the order in which the model reads them.
+      camera_sizes: height and width of the images of each camera, the encoder's if they are not told.
+      as_they_are: which of ``state`` and ``actions`` are not normalised.
       chunk_size: actions of a chunk.
       n_action_steps: actions of a chunk that are executed.
       tokenizer_max_length: longest prompt in tokens.
@@ -101,6 +103,8 @@ class Architecture(OfTowers):
     true_action_dim: int
     true_state_dim: int
     cameras: tuple[str, ...]
+    camera_sizes: tuple[tuple[int, int], ...] = ()
+    as_they_are: tuple[str, ...] = ()
     chunk_size: int = 50
     n_action_steps: int = 50
     tokenizer_max_length: int = 48

@@ -98,6 +98,8 @@ def read_architecture(
     vlm = vlm_settings(config.get("vlm_model_name", _VLM), file.parent, vlm_config, sizes)
     _check_shapes(config, vlm, sizes, str(file))
     cameras, dims = _features(config, str(file))
+    norms = config.get("normalization_mapping", {})
+    kinds = {"state": "STATE", "actions": "ACTION"}
     return Architecture(
         vision=SiglipSizes(
             width=sizes.vision_width,
@@ -120,6 +122,8 @@ def read_architecture(
         true_action_dim=dims["ACTION"],
         true_state_dim=dims["STATE"],
         cameras=cameras,
+        camera_sizes=tuple(_image_size(config, camera, sizes.image_size) for camera in cameras),
+        as_they_are=tuple(name for name, kind in kinds.items() if norms.get(kind) == "IDENTITY"),
         image_tokens=_image_tokens(config, vlm, str(file)),
         training=_training(config),
         dtype=dtype,
@@ -209,6 +213,12 @@ def _features(config: Mapping[str, Any], file: str) -> tuple[tuple[str, ...], di
     if not cameras:
         raise InputError(f"{file} lists no camera among its input_features.")
     return tuple(cameras), {kind: feature["shape"][0] for kind, feature in found.items() if feature is not None}
+
+
+def _image_size(config: Mapping[str, Any], camera: str, default: int) -> tuple[int, int]:
+    """Height and width of a camera's images, whose channels come first."""
+    shape = ((config.get("input_features") or {}).get(camera) or {}).get("shape") or (3, default, default)
+    return int(shape[1]), int(shape[2])
 
 
 def _image_tokens(config: Mapping[str, Any], vlm: VlmSettings, file: str) -> tuple[int, int] | None:

@@ -10,6 +10,8 @@ from clp_jax.models.smolvla.layout import STACKS
 from clp_jax.models.stacks import stack_of
 
 _OF_THE_VLM = r"(?:vision|connector|vlm)/.*|embed_tokens|lm_head"
+_BATCH_SIZE = 8
+"""Of lerobot's command for training."""
 _NEVER_TRAINED = r"lm_head|vlm/norm"
 
 
@@ -53,7 +55,7 @@ def frozen_rows(architecture: Architecture, paths: Mapping[str, Any]) -> dict[st
 
 
 def training_defaults(architecture: Architecture, steps: int) -> dict[str, Any]:
-    """lerobot's settings of AdamW, of the clipping and of the schedule for a run of ``steps`` steps.
+    """lerobot's settings of a run of ``steps`` steps, by the names of the flags of ``clp finetune``.
 
     A run that is shorter than the cosine has a cosine of its own length, and a warm-up shortened alike.
     """
@@ -62,7 +64,8 @@ def training_defaults(architecture: Architecture, steps: int) -> dict[str, Any]:
     if steps < decay:
         warmup, decay = int(warmup * (steps / decay)), steps
     return {
-        "lr": t.lr,
+        "schedule": "cosine-from-start",
+        "peak_lr": t.lr,
         "b1": t.betas[0],
         "b2": t.betas[1],
         "eps": t.eps,
@@ -70,19 +73,23 @@ def training_defaults(architecture: Architecture, steps: int) -> dict[str, Any]:
         "clip_norm": t.clip_norm,
         "warmup_steps": warmup,
         "decay_steps": decay,
-        "end_lr": t.end_lr,
+        "decay_lr": t.end_lr,
+        "ema_decay": None,
+        "augment": False,
+        "frozen_dtype": "keep",
+        "batch_size": _BATCH_SIZE,
     }
 
 
 def learning_rate(defaults: Mapping[str, Any], step: int) -> float:
-    """lerobot's learning rate at a step: linear from ``lr / (warmup_steps + 1)``, then a cosine that began at step 0.
+    """lerobot's learning rate at a step: linear from ``peak_lr / (warmup_steps + 1)``, then a cosine that began at step 0.
 
-    >>> learning_rate({"lr": 1.0, "end_lr": 0.0, "warmup_steps": 0, "decay_steps": 4}, 2)
+    >>> learning_rate({"peak_lr": 1.0, "decay_lr": 0.0, "warmup_steps": 0, "decay_steps": 4}, 2)
     0.5
     """
-    peak, warmup, decay = defaults["lr"], defaults["warmup_steps"], defaults["decay_steps"]
+    peak, warmup, decay = defaults["peak_lr"], defaults["warmup_steps"], defaults["decay_steps"]
     if step < warmup:
         first = 1.0 / (warmup + 1)
         return peak * (first + (1.0 - first) * step / warmup)
     cosine = 0.5 * (1.0 + math.cos(math.pi * min(step, decay) / decay))
-    return defaults["end_lr"] + (peak - defaults["end_lr"]) * cosine
+    return defaults["decay_lr"] + (peak - defaults["decay_lr"]) * cosine

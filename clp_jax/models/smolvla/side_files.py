@@ -1,0 +1,75 @@
+"""The small files of a SmolVLA folder: what a run keeps so that its steps can be loaded, served and exported."""
+
+import json
+import os
+from collections.abc import Mapping
+
+from etils import epath
+
+from clp_jax.models.smolvla.layout import config_with_depths
+from clp_jax.models.smolvla.tokenizer import BESIDE, FILE, find_tokenizer
+from clp_jax.processing import policy_files
+from clp_jax.processing.norm_stats import NormStats
+
+
+def side_files(
+    folder: epath.Path | None,
+    *,
+    vlm_config: str | os.PathLike[str] | None = None,
+    tokenizer: str | os.PathLike[str] | None = None,
+    norm_stats: Mapping[str, NormStats] | None = None,
+    depths: Mapping[str, int] | None = None,
+    image_sizes: Mapping[str, tuple[int, int]] | None = None,
+) -> dict[str, bytes]:
+    """Contents of the files beside the weights, by name relative to the folder that is to hold them.
+
+    Args:
+      folder: policy folder that the weights came from.
+      vlm_config: ``config.json`` of the vision-language model, or its folder, if it was given.
+      tokenizer: ``tokenizer.json`` or its folder, if it was given.
+      norm_stats: in place of the folder's.
+      depths: of the towers, in place of those in ``config.json``.
+      image_sizes: height and width per camera, in place of those in ``config.json``.
+    """
+    if folder is None:
+        return {}
+    config = json.loads((folder / "config.json").read_text())
+    files = _of_vlm(folder, config.get("vlm_model_name"), vlm_config, tokenizer)
+    for name in (policy_files.PREPROCESSOR, policy_files.POSTPROCESSOR):
+        files |= {name: (folder / name).read_bytes()} if (folder / name).exists() else {}
+    for name in policy_files.state_files(folder):
+        content = (folder / name).read_bytes()
+        if norm_stats is not None:
+            vectors = policy_files.with_stats(policy_files.read_vectors(folder / name), norm_stats)
+            content = policy_files.to_safetensors(vectors)
+        files[name] = content
+    if depths is not None:
+        config = config_with_depths(config, depths)
+    for camera, (height, width) in (image_sizes or {}).items():
+        config["input_features"][camera]["shape"] = [3, height, width]
+    return files | {"config.json": (json.dumps(config, indent=4) + "\n").encode()}
+
+
+def _of_vlm(
+    folder: epath.Path,
+    name: str | None,
+    vlm_config: str | os.PathLike[str] | None,
+    tokenizer: str | os.PathLike[str] | None,
+) -> dict[str, bytes]:
+    """Configuration and tokenizer of the vision-language model, below ``vlm``."""
+    files = {}
+    if vlm_config is not None:
+        given = epath.Path(vlm_config)
+        places = [given if given.is_dir() else given.parent]
+        files["vlm/config.json"] = ((given / "config.json") if given.is_dir() else given).read_bytes()
+    else:
+        places = [folder / "vlm"]
+        places = [folder / name, folder.parent / name, *places] if name is not None else places
+        found = next((place / "config.json" for place in places if (place / "config.json").exists()), None)
+        files |= {} if found is None else {"vlm/config.json": found.read_bytes()}
+    beside = [place / FILE for place in places if (place / FILE).exists()]
+    file = find_tokenizer(tokenizer, folder) or next(iter(beside), None)
+    if file is not None:
+        files[f"vlm/{FILE}"] = file.read_bytes()
+        files |= {f"vlm/{name}": (file.parent / name).read_bytes() for name in BESIDE if (file.parent / name).exists()}
+    return files

@@ -1,0 +1,116 @@
+"""Prompts to token ids, as lerobot's processor of SmolVLA writes them, by the ``tokenizers`` library."""
+
+import json
+import os
+
+import numpy as np
+from etils import epath
+from jaxtyping import Bool, Int
+
+from clp_jax.errors import InputError
+from clp_jax.processing.policy_files import tokenizer_name
+
+FILE = "tokenizer.json"
+BESIDE = ("tokenizer_config.json", "special_tokens_map.json")
+"""Files that may name the padding token."""
+
+
+class VlmTokenizer:
+    """The tokenizer of a vision-language model.
+
+    Args:
+      file: ``tokenizer.json``; the name of its padding token stands in a file beside it.
+
+    Raises:
+      InputError: the file is broken, or nothing says which token is padding.
+    """
+
+    def __init__(self, file: epath.Path):
+        import tokenizers
+
+        try:
+            self._model = tokenizers.Tokenizer.from_str(file.read_text())
+        except Exception as error:  # the library raises bare exceptions
+            reason = str(error).split("\n")[0]
+            raise InputError(f"{file} is no readable tokenizer.json: {reason}") from error
+        self._pad = self._padding(file)
+        self._model.no_padding()
+        self._model.no_truncation()
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of token ids."""
+        return self._model.get_vocab_size()
+
+    def __call__(self, prompt: str, length: int) -> tuple[Int[np.ndarray, " s"], Bool[np.ndarray, " s"]]:
+        """Token ids of a prompt and where they are no padding.
+
+        A line break is added where the prompt does not end in one. As in lerobot, tokens beyond ``length`` are cut.
+
+        Args:
+          prompt: the instruction.
+          length: tokens of the result, padding on the right included.
+        """
+        text = prompt if prompt.endswith("\n") else f"{prompt}\n"
+        tokens = self._model.encode(text).ids[:length]
+        ids = np.full(length, self._pad, np.int32)
+        ids[: len(tokens)] = tokens
+        return ids, np.arange(length) < len(tokens)
+
+    def _padding(self, file: epath.Path) -> int:
+        own = self._model.padding
+        for place in (file.parent / name for name in BESIDE):
+            name = json.loads(place.read_text()).get("pad_token") if place.exists() else None
+            name = name.get("content") if isinstance(name, dict) else name
+            number = None if name is None else self._model.token_to_id(name)
+            if number is not None:
+                return number
+        if own is not None:
+            return own["pad_id"]
+        raise InputError(f"neither {file} nor {' nor '.join(BESIDE)} beside it name a padding token; copy them there.")
+
+
+def find_tokenizer(path: str | os.PathLike[str] | None, assets: epath.Path | None) -> epath.Path | None:
+    """``tokenizer.json``: the one given, or that of a checkpoint; None if a checkpoint has none.
+
+    It is looked for in the checkpoint, in its folder ``vlm``, and in the folders that ``vlm_model_name`` of its
+    ``config.json`` and the tokenizer's name in its ``policy_preprocessor.json`` point at, in or beside it.
+
+    Args:
+      path: file or folder, which must exist if given.
+      assets: a policy folder, or the ``assets`` of a run with its folder ``policy``.
+
+    Raises:
+      InputError: the given path is no tokenizer.
+    """
+    if path is not None:
+        given = epath.Path(path).expanduser()
+        file = given / FILE if given.is_dir() else given
+        if not file.exists():
+            raise InputError(f"there is no tokenizer {file}; --tokenizer is a tokenizer.json or its folder.")
+        return file
+    folders = [] if assets is None else [assets / "policy", assets]
+    folders = [folder for folder in folders if (folder / "config.json").exists()]
+    for folder in folders:
+        config = json.loads((folder / "config.json").read_text())
+        names = [name for name in (config.get("vlm_model_name"), tokenizer_name(folder)) if name]
+        places = [folder, folder / "vlm", *(base / name for name in names for base in (folder, folder.parent))]
+        if (file := next((place / FILE for place in places if (place / FILE).exists()), None)) is not None:
+            return file
+    return None
+
+
+def load_tokenizer(path: str | os.PathLike[str] | None, assets: epath.Path | None) -> VlmTokenizer:
+    """The tokenizer that `find_tokenizer` finds; nothing is fetched from a network.
+
+    Raises:
+      InputError: there is none.
+    """
+    file = find_tokenizer(path, assets)
+    if file is None:
+        raise InputError(
+            "the checkpoint does not hold the tokenizer of its vision-language model; download tokenizer.json and "
+            "tokenizer_config.json of the model that vlm_model_name in config.json names, and give their folder with "
+            "--tokenizer."
+        )
+    return VlmTokenizer(file)

@@ -1,0 +1,121 @@
+"""The processor files of a lerobot policy folder: where the statistics of its normalisation are, and with which values.
+
+A state file is a safetensors file of a few vectors under ``<feature>.<statistic>``.
+"""
+
+import json
+import struct
+from collections.abc import Mapping
+from typing import Any
+
+import ml_dtypes  # noqa: F401 - registers bfloat16 with NumPy
+import numpy as np
+from etils import epath
+
+from clp_jax.errors import InputError
+from clp_jax.processing.norm_stats import NormStats
+
+PREPROCESSOR, POSTPROCESSOR = "policy_preprocessor.json", "policy_postprocessor.json"
+_FEATURES = {"state": "observation.state", "actions": "action"}
+_NORMALISERS = ("normalizer_processor", "unnormalizer_processor")
+_DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "bfloat16", "I64": "<i8", "I32": "<i4", "BOOL": "?"}
+
+
+def read_steps(folder: epath.Path, name: str) -> list[dict[str, Any]]:
+    """The steps of a processor file, none where there is no such file.
+
+    Raises:
+      InputError: the file is not lerobot's.
+    """
+    file = folder / name
+    if not file.exists():
+        return []
+    try:
+        return [dict(step) for step in json.loads(file.read_text())["steps"]]
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{file} is no processor file of lerobot: {error!r}.") from error
+
+
+def state_files(folder: epath.Path) -> list[str]:
+    """Names of the files with the statistics of both processors."""
+    steps = [step for name in (PREPROCESSOR, POSTPROCESSOR) for step in read_steps(folder, name)]
+    return [step["state_file"] for step in steps if step.get("registry_name") in _NORMALISERS and "state_file" in step]
+
+
+def tokenizer_name(folder: epath.Path) -> str | None:
+    """What the preprocessor calls its tokenizer: a hub id or a folder."""
+    found = [step.get("config", {}).get("tokenizer_name") for step in read_steps(folder, PREPROCESSOR)]
+    return next((name for name in found if name), None)
+
+
+def norm_stats_of(folder: epath.Path) -> dict[str, NormStats] | None:
+    """The statistics that a policy folder carries; None if it has none.
+
+    Raises:
+      InputError: the preprocessor names a file that is missing or broken.
+    """
+    steps = read_steps(folder, PREPROCESSOR)
+    names = [step.get("state_file") for step in steps if step.get("registry_name") == _NORMALISERS[0]]
+    if not names or names[0] is None:
+        return None
+    file = folder / names[0]
+    if not file.exists():
+        raise InputError(f"{folder / PREPROCESSOR} names {names[0]}, which is not beside it; copy it there.")
+    vectors = read_vectors(file)
+    found = {name: _stats(vectors, feature) for name, feature in _FEATURES.items()}
+    return {name: entry for name, entry in found.items() if entry is not None} or None
+
+
+def _stats(vectors: Mapping[str, np.ndarray], feature: str) -> NormStats | None:
+    found = {key: vectors.get(f"{feature}.{key}") for key in ("mean", "std", "q01", "q99")}
+    if found["mean"] is None or found["std"] is None:
+        return None
+    return NormStats(**{key: None if x is None else np.asarray(x, np.float64) for key, x in found.items()})
+
+
+def read_vectors(file: epath.Path) -> dict[str, np.ndarray]:
+    """All tensors of a small safetensors file, in memory.
+
+    Raises:
+      InputError: it is damaged.
+    """
+    content = file.read_bytes()
+    try:
+        (length,) = struct.unpack("<Q", content[:8])
+        header, data = json.loads(content[8 : 8 + length]), content[8 + length :]
+        header.pop("__metadata__", None)
+        return {
+            name: np.frombuffer(data[slice(*entry["data_offsets"])], _DTYPES[entry["dtype"]]).reshape(entry["shape"])
+            for name, entry in header.items()
+        }
+    except (ValueError, KeyError, TypeError, struct.error) as error:
+        raise InputError(f"{file} is no readable safetensors file: {error!r}.") from error
+
+
+def with_stats(vectors: Mapping[str, np.ndarray], stats: Mapping[str, NormStats]) -> dict[str, np.ndarray]:
+    """The vectors of a state file with these statistics of state and actions in place of all that it had of them.
+
+    Statistics that we do not have (smallest and largest value, number of rows) are left out: they were another data
+    set's.
+    """
+    old = tuple(f"{feature}." for name, feature in _FEATURES.items() if name in stats)
+    kept = {name: vector for name, vector in vectors.items() if not name.startswith(old)}
+    for name, entry in stats.items():
+        values = {key: value for key, value in vars(entry).items() if value is not None}
+        kept |= {f"{_FEATURES[name]}.{key}": np.asarray(value, np.float32) for key, value in values.items()}
+    return kept
+
+
+def to_safetensors(vectors: Mapping[str, np.ndarray]) -> bytes:
+    """The content of a safetensors file."""
+    codes = {np.dtype(dtype): code for code, dtype in _DTYPES.items()}
+    header, parts, offset = {}, [], 0
+    for name, vector in vectors.items():
+        raw = np.ascontiguousarray(vector).tobytes()
+        span = [offset, offset + len(raw)]
+        header[name] = {"dtype": codes[vector.dtype], "shape": list(vector.shape), "data_offsets": span}
+        parts.append(raw)
+        offset += len(raw)
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return struct.pack("<Q", len(text)) + text + b"".join(parts)
