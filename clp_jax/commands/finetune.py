@@ -1,9 +1,7 @@
 """``clp finetune``: train a checkpoint, pruned or not, on one device or a pod."""
 
 import dataclasses
-import json
 import logging
-import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -16,22 +14,23 @@ from clp_jax.checkpoint.orbax.spec import POLICY
 from clp_jax.commands.data_flags import DataFlags, open_data
 from clp_jax.commands.model_flags import ModelFlags
 from clp_jax.commands.upstream_flags import UpstreamFlags, with_upstream_defaults
-from clp_jax.data import CalibrationData, TrainingData, arrange
+from clp_jax.data import CalibrationData, TrainingData
 from clp_jax.distributed import DistributedFlags, barrier, is_first, join
 from clp_jax.errors import InputError
 from clp_jax.loading import default_dtype, read_architecture
-from clp_jax.models import Architecture, Gates, Lengths, Remat, abstract_params, family_of
+from clp_jax.models import Architecture, Lengths, Remat, abstract_params, family_of
 from clp_jax.plan import PrunePlan
 from clp_jax.processing import norm_stats, tokenizer
 from clp_jax.progress import progress
 from clp_jax.provenance import training_record
-from clp_jax.sensitivity import make_loss
 from clp_jax.sharding import Rules, make_mesh
-from clp_jax.similarity import batches
 from clp_jax.training import OptimizerSettings, Run, Steps, StepSettings, check_batch_size, train
 from clp_jax.training.adapters import with_adapters
 from clp_jax.training.freezing import frozen_paths
+from clp_jax.training.held_out import held_out_loss
 from clp_jax.training.logs import LOG_FILE, Logs, import_wandb
+from clp_jax.training.loop import Report
+from clp_jax.training.resumption import Entry, check_same_run
 from clp_jax.training.throughput import step_flops, utilisation
 from clp_jax.trees import flatten
 
@@ -47,7 +46,10 @@ _SHOWN = ("loss", "grad_norm", "learning_rate", "samples_per_second", "mfu", "he
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Finetune(DataFlags, ModelFlags, UpstreamFlags, DistributedFlags):
-    """Train a checkpoint on data. Defaults are those of the model's authors; a killed run goes on with the same flags and --resume."""
+    """Train a checkpoint on data. Defaults are those of the model's authors.
+
+    A killed run goes on with the same flags and --resume.
+    """
 
     checkpoint: str
     """Checkpoint to begin from: step folder or its params, local or gs://."""
@@ -131,25 +133,19 @@ def run(config: Finetune) -> None:
     check_batch_size(todo, mesh)
     out = _open_folder(config)
     saved = Steps(out, write_assets=_assets_writer(config, spec, architecture, data), keep_period=config.keep_period)
-    entry = {
-        "source": str(spec.path),
-        "source_fingerprint": fingerprint(spec),
-        "data_fingerprint": data.fingerprint,
-        "config": dataclasses.asdict(config),
-    }
-    if saved.latest is not None:
-        _check_same_run(saved.record(saved.latest)["steps"][-1], entry)
+    entry = Entry(str(spec.path), fingerprint(spec), data.fingerprint, data.pictures, dataclasses.asdict(config))
     start = 0 if saved.latest is None else saved.latest + 1
     trained = sum(size for path, size in names.items() if path not in frozen)
     _introduce(console, config, data, mesh, start, trained, sum(names.values()))
-    if chosen:
-        console.print(f"Settings of the model's authors: {chosen}", highlight=False)
+    console.print(f"Settings of the model's authors: {chosen or 'none, all were given'}", highlight=False)
+    if saved.latest is not None:
+        _go_on(console, saved.record(saved.latest)["steps"][-1], entry)
     share = trained / sum(names.values())
     flops = step_flops(
         architecture, share, _lengths(data), cameras=len(data.cameras), action_samples=config.action_samples
     )
     plan = PrunePlan.of(architecture.kind, architecture.depths, coupled=architecture.coupled)
-    logs = Logs(out, start=start, wandb_project=config.wandb, config=entry["config"]) if is_first() else None
+    logs = Logs(out, start=start, wandb_project=config.wandb, config=entry.config) if is_first() else None
     lines = Console(stderr=True, quiet=not is_first())
     with progress("training", total=max(config.steps - start, 0), unit="steps", console=lines) as advance:
         report = train(
@@ -159,19 +155,22 @@ def run(config: Finetune) -> None:
             todo,
             saved,
             mesh=mesh,
-            record=lambda training: training_record(spec.plan_record, plan, entry, training).to_json(),
+            record=lambda training: training_record(spec.plan_record, plan, entry.to_json(), training).to_json(),
             log=_Log(lines, logs, advance, flops, start),
-            evaluate=_evaluation(config, architecture, held, mesh),
+            evaluate=held_out_loss(architecture, held, mesh, batch_size=config.batch_size),
         )
     saved.close()
     if logs is not None:
         logs.close()
-    step = out / str(report.saved)
+    _conclude(console, config, out, report)
+
+
+def _conclude(console: Console, config: Finetune, out: epath.Path, report: Report) -> None:
     if report.done < config.steps:
         console.print(
             f"Stopped by SIGTERM after {report.done} of {config.steps} steps, all saved; go on with --resume."
         )
-    console.print(f"Checkpoint: [bold]{step}[/]")
+    console.print(f"Checkpoint: [bold]{out / str(report.saved)}[/]")
 
 
 class _Log:
@@ -311,18 +310,11 @@ def _image_sizes(data: TrainingData) -> dict[str, tuple[int, int]]:
     return {camera: tuple(image.shape[1:3]) for camera, image in images.items() if image.dtype == "uint8"}
 
 
-def _check_same_run(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Raise if a resumed run would not go on with the same computation."""
-    old, new = (
-        {key: value for key, value in (_defaults() | entry["config"]).items() if key not in _MAY_CHANGE}
-        | {key: entry[key] for key in ("source_fingerprint", "data_fingerprint")}
-        for entry in (json.loads(json.dumps(before)), json.loads(json.dumps(now)))
-    )
-    for key in ("checkpoint", "data"):  # another path to the same content is the same run
-        del old[key], new[key]
-    changed = [f"{key} was {old.get(key)}, is {value}" for key, value in new.items() if old.get(key) != value]
-    if changed:
-        raise InputError(f"--resume goes on with the same settings: {'; '.join(changed)}. Or begin in another --out.")
+def _go_on(console: Console, before: Mapping[str, Any], entry: Entry) -> None:
+    """Say what is odd about a resumption, or refuse it."""
+    note = check_same_run(before, entry, may_change=_MAY_CHANGE, defaults=_defaults())
+    if note is not None:
+        console.print(f"[yellow]note:[/] {note}")
 
 
 def _defaults() -> dict[str, Any]:
@@ -352,18 +344,6 @@ def _held_out(config: Finetune, architecture: Architecture, spec: Spec, data: Tr
         stats=data.norm_stats,
     )
     return other.calibration(config.evaluate_observations)
-
-
-def _evaluation(
-    config: Finetune, architecture: Architecture, held: CalibrationData | None, mesh: jax.sharding.Mesh
-) -> Callable[[dict], float] | None:
-    """The loss on held-out observations with fixed noise and times, which compares between runs."""
-    if held is None:
-        return None
-    devices = math.prod(mesh.shape.values())
-    arrangement = arrange(held.episodes, 1)
-    fixed = list(batches(held, arrangement, min(config.batch_size, math.ceil(len(held) / devices) * devices), mesh))
-    return lambda params: make_loss(architecture, params, fixed)(Gates())
 
 
 def _introduce(

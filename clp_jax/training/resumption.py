@@ -1,0 +1,70 @@
+"""Whether a run that goes on would go on with the same computation: identity by content, not by names of files."""
+
+import dataclasses
+import json
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from clp_jax.errors import InputError
+
+_CONTENT = ("source_fingerprint", "data_fingerprint")
+_PLACES = ("checkpoint", "data")
+"""Flags that say where something is: another path to the same content is the same run."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """What a run read and was told, as its saved steps record it.
+
+    Attributes:
+      source: path of the checkpoint.
+      source_fingerprint: identity of its content.
+      data_fingerprint: identity of the data's rows.
+      pictures_fingerprint: identity of its videos or pictures; None without.
+      config: resolved flags of the command.
+    """
+
+    source: str
+    source_fingerprint: str
+    data_fingerprint: str
+    pictures_fingerprint: str | None
+    config: Mapping[str, Any]
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON values for the record."""
+        return json.loads(json.dumps(dataclasses.asdict(self)))
+
+
+def check_same_run(
+    before: Mapping[str, Any], now: Entry, *, may_change: Collection[str], defaults: Mapping[str, Any]
+) -> str | None:
+    """Compare a resumed run with the one that it goes on with.
+
+    Args:
+      before: the entry of the newest saved step.
+      now: of this run.
+      may_change: flags that do not change what is computed.
+      defaults: values of flags that a run from before they existed did not record.
+
+    Returns:
+      A sentence for the user where the videos or pictures are others than before, as after a repair; else None.
+
+    Raises:
+      InputError: settings, checkpoint or rows differ; all differences are listed.
+    """
+    new = now.to_json()
+    old_flags, new_flags = (
+        {name: value for name, value in (dict(defaults) | entry["config"]).items() if name not in may_change}
+        for entry in (before, new)
+    )
+    old = {name: value for name, value in old_flags.items() if name not in _PLACES}
+    old |= {name: before.get(name) for name in _CONTENT}
+    wanted = {name: value for name, value in new_flags.items() if name not in _PLACES}
+    wanted |= {name: new[name] for name in _CONTENT}
+    changed = [f"{name} was {old.get(name)}, is {value}" for name, value in wanted.items() if old.get(name) != value]
+    if changed:
+        raise InputError(f"--resume goes on with the same settings: {'; '.join(changed)}. Or begin in another --out.")
+    pictures = before.get("pictures_fingerprint")
+    if pictures is None or pictures == now.pictures_fingerprint:
+        return None
+    return "The rows are those of the run, but its videos or pictures have changed since; going on with what is there."
