@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from clp_jax.checkpoint.decoding import ChunkStream
-from clp_jax.checkpoint.spec import CheckpointSpec, translated
+from clp_jax.checkpoint.spec import POLICY, CheckpointSpec, translated
 from clp_jax.checkpoint.staging import staged
 from clp_jax.checkpoint.stored import StoredArray, stored_arrays
 from clp_jax.checkpoint.threads import run_in_threads
@@ -52,6 +52,7 @@ def rewrite(
     *,
     take: Take,
     record: Mapping[str, Any] | None = None,
+    policy_files: Mapping[str, bytes] | None = None,
     overwrite: bool = False,
     allow_nonfinite: bool = False,
     progress: Callable[[int, int], None] | None = None,
@@ -66,6 +67,7 @@ def rewrite(
       out: step folder to write: ``params``, ``assets`` (copied) and ``clp.json`` if there is a record.
       take: rows of axis 0 to keep for each leaf, by path.
       record: content of ``clp.json``.
+      policy_files: contents of files below ``assets/policy``, in place of the copies.
       overwrite: replace an existing `out`.
       allow_nonfinite: accept NaN and infinity in the weights.
       progress: called with the decoded bytes written so far and in all.
@@ -99,6 +101,8 @@ def rewrite(
             columns.sort(key=lambda column: column.work, reverse=True)
             run_in_threads([column.copy() for column in columns], report)
         write_beside(folder, assets=spec.assets, record=record)
+        for name, content in (policy_files or {}).items():
+            (folder / "assets" / POLICY / name).write_bytes(content)
     return RewriteReport(
         leaves=len(leaves),
         sliced=sum(rows is not None for _, rows in leaves),
