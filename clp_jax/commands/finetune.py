@@ -117,7 +117,9 @@ def run(config: Finetune) -> None:
     console = Console(quiet=not is_first())
     spec = read_spec(config.checkpoint)
     architecture = _architecture(config, spec)
-    config, chosen = with_upstream_defaults(config, family_of(architecture).training_defaults(architecture, config.steps))
+    config, chosen = with_upstream_defaults(
+        config, family_of(architecture).training_defaults(architecture, config.steps)
+    )
     ratio = config.holdout_ratio if config.holdout_data is None else 0.0
     data = open_data(config, config.data, architecture, assets=spec.assets, hold_out_ratio=ratio, seed=config.seed)
     held = _held_out(config, architecture, spec, data)
@@ -334,9 +336,7 @@ def _lengths(data: TrainingData) -> Lengths:
     return CalibrationData(data.read(data.rows[:1]), data.fingerprint).lengths
 
 
-def _held_out(
-    config: Finetune, architecture: Architecture, spec: Spec, data: TrainingData
-) -> CalibrationData | None:
+def _held_out(config: Finetune, architecture: Architecture, spec: Spec, data: TrainingData) -> CalibrationData | None:
     """The observations of the held-out loss; None if there is none."""
     if not config.evaluate_every:
         return None

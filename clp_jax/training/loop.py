@@ -200,9 +200,7 @@ def _due(number: int, every: int) -> bool:
     return every > 0 and number > 0 and number % every == 0
 
 
-def _initial_params(
-    spec: Spec, architecture: Architecture, wanted: Tree, seed: int, mesh: jax.sharding.Mesh
-) -> dict:
+def _initial_params(spec: Spec, architecture: Architecture, wanted: Tree, seed: int, mesh: jax.sharding.Mesh) -> dict:
     """The checkpoint's parameters, and adapters that it has not, in the dtypes and shardings of the run."""
     flat = flatten(read_parameters(spec, architecture, mesh))
     if len(flat) < len(flatten(wanted)):

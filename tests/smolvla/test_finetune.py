@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from etils import epath
 from smolvla_recordings import CAMERAS, GOLDEN
 
 from clp_jax.checkpoint import read_spec
@@ -12,6 +13,7 @@ from clp_jax.commands.serve import Serve, make_policy
 from clp_jax.data.lerobot_writer import Recorded, png_of, write_lerobot
 from clp_jax.loading import read_architecture
 from clp_jax.models import depths
+from clp_jax.processing.policy_files import read_vectors
 
 CKPT = GOLDEN / "ckpt"
 SIZES = {"top": (60, 80), "wrist": (128, 128), "side": (96, 80)}
@@ -77,7 +79,5 @@ def test_statistics_of_the_checkpoint_can_be_used(data, tmp_path):
     out = tmp_path / "run"
     assert main(words(data, out, "--steps", "1", "--evaluate-every", "0", "--norm-stats", "None")) == 0
     name = "policy_preprocessor_step_5_normalizer_processor.safetensors"
-    from clp_jax.processing.policy_files import read_vectors
-
-    ours, theirs = (read_vectors(p / name) for p in (out / "0" / "assets" / "policy", CKPT))
+    ours, theirs = (read_vectors(epath.Path(p / name)) for p in (out / "0" / "assets" / "policy", CKPT))
     assert np.array_equal(ours["action.mean"], theirs["action.mean"])

@@ -21,6 +21,10 @@ from clp_jax.models.smolvla.configuration import read_architecture
 from clp_jax.models.smolvla.layout import STACKS, config_with_depths, layout
 from clp_jax.models.smolvla.measured import of_tensors, of_tree
 from clp_jax.models.smolvla.model import SmolVLA, sample_actions
+from clp_jax.models.smolvla.processing import Processing
+from clp_jax.models.smolvla.side_files import side_files
+from clp_jax.models.smolvla.tokenizer import VlmTokenizer
+from clp_jax.models.smolvla.tokenizer import load_tokenizer as load_vlm_tokenizer
 from clp_jax.models.smolvla.training import (
     frozen_patterns,
     frozen_rows,
@@ -28,10 +32,6 @@ from clp_jax.models.smolvla.training import (
     trainable,
     training_defaults,
 )
-from clp_jax.models.smolvla.processing import Processing
-from clp_jax.models.smolvla.side_files import side_files
-from clp_jax.models.smolvla.tokenizer import VlmTokenizer
-from clp_jax.models.smolvla.tokenizer import load_tokenizer as load_vlm_tokenizer
 from clp_jax.processing.norm_stats import NormStats
 from clp_jax.processing.policy_files import norm_stats_of
 from clp_jax.processing.robots import Robot
