@@ -47,7 +47,10 @@ _SHOWN = ("loss", "grad_norm", "learning_rate", "samples_per_second", "mfu", "he
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Finetune(DataFlags, ModelFlags, UpstreamFlags, DistributedFlags):
-    """Train a checkpoint on data. Defaults are those of the model's authors; a killed run goes on with the same flags and --resume."""
+    """Train a checkpoint on data with the defaults of the model's authors.
+
+    A killed run goes on with the same flags and --resume.
+    """
 
     checkpoint: str
     """Checkpoint to begin from: step folder or its params, local or gs://."""
@@ -141,12 +144,13 @@ def run(config: Finetune) -> None:
         _check_same_run(saved.record(saved.latest)["steps"][-1], entry)
     start = 0 if saved.latest is None else saved.latest + 1
     trained = sum(size for path, size in names.items() if path not in frozen)
-    _introduce(console, config, data, mesh, start, trained, sum(names.values()))
-    if chosen:
-        console.print(f"Settings of the model's authors: {chosen}", highlight=False)
-    share = trained / sum(names.values())
+    _introduce(console, config, chosen, data, mesh, start, trained, sum(names.values()))
     flops = step_flops(
-        architecture, share, _lengths(data), cameras=len(data.cameras), action_samples=config.action_samples
+        architecture,
+        trained / sum(names.values()),
+        _lengths(data),
+        cameras=len(data.cameras),
+        action_samples=config.action_samples,
     )
     plan = PrunePlan.of(architecture.kind, depths(architecture), coupled=coupled(architecture))
     logs = Logs(out, start=start, wandb_project=config.wandb, config=entry["config"]) if is_first() else None
@@ -369,6 +373,7 @@ def _evaluation(
 def _introduce(
     console: Console,
     config: Finetune,
+    chosen: str,
     data: TrainingData,
     mesh: jax.sharding.Mesh,
     start: int,
@@ -384,6 +389,8 @@ def _introduce(
         console.print(
             f"The others are stored as {config.frozen_dtype}, as openpi does (--frozen-dtype keep: as they are)"
         )
+    if chosen:
+        console.print(f"Settings of the model's authors: {chosen}", highlight=False)
     if config.resume:
         console.print(
             f"Resuming after step {start - 1}" if start else "No step was saved yet: starting from the beginning"

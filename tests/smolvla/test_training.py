@@ -17,8 +17,8 @@ from clp_jax.training.optimizer import learning_rate
 from clp_jax.trees import flatten
 
 LEAF_TOLERANCE = 2e-6
-"""AdamW's first updates are of the size of the learning rate whatever the gradient's: where a gradient is near zero, its
-rounding moves the update by a share of 1e-4."""
+"""AdamW's first updates are of the size of the learning rate whatever the gradient's: where a gradient is near zero,
+its rounding moves the update by a share of 1e-4."""
 
 
 def steps_of(length: int):

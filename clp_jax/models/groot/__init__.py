@@ -185,8 +185,8 @@ def fixed_draw(architecture: Architecture, batch: Mapping[str, AnyArray]) -> dic
 def training_defaults(architecture: Architecture, steps: int) -> dict[str, Any]:
     """NVIDIA's settings of a run, by the names of the flags of ``clp finetune``.
 
-    Two of them have no flag: the warm-up begins at 0 and not at a first fraction of the peak, and biases and layer norms
-    are not decayed.
+    Two of them have no flag: the warm-up begins at 0 and not at a fraction of the peak, and biases and norms are not
+    decayed.
     """
     said = upstream_settings(architecture, steps)
     names = ("peak_lr", "warmup_steps", "decay_steps", "decay_lr", "b1", "b2", "eps", "weight_decay", "clip_norm")

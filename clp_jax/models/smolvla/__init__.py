@@ -203,7 +203,7 @@ def without_unseen(architecture: Architecture, arrays: Mapping[str, np.ndarray])
 
 
 def own_robot(architecture: Architecture) -> Robot:
-    """The robot of the policy's ``config.json``: its cameras under their own names, lerobot's keys of state and action."""
+    """The robot of the policy's ``config.json``: cameras under their own names, lerobot's other keys."""
     cameras = {camera: camera for camera in camera_names(architecture)}
     return Robot("of the checkpoint", cameras, action_dim=architecture.true_action_dim)
 

@@ -82,7 +82,7 @@ def training_defaults(architecture: Architecture, steps: int) -> dict[str, Any]:
 
 
 def learning_rate(defaults: Mapping[str, Any], step: int) -> float:
-    """lerobot's learning rate at a step: linear from ``peak_lr / (warmup_steps + 1)``, then a cosine that began at step 0.
+    """lerobot's learning rate at a step: linear from ``peak_lr / (warmup_steps + 1)``, then a cosine from step 0.
 
     >>> learning_rate({"peak_lr": 1.0, "decay_lr": 0.0, "warmup_steps": 0, "decay_steps": 4}, 2)
     0.5
