@@ -128,13 +128,24 @@ def prune_checkpoint(
         config=config or {},
         calibration=calibration,
     )
-    stacks = family_of_tree(spec.tree).STACKS
+    family = family_of_tree(spec.tree)
+    stacks = family.STACKS
     shapes = {path: leaf.shape for path, leaf in flatten(spec.tree).items()}
     return rewrite(
         spec,
         out,
         take=lambda path: kept_rows(stacks, plan, path, shapes[path][0] if shapes[path] else 0),
         record=record.to_json(),
+        policy_files=_policy_files(spec, plan),
         overwrite=overwrite,
         progress=progress,
     )
+
+
+def _policy_files(spec: CheckpointSpec, plan: PrunePlan) -> dict[str, bytes]:
+    """What a run keeps of its policy folder, with the depths after the cut."""
+    if spec.folder is None:
+        return {}
+    left = {tower: len(cut.keep) for tower, cut in plan.towers.items()}
+    files = family_of_tree(spec.tree).side_files(spec.folder, depths=left)
+    return {"config.json": files["config.json"]} if "config.json" in files else {}

@@ -136,13 +136,15 @@ def run(config: Finetune) -> None:
     entry = Entry(str(spec.path), fingerprint(spec), data.fingerprint, data.pictures, dataclasses.asdict(config))
     start = 0 if saved.latest is None else saved.latest + 1
     trained = sum(size for path, size in names.items() if path not in frozen)
-    _introduce(console, config, data, mesh, start, trained, sum(names.values()))
-    console.print(f"Settings of the model's authors: {chosen or 'none, all were given'}", highlight=False)
+    _introduce(console, config, chosen, data, mesh, start, trained, sum(names.values()))
     if saved.latest is not None:
         _go_on(console, saved.record(saved.latest)["steps"][-1], entry)
-    share = trained / sum(names.values())
     flops = step_flops(
-        architecture, share, _lengths(data), cameras=len(data.cameras), action_samples=config.action_samples
+        architecture,
+        trained / sum(names.values()),
+        _lengths(data),
+        cameras=len(data.cameras),
+        action_samples=config.action_samples,
     )
     plan = PrunePlan.of(architecture.kind, architecture.depths, coupled=architecture.coupled)
     logs = Logs(out, start=start, wandb_project=config.wandb, config=entry.config) if is_first() else None
@@ -349,6 +351,7 @@ def _held_out(config: Finetune, architecture: Architecture, spec: Spec, data: Tr
 def _introduce(
     console: Console,
     config: Finetune,
+    chosen: str,
     data: TrainingData,
     mesh: jax.sharding.Mesh,
     start: int,
@@ -364,6 +367,8 @@ def _introduce(
         console.print(
             f"The others are stored as {config.frozen_dtype}, as openpi does (--frozen-dtype keep: as they are)"
         )
+    if chosen:
+        console.print(f"Settings of the model's authors: {chosen}", highlight=False)
     if config.resume:
         console.print(
             f"Resuming after step {start - 1}" if start else "No step was saved yet: starting from the beginning"

@@ -40,7 +40,7 @@ class UpstreamFlags:
     frozen_dtype: Literal["bfloat16", "keep"] | None = None
     """How frozen parameters are stored: bfloat16, as openpi does, or as they are, as lerobot does."""
     ema_decay: float | Literal["upstream"] | None = _UPSTREAM
-    """Decay of the average that is saved for inference; None for no average. If absent 0.99 for π0, SmolVLA has none."""
+    """Decay of the average that is saved for inference; None for none. If absent 0.99 for π0, none for SmolVLA."""
     augment: bool | None = None
     """Crop, rotate and recolour the images. If absent so for π0, not for SmolVLA."""
 

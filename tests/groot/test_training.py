@@ -54,17 +54,17 @@ def test_flags_free_their_parts_but_never_what_nothing_reads():
 
 def test_no_weight_decay_where_upstream_has_none():
     paths = [path for path in flatten(golden.checkpoint("ckpt")) if path.startswith("action_head/")]
-    rule = groot.training_defaults(golden.architecture("ckpt"), 20).not_decayed
+    rule = groot.upstream_settings(golden.architecture("ckpt"), 20).not_decayed
     listed = set(recorded()["isaac"]["no_weight_decay"])
     for path, name in names_of(paths).items():
         assert bool(re.fullmatch(rule, path)) == (name in listed), path
-    assert groot.training_defaults(golden.architecture("ckpt"), 20, "lerobot").not_decayed is None
+    assert groot.upstream_settings(golden.architecture("ckpt"), 20, "lerobot").not_decayed is None
 
 
 @pytest.mark.parametrize("flavour", FLAVOURS)
 def test_learning_rates(flavour):
     theirs = recorded()[flavour]
-    ours = groot.training_defaults(golden.architecture("ckpt"), 20, flavour)
+    ours = groot.upstream_settings(golden.architecture("ckpt"), 20, flavour)
     assert [learning_rate(ours, step["step"]) for step in theirs["steps"]] == pytest.approx(
         [step["lr"] for step in theirs["steps"]], rel=1e-6
     )
@@ -76,7 +76,7 @@ def test_learning_rates(flavour):
 
 @pytest.mark.parametrize("flavour", FLAVOURS)
 def test_three_steps(flavour):
-    theirs, defaults = recorded()[flavour], groot.training_defaults(golden.architecture("ckpt"), 20, flavour)
+    theirs, defaults = recorded()[flavour], groot.upstream_settings(golden.architecture("ckpt"), 20, flavour)
     whole = {path: np.asarray(leaf) for path, leaf in flatten(golden.checkpoint("ckpt")).items()}
     frozen = groot.frozen_paths(golden.architecture("ckpt"), whole)
     params = {path: leaf for path, leaf in whole.items() if path not in frozen}

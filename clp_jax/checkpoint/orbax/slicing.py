@@ -15,7 +15,7 @@ from clp_jax.checkpoint.opening import unchanged
 from clp_jax.checkpoint.orbax.chunks import StoredArray, stored_arrays
 from clp_jax.checkpoint.orbax.decoding import ChunkStream
 from clp_jax.checkpoint.orbax.params import write_beside
-from clp_jax.checkpoint.orbax.spec import CheckpointSpec, translated
+from clp_jax.checkpoint.orbax.spec import POLICY, CheckpointSpec, translated
 from clp_jax.checkpoint.orbax.writer import CHUNK_BYTES, ArrayForm, ItemWriter, rows_per_chunk
 from clp_jax.checkpoint.threads import run_in_threads
 from clp_jax.errors import InputError
@@ -53,6 +53,7 @@ def rewrite(
     *,
     take: Take,
     record: Mapping[str, Any] | None = None,
+    policy_files: Mapping[str, bytes] | None = None,
     overwrite: bool = False,
     allow_nonfinite: bool = False,
     progress: Callable[[int, int], None] | None = None,
@@ -67,6 +68,7 @@ def rewrite(
       out: step folder to write: ``params``, ``assets`` (copied) and ``clp.json`` if there is a record.
       take: rows of axis 0 to keep for each leaf, by path.
       record: content of ``clp.json``.
+      policy_files: contents of files below ``assets/policy``, in place of the copies.
       overwrite: replace an existing `out`.
       allow_nonfinite: accept NaN and infinity in the weights.
       progress: called with the decoded bytes written so far and in all.
@@ -100,6 +102,8 @@ def rewrite(
             columns.sort(key=lambda column: column.work, reverse=True)
             run_in_threads([column.copy() for column in columns], report)
         write_beside(folder, assets=spec.assets, record=record)
+        for name, content in (policy_files or {}).items():
+            (folder / "assets" / POLICY / name).write_bytes(content)
     return RewriteReport(
         leaves=len(leaves),
         sliced=sum(rows is not None for _, rows in leaves),

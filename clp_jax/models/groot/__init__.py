@@ -1,11 +1,13 @@
 """GR00T-N1.5 with NVIDIA's weights, at any size. Functions are those of `models.family.Family`."""
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from etils import epath
 from jaxtyping import Bool, Float
 
 from clp_jax.aliases import AnyArray, Array, Leaf, Tree
@@ -32,7 +34,8 @@ from clp_jax.models.groot.layout import (
 )
 from clp_jax.models.groot.model import Groot, model_image, sample_actions
 from clp_jax.models.groot.model import cameras as _cameras
-from clp_jax.models.groot.training import FROZEN, TrainingDefaults, frozen_paths, training_defaults
+from clp_jax.models.groot.training import FROZEN, TrainingDefaults, frozen_paths
+from clp_jax.models.groot.training import training_defaults as upstream_settings
 from clp_jax.models.layers.flow import fixed_noise, per_draw, spread
 from clp_jax.models.layers.scan import Rows
 from clp_jax.models.layers.torch_rules import Layout
@@ -181,6 +184,38 @@ def fixed_draw(architecture: Architecture, batch: Mapping[str, AnyArray]) -> dic
     return {"noise": fixed_noise(shape), "time": np.asarray(_time_at(architecture, spread(shape[0])), np.float32)}
 
 
+def training_defaults(architecture: Architecture, steps: int) -> dict[str, Any]:
+    """NVIDIA's settings of a run, by the names of the flags of ``clp finetune``.
+
+    Two of them have no flag: the warm-up begins at 0 and not at a fraction of the peak, and biases and norms are not
+    decayed.
+    """
+    said = upstream_settings(architecture, steps)
+    names = ("peak_lr", "warmup_steps", "decay_steps", "decay_lr", "b1", "b2", "eps", "weight_decay", "clip_norm")
+    return {name: getattr(said, name) for name in names} | {
+        "schedule": "warmup-cosine",
+        "ema_decay": None,
+        "augment": True,
+        "frozen_dtype": "keep",
+        "batch_size": 32,
+    }
+
+
+def norm_stats_of(folder: epath.Path) -> None:
+    """Statistics in NVIDIA's form are not read."""
+    del folder
+
+
+def side_files(folder: epath.Path | None, **changes: Any) -> dict[str, bytes]:
+    """The policy's ``config.json``, with other depths if they are given."""
+    if folder is None or not (folder / "config.json").exists():
+        return {}
+    config = json.loads((folder / "config.json").read_text())
+    if (depths := changes.get("depths")) is not None:
+        config = config_with_depths(config, {tower: depth for tower, depth in depths.items() if tower != "vision"})
+    return {"config.json": (json.dumps(config, indent=2) + "\n").encode()}
+
+
 def augment(architecture: Architecture, key: jax.Array, inputs: Mapping[str, Leaf]) -> dict[str, Leaf]:
     """The inputs with Isaac-GR00T's other views of the same images; lerobot changes none."""
     size = architecture.vision.image_size
@@ -278,7 +313,7 @@ __all__ = [
     "recognises",
     "sample",
     "sample_actions",
-    "training_defaults",
+    "upstream_settings",
     "without_unseen",
     "why_no_actions",
 ]

@@ -1,0 +1,67 @@
+"""lerobot's four training steps with its own noise and times, through our step."""
+
+import dataclasses
+import functools
+import json
+
+import jax
+import numpy as np
+import pytest
+from smolvla_recordings import GOLDEN, RELATIVE_TOLERANCE, architecture, inputs, params, recording, tensors, tree_of
+
+from clp_jax.errors import InputError
+from clp_jax.models import smolvla
+from clp_jax.training import OptimizerSettings, StepSettings, make_optimizer, make_state, train_step
+from clp_jax.training.freezing import frozen_paths
+from clp_jax.training.optimizer import learning_rate
+from clp_jax.trees import flatten
+
+LEAF_TOLERANCE = 2e-6
+"""AdamW's first updates are of the size of the learning rate whatever the gradient's: where a gradient is near zero,
+its rounding moves the update by a share of 1e-4."""
+
+
+def steps_of(length: int):
+    """Losses, gradient norms, and the parameters after four steps of a run of so many."""
+    a = architecture()
+    defaults = dict(smolvla.training_defaults(a, length))
+    names = {field.name for field in dataclasses.fields(OptimizerSettings)}
+    optimizer = OptimizerSettings(**{name: value for name, value in defaults.items() if name in names})
+    frozen = frozen_paths(tuple(flatten(params())), default=smolvla.frozen_rules(a))
+    settings = StepSettings(ema_decay=None, augment=defaults["augment"], frozen=frozen)
+    tx = make_optimizer(optimizer)
+    state = make_state(params(), tx, frozen=frozen)
+    step, g, found = jax.jit(functools.partial(train_step, a, tx, settings)), recording(), []
+    for number in range(4):
+        batch = inputs(noise=g["step_noise"][number], time=g["step_time"][number])
+        state, info = step(jax.random.key(0), state, batch)
+        found.append({"loss": float(info["loss"]), "grad_norm": float(info["grad_norm"])})
+    return found, state.params, optimizer
+
+
+@pytest.mark.parametrize("length", [100_000, 4])
+def test_four_steps_are_lerobots(monkeypatch, length):
+    monkeypatch.setattr(smolvla, "draw", lambda architecture, rng, batch, samples=1: (dict(batch), rng))
+    found, after, optimizer = steps_of(length)
+    recorded = json.loads((GOLDEN / "train_steps.json").read_text())["runs"][str(length)]["steps"]
+    for number, (ours, theirs) in enumerate(zip(found, recorded, strict=True)):
+        np.testing.assert_allclose(ours["loss"], theirs["loss"], rtol=RELATIVE_TOLERANCE)
+        np.testing.assert_allclose(ours["grad_norm"], theirs["grad_norm_before_clip"], rtol=RELATIVE_TOLERANCE)
+        np.testing.assert_allclose(float(learning_rate(optimizer)(number)), theirs["lr_used"], rtol=1e-5)
+    prefix = f"step4_of_{length}:"
+    wanted = {key.removeprefix(prefix): value for key, value in recording().items() if key.startswith(prefix)}
+    expected = flatten(tree_of(tensors() | wanted, architecture()))
+    ours, before, compared = flatten(after), flatten(params()), 0
+    for path, leaf in expected.items():
+        changed = np.asarray(leaf != before[path])
+        compared += changed.any()
+        difference = np.abs(np.asarray(ours[path]) - leaf)[changed]
+        assert difference.max(initial=0) < LEAF_TOLERANCE, path
+    assert compared >= 4
+
+
+def test_training_the_vlm_but_for_its_last_block_is_refused():
+    a = architecture()
+    training = dataclasses.replace(a.training, train_expert_only=False)
+    with pytest.raises(InputError, match="train_expert_only"):
+        smolvla.frozen_rules(dataclasses.replace(a, training=training))
