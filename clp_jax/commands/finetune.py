@@ -81,6 +81,9 @@ class Finetune(DataFlags, ModelFlags, UpstreamFlags, DistributedFlags):
     """Parameters that are not trained: regular expressions over whole names, e.g. 'PaliGemma/img/.*'."""
     train: tuple[str, ...] = ()
     """Exceptions from --freeze."""
+    augment: bool = True
+    """Change the images as the model's authors do in training: π0's are cropped, rotated and recoloured, SmolVLA's
+    stay as they are."""
     dtype: str | None = None
     """Activation dtype, bfloat16 or float32; float32 on CPUs, else bfloat16."""
     remat: Remat = "all"

@@ -41,8 +41,6 @@ class UpstreamFlags:
     """How frozen parameters are stored: bfloat16, as openpi does, or as they are, as lerobot does."""
     ema_decay: float | Literal["upstream"] | None = _UPSTREAM
     """Decay of the average that is saved for inference; None for none. If absent 0.99 for π0, none for SmolVLA."""
-    augment: bool | None = None
-    """Crop, rotate and recolour the images. If absent so for π0, not for SmolVLA."""
 
 
 Config = TypeVar("Config", bound=UpstreamFlags)

@@ -12,7 +12,6 @@ from clp_jax.cli import main
 from clp_jax.commands.serve import Serve, make_policy
 from clp_jax.data.lerobot_writer import Recorded, png_of, write_lerobot
 from clp_jax.loading import read_architecture
-from clp_jax.models import depths
 from clp_jax.processing.policy_files import read_vectors
 
 CKPT = GOLDEN / "ckpt"
@@ -67,7 +66,7 @@ def test_a_step_is_resumed_analysed_pruned_and_served(run, data, tmp_path):
     config = json.loads((cut / "assets" / "policy" / "config.json").read_text())
     assert config["num_vlm_layers"] == 6
     spec = read_spec(cut)
-    assert depths(read_architecture(spec))["vlm"] == 6
+    assert read_architecture(spec).depths["vlm"] == 6
     policy = make_policy(Serve(checkpoint=str(cut), dtype="float32", max_batch=1, num_steps=1), spec)
     assert policy.metadata["action_horizon"] == 7
     images = {f"observation/images/{c}": np.zeros((*SIZES[c], 3), np.uint8) for c in CAMERAS}
