@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from clp_jax.aliases import Tree
-from clp_jax.checkpoint import FolderSpec, RewriteReport, Spec, fingerprint, rewrite
+from clp_jax.checkpoint import CheckpointSpec, FolderSpec, RewriteReport, Spec, fingerprint, rewrite
 from clp_jax.errors import InputError
 from clp_jax.models import Stack, family_of_tree, rows_kept, stack_of
 from clp_jax.plan import PrunePlan

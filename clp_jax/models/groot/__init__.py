@@ -39,6 +39,7 @@ from clp_jax.models.groot.training import training_defaults as upstream_settings
 from clp_jax.models.layers.flow import fixed_noise, per_draw, spread
 from clp_jax.models.layers.scan import Rows
 from clp_jax.models.layers.torch_rules import Layout
+from clp_jax.processing.norm_stats import NormStats
 from clp_jax.processing.robots import Robot
 
 KINDS = ("groot_n15",)
@@ -56,6 +57,8 @@ TITLES = {"groot_n15": "GR00T-N1.5"}
 LICENCES = """The weights derive from NVIDIA's GR00T-N1.5: they are under NVIDIA's licence for that model (see the card
 of nvidia/GR00T-N1.5-3B), pruned, fine-tuned or converted, and contain weights of Qwen3 (Apache-2.0) and SigLIP 2
 (Apache-2.0)."""
+
+_MODEL_READY = "a GR00T-N1.5 takes a .npz of model-ready observations; robots and LeRobot sets are not read for it yet."
 
 _PROMPT_TOKENS = 64
 _TOKENS_AROUND_AN_IMAGE = 8
@@ -185,20 +188,48 @@ def fixed_draw(architecture: Architecture, batch: Mapping[str, AnyArray]) -> dic
 
 
 def training_defaults(architecture: Architecture, steps: int) -> dict[str, Any]:
-    """NVIDIA's settings of a run, by the names of the flags of ``clp finetune``.
+    """`upstream_settings` needs what ``clp finetune`` cannot express: no decay of biases and norms, a warm-up from 0.
 
-    Two of them have no flag: the warm-up begins at 0 and not at a fraction of the peak, and biases and norms are not
-    decayed.
+    Raises:
+      InputError: always.
     """
-    said = upstream_settings(architecture, steps)
-    names = ("peak_lr", "warmup_steps", "decay_steps", "decay_lr", "b1", "b2", "eps", "weight_decay", "clip_norm")
-    return {name: getattr(said, name) for name in names} | {
-        "schedule": "warmup-cosine",
-        "ema_decay": None,
-        "augment": True,
-        "frozen_dtype": "keep",
-        "batch_size": 32,
-    }
+    del architecture, steps
+    raise InputError(
+        "fine-tuning a GR00T-N1.5 is not there yet; analyse and prune it, and fine-tune it with NVIDIA's code."
+    )
+
+
+def own_robot(architecture: Architecture) -> None:
+    """NVIDIA's checkpoint names embodiments, not the columns of a data set."""
+    del architecture
+
+
+def load_tokenizer(architecture: Architecture, path: str | None, assets: epath.Path | None) -> Any:
+    """Prompts of GR00T are not written here.
+
+    Raises:
+      InputError: always.
+    """
+    del architecture, path, assets
+    raise InputError(_MODEL_READY)
+
+
+def processing(
+    architecture: Architecture,
+    robot: Robot,
+    norm_stats: Mapping[str, NormStats],
+    tokenizer: Any,
+    lengths: Lengths,
+    *,
+    state_in_prompt: bool | None = None,
+) -> Any:
+    """Nothing stands between a robot and GR00T here.
+
+    Raises:
+      InputError: always.
+    """
+    del architecture, robot, norm_stats, tokenizer, lengths, state_in_prompt
+    raise InputError(_MODEL_READY)
 
 
 def norm_stats_of(folder: epath.Path) -> None:

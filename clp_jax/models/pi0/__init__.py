@@ -1,6 +1,6 @@
 """π0, π0.5 and π0-FAST with openpi's parameter trees, at any size. Functions are those of `models.family.Family`."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -14,6 +14,7 @@ from clp_jax.errors import InputError
 from clp_jax.models.family import Gates, Lengths, Loss, Stack, TowerStates
 from clp_jax.models.layers.flow import fixed_noise, noisy_actions, spread
 from clp_jax.models.layers.scan import Rows
+from clp_jax.models.layers.torch_rules import Layout
 from clp_jax.models.pi0 import lerobot, lora
 from clp_jax.models.pi0.architecture import (
     PI0,
@@ -94,6 +95,26 @@ def architecture_of(
     """
     del folder
     return architecture_of_tree(tree, dtype=dtype, lora_scale=lora_scale)
+
+
+def architecture_of_tensors(
+    tensors: Mapping[str, Any], folder: epath.Path | None, *, dtype: str = "bfloat16"
+) -> Architecture:
+    """PyTorch's files of π0 are written by ``clp export``, but not read.
+
+    Raises:
+      InputError: always.
+    """
+    del tensors, folder, dtype
+    raise InputError(
+        "a π0 is read from openpi's JAX checkpoints, not from PyTorch files; give a step folder of openpi."
+    )
+
+
+def stored_layout(leaves: Mapping[str, Any], names: Iterable[str]) -> Layout:
+    """The tensors of openpi's and lerobot's PyTorch files for every leaf."""
+    del names
+    return layout(leaves)
 
 
 def build(architecture: Architecture, rows: Rows = None) -> Pi0 | Pi0Fast:
