@@ -74,16 +74,22 @@ def blocks_of_source(spec: Spec, source_fingerprint: str) -> tuple[dict[str, tup
     Returns:
       Per tower that was cut the blocks of the other, and whether it was trained since; None if it was not made of it.
     """
-    _, steps = history_of(spec)
+    whole, steps = history_of(spec)
     begin = next((i for i, step in enumerate(steps) if step.source_fingerprint == source_fingerprint), None)
     if begin is None:
         return None
     plan = None
-    for step in steps[begin:]:
-        if step.plan is not None:
-            then = PrunePlan.from_json(step.plan)
-            plan = then if plan is None else compose(plan, then)
+    try:
+        for step in steps[begin:]:
+            if step.plan is not None:
+                then = PrunePlan.from_json(step.plan)
+                plan = then if plan is None else compose(plan, then)
+    except InputError as error:
+        raise InputError(f"the steps in clp.json of {spec.path} do not follow each other: {error}") from None
     keep = {} if plan is None else {name: tower.keep for name, tower in plan.towers.items()}
+    for name, blocks in keep.items():
+        if len(blocks) != len(whole.towers[name].keep if whole and name in whole.towers else blocks):
+            raise InputError(f"clp.json of {spec.path} gives tower {name!r} two depths; copy the checkpoint again")
     return keep, any(step.plan is None for step in steps[begin:])
 
 
