@@ -86,7 +86,7 @@ def blocks_of_source(spec: Spec, source_fingerprint: str) -> tuple[dict[str, tup
                 plan = then if plan is None else compose(plan, then)
     except InputError as error:
         raise InputError(f"the steps in clp.json of {spec.path} do not follow each other: {error}") from None
-    keep = {} if plan is None else {name: tower.keep for name, tower in plan.towers.items()}
+    keep = {} if plan is None else {name: tower.keep for name, tower in plan.towers.items() if tower.removed}
     for name, blocks in keep.items():
         if len(blocks) != len(whole.towers[name].keep if whole and name in whole.towers else blocks):
             raise InputError(f"clp.json of {spec.path} gives tower {name!r} two depths; copy the checkpoint again")

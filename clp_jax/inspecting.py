@@ -193,9 +193,7 @@ def inspect_checkpoint(
     )
 
 
-def _architecture(
-    spec: Spec, vlm_config: str | os.PathLike[str] | None
-) -> tuple[Architecture | None, str | None]:
+def _architecture(spec: Spec, vlm_config: str | os.PathLike[str] | None) -> tuple[Architecture | None, str | None]:
     """The architecture, or why it could not be read; what the user gave must fit."""
     try:
         return read_architecture(spec, vlm_config=vlm_config), None
@@ -234,9 +232,7 @@ def _sums(stored: Iterable[_Stored]) -> tuple[int, int, dict[str, int]]:
     return sum(entry.parameters for entry in entries), sum(entry.nbytes for entry in entries), dict(dtypes)
 
 
-def _towers(
-    spec: Spec, architecture: Architecture | None
-) -> dict[str | None, tuple[int, int | None, tuple[str, ...]]]:
+def _towers(spec: Spec, architecture: Architecture | None) -> dict[str | None, tuple[int, int | None, tuple[str, ...]]]:
     """Depth, period and companions of every tower: of the model, else by the names in the files."""
     if architecture is not None:
         depths, towers, groups = architecture.depths, architecture.towers, architecture.groups

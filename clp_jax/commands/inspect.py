@@ -25,6 +25,7 @@ from clp_jax.inspecting import Inspection, Part, inspect_checkpoint
 
 _SHOWN = 12
 _NAMES_SHOWN = 5
+_DONE = {"prune": "pruned", "finetune": "fine-tuned"}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -75,13 +76,11 @@ def _print(console: Console, found: Inspection, comparison: Comparison | None) -
         grid.add_row(name, escape(text))
     console.print(grid)
     console.print(_towers(found))
-    for number, step in enumerate(found.history, 1):
-        console.print(f"[bold]{number}.[/] {escape(_step(step))}", highlight=False)
     if found.not_read is not None:
         console.print(f"[yellow]not read:[/] lengths, cameras and dimensions: {escape(found.not_read)}")
     if comparison is not None:
         console.print()
-        for line in _compared(comparison):
+        for line in _compared(comparison, found.path):
             console.print(escape(line), highlight=False, soft_wrap=True)
 
 
@@ -108,6 +107,8 @@ def _facts(found: Inspection) -> Iterable[tuple[str, str]]:
     yield "fingerprint", found.fingerprint
     if not found.history:
         yield "history", "no clp.json: not cut or trained by clp_jax"
+    for number, step in enumerate(found.history, 1):
+        yield "history" if number == 1 else "", f"{number}. {_step(step)}"
 
 
 def _towers(found: Inspection) -> Table:
@@ -146,19 +147,17 @@ def _dtypes(dtypes: Mapping[str, int]) -> str:
 def _step(step: Step) -> str:
     """One thing that was done, as a sentence."""
     source = "" if step.source is None else f" from {step.source}"
+    data = "" if step.data is None else f" on {step.data}"
     if step.removed is None:
-        trained = "" if step.steps is None else f" for {step.steps:,} steps"
-        return f"{step.command}{trained}{source}{'' if step.data is None else f', on {step.data}'}"
-    lists: dict[tuple[int, ...], list[str]] = {}
-    for tower, blocks in step.removed.items():
-        if blocks:
-            lists.setdefault(blocks, []).append(tower)
-    gone = "; ".join(f"{_words(towers)} without {_numbers(blocks)}" for blocks, towers in lists.items())
-    chosen = "" if step.criterion is None else f", chosen by {step.criterion}"
-    return f"{step.command}{source}: {gone or 'nothing removed'}{chosen}{'' if step.data is None else f' on {step.data}'}"
+        length = "" if step.steps is None else f" for {step.steps:,} steps"
+        return f"{_DONE.get(step.command, step.command)}{source}{length}{data}"
+    lists = _alike({tower: blocks for tower, blocks in step.removed.items() if blocks})
+    gone = "; ".join(f"{_words(towers)} without {_numbers(blocks)}" for blocks, towers in lists)
+    chosen = "" if step.criterion is None else f", chosen by {step.criterion}{data}"
+    return f"{_DONE.get(step.command, step.command)}{source}: {gone or 'nothing removed'}{chosen}"
 
 
-def _compared(comparison: Comparison) -> Iterable[str]:
+def _compared(comparison: Comparison, here: str) -> Iterable[str]:
     """The comparison in sentences."""
     other, lines = comparison.other, comparison.differences
     if comparison.same_structure:
@@ -166,7 +165,7 @@ def _compared(comparison: Comparison) -> Iterable[str]:
     else:
         yield (
             f"{_count(len(lines), 'array')} of {'the model' if comparison.names == 'model' else 'the files'} "
-            f"{'differs' if len(lines) == 1 else 'differ'} from {other} (expected is there, got is here):"
+            f"{'differs' if len(lines) == 1 else 'differ'}; expected is {other}, got is {here}:"
         )
         yield from (f"  {line}" for line in lines[:_SHOWN])
         if len(lines) > _SHOWN:
@@ -174,34 +173,46 @@ def _compared(comparison: Comparison) -> Iterable[str]:
     if comparison.same_content:
         yield f"The fingerprints are equal: it is a copy of {other}."
     if comparison.cut is not None:
-        yield from _cut(comparison.cut, other)
+        yield from _cut(comparison.cut, here, other)
     if comparison.values is not None:
-        yield from _values(comparison.values, comparison.cut, other)
+        yield from _values(comparison.values, comparison.cut, here, other)
 
 
-def _cut(cut: Cut, other: str) -> Iterable[str]:
-    maker = f"This was made of {other}" if cut.other_is_source else f"{other} was made of this"
-    yield f"{maker}, as clp.json says{', and trained since' if cut.trained else ''}."
-    for tower, blocks in cut.blocks.items():
-        yield f"  {tower} has {'its' if cut.other_is_source else 'this one’s'} {_numbers(blocks)}."
+def _cut(cut: Cut, here: str, other: str) -> Iterable[str]:
+    made, source = (here, other) if cut.other_is_source else (other, here)
+    yield f"As its clp.json says, {made} was made of {source}{' and trained since' if cut.trained else ''}:"
+    for blocks, towers in _alike(cut.blocks):
+        yield f"  {_words(towers)}: {_numbers(blocks)} of {source}"
+    if not cut.blocks:
+        yield "  no block was removed"
 
 
-def _values(values: Values, cut: Cut | None, other: str) -> Iterable[str]:
+def _values(values: Values, cut: Cut | None, here: str, other: str) -> Iterable[str]:
     """What the bits say."""
-    for names, where in ((values.only_here, "here"), (values.only_there, f"in {other}")):
+    for names, where in ((values.only_here, here), (values.only_there, other)):
         if names:
-            yield f"{_count(len(names), 'array')} only {where}: {_first(names)}"
+            yield f"{_count(len(names), 'array')} only in {where}: {_first(names)}"
     if values.different:
-        yield f"{len(values.different):,} of {_count(values.compared, 'array')} differ: {_first(values.different)}"
+        yield f"{len(values.different):,} of {_count(values.compared, 'array')} in both differ: {_first(values.different)}"
     else:
-        yield f"All {_count(values.compared, 'array')} that both have are equal bit for bit."
-    source, made = (other, "this") if cut is None or cut.other_is_source else ("this", other)
-    for tower, blocks in {} if cut is None else cut.blocks.items():
-        wrong = values.block_faults.get(tower, ())
-        if wrong:
-            yield f"  {tower}: {_numbers(wrong)} of {made} differ from the blocks of {source} that they were."
-        elif blocks:
-            yield f"  {tower}: every kept block equals its block of {source} bit for bit ({_numbers(blocks)})."
+        yield f"All {_count(values.compared, 'array')} in both are equal bit for bit."
+    if cut is None:
+        return
+    source = other if cut.other_is_source else here
+    for blocks, towers in _alike({tower: kept for tower, kept in cut.blocks.items() if tower in values.block_faults}):
+        for tower in towers:
+            wrong = [blocks[place] for place in values.block_faults[tower]]
+            yield f"  {tower}: what was {_numbers(wrong)} of {source} differs from it"
+    for blocks, towers in _alike({name: kept for name, kept in cut.blocks.items() if name not in values.block_faults}):
+        yield f"  {_words(towers)}: every kept block equals its block of {source} bit for bit: {_numbers(blocks)}"
+
+
+def _alike(blocks: Mapping[str, tuple[int, ...]]) -> list[tuple[tuple[int, ...], list[str]]]:
+    """Lists of blocks with the towers that have them."""
+    towers: dict[tuple[int, ...], list[str]] = {}
+    for tower, kept in blocks.items():
+        towers.setdefault(kept, []).append(tower)
+    return list(towers.items())
 
 
 def _first(names: Sequence[str]) -> str:
