@@ -1,6 +1,7 @@
 """``clp inspect`` through the real main: every stored form, comparisons both ways, and what it refuses."""
 
 import json
+import re
 import shutil
 
 import jax
@@ -10,7 +11,9 @@ from safetensors_folders import GOLDEN, GROOT, SMOLVLA, WEIGHTS
 
 from clp_jax.checkpoint import fingerprint, read_params, read_spec, write_params
 from clp_jax.cli import main
+from clp_jax.comparing import compare
 from clp_jax.inspecting import inspect_checkpoint
+from clp_jax.loading import load_model
 from clp_jax.plan import PrunePlan
 from clp_jax.prune import prune_checkpoint
 from clp_jax.prune_folder import prune_folder
@@ -191,28 +194,32 @@ def test_one_changed_bit_of_a_cut_is_found_in_its_block(capsys, cuts, tmp_path):
     assert parsed(capsys, tmp_path / "cut", "--against", cuts / "smolvla", "--values", code=1)
 
 
-def test_nan_is_equal_to_itself_and_dtypes_count(capsys, tmp_path):
+def test_dtypes_are_compared(capsys, tmp_path):
     params = flatten(read_params(read_spec(PI0)))
-    params["action_in_proj/bias"][0] = np.nan
-    write_params(tmp_path / "a", unflatten(params))
-    write_params(tmp_path / "b", unflatten(params))
-    assert (
-        parsed(capsys, tmp_path / "a", "--against", tmp_path / "b", "--values")["against"]["values"]["different"] == []
-    )
-    params["action_in_proj/bias"] = params["action_in_proj/bias"].astype(jax.numpy.bfloat16)
+    bias = params["action_in_proj/bias"]
+    params["action_in_proj/bias"] = bias.astype(jax.numpy.bfloat16)
     write_params(tmp_path / "c", unflatten(params))
-    found = parsed(capsys, tmp_path / "c", "--against", tmp_path / "a", "--values", code=1)["against"]
-    assert found["differences"] == ["action_in_proj/bias: expected float32[24], got bfloat16[24]"]
+    found = parsed(capsys, tmp_path / "c", "--against", PI0, "--values", code=1)["against"]
+    length = list(bias.shape)
+    assert found["differences"] == [f"action_in_proj/bias: expected float32{length}, got bfloat16{length}"]
     assert found["values"]["different"] == ["action_in_proj/bias"]
 
 
-def test_a_policy_folder_and_a_step_of_ours_are_compared_in_the_models_names(capsys, tmp_path):
-    from clp_jax.loading import load_model
+def test_nan_of_the_same_bits_is_equal(tmp_path):
+    for name in ("a", "b"):
+        shutil.copytree(SMOLVLA, tmp_path / name)
+        spec = read_spec(SMOLVLA)
+        data = bytearray((SMOLVLA / WEIGHTS).read_bytes())
+        begin = spec.shards[WEIGHTS].data
+        data[begin : begin + 4] = b"\xff\xff\xff\x7f"
+        (tmp_path / name / WEIGHTS).write_bytes(data)
+    found = compare(read_spec(tmp_path / "a"), read_spec(tmp_path / "b"), values=True)
+    assert found.same and found.values is not None and found.values.equal
 
+
+def test_a_policy_folder_and_a_step_of_ours_are_compared_in_the_models_names(capsys, tmp_path):
     model = load_model(SMOLVLA, dtype="float32")
-    write_params(tmp_path / "assets" / "policy", {"x": np.zeros(1, np.float32)})
-    shutil.rmtree(tmp_path / "assets" / "policy")
-    (tmp_path / "assets" / "policy").mkdir()
+    (tmp_path / "assets" / "policy").mkdir(parents=True)
     for file in SMOLVLA.glob("*.json"):
         shutil.copy(file, tmp_path / "assets" / "policy")
     write_params(tmp_path / "1", jax.tree.map(np.asarray, model.params), assets=tmp_path / "assets")
@@ -250,8 +257,6 @@ def test_bad_input_is_one_line(capsys, tmp_path, cuts):
     ],
 )
 def test_a_damaged_record_is_refused_in_one_line(capsys, tmp_path, cuts, name, change, reason):
-    import re
-
     shutil.copytree(cuts / name, tmp_path / "cut")
     file = tmp_path / "cut" / "clp.json"
     changed = change(json.loads(file.read_text()))

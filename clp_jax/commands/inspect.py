@@ -193,7 +193,8 @@ def _values(values: Values, cut: Cut | None, here: str, other: str) -> Iterable[
         if names:
             yield f"{_count(len(names), 'array')} only in {where}: {_first(names)}"
     if values.different:
-        yield f"{len(values.different):,} of {_count(values.compared, 'array')} in both differ: {_first(values.different)}"
+        both = f"{_count(values.compared, 'array')} in both"
+        yield f"{len(values.different):,} of {both} differ: {_first(values.different)}"
     else:
         yield f"All {_count(values.compared, 'array')} in both are equal bit for bit."
     if cut is None:
