@@ -128,7 +128,7 @@ def compare(
         if alike and isinstance(this, FolderSpec) and isinstance(other, FolderSpec):
             found = _folder_values(this, other, cut)
         else:
-            found = _leaf_values(this, other, *map(flatten, trees), cut, vlm_config)
+            found = _leaf_values(this, other, flatten(trees[0]), flatten(trees[1]), cut, vlm_config)
     return Comparison(
         other=str(other.path),
         names="stored" if alike else "model",

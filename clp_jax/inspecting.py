@@ -6,23 +6,17 @@ import json
 import math
 import os
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
 
-from etils import epath
-
 from clp_jax.checkpoint import CheckpointSpec, FolderSpec, Spec, fingerprint, read_spec
-from clp_jax.checkpoint.orbax.chunks import files_below
-from clp_jax.checkpoint.safetensors.header import read_shard
 from clp_jax.errors import InputError
 from clp_jax.history import Step, history_of
 from clp_jax.loading import read_architecture
 from clp_jax.models import Architecture, family_of, family_of_kind, family_of_tree, stack_of
 from clp_jax.models.stored import StoredFamily, stored_families
-from clp_jax.outputs import is_remote
-from clp_jax.processing import norm_stats
 from clp_jax.provenance import trained_with
 from clp_jax.prune import depth_of
+from clp_jax.stored_statistics import Statistics, statistics_of
 from clp_jax.trees import flatten
 
 _DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
@@ -65,21 +59,6 @@ class Part:
     parameters: int
     bytes: int
     dtypes: dict[str, int]
-
-
-@dataclasses.dataclass(frozen=True)
-class Statistics:
-    """Statistics for normalisation.
-
-    Attributes:
-      file: path below the checkpoint.
-      dimensions: per name.
-      problem: why they could not be read; None if they could.
-    """
-
-    file: str
-    dimensions: dict[str, int]
-    problem: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -184,7 +163,7 @@ def inspect_checkpoint(
         **dict(zip(("parameters", "bytes", "dtypes"), _sums(stored.values()), strict=True)),
         **_sizes(spec, architecture),
         not_read=not_read,
-        statistics=tuple(_statistics(spec)),
+        statistics=tuple(statistics_of(spec)),
         adapters=len(adapters),
         adapter_parameters=sum(entry.parameters for entry in adapters),
         history=history,
@@ -291,40 +270,3 @@ def _sizes(spec: Spec, architecture: Architecture | None) -> dict[str, Any]:
     horizon, prompt = told.get(names[0], lengths.horizon), told.get(names[1], lengths.prompt)
     cameras = tuple(family.camera_names(architecture))
     return dict(zip(names, (horizon, prompt, cameras, state, architecture.action_dim), strict=True))
-
-
-def _statistics(spec: Spec) -> Iterable[Statistics]:
-    """Of openpi's ``norm_stats.json`` and of the states of a policy's processors."""
-    if isinstance(spec, FolderSpec):
-        files = {name: epath.Path(place) for name, place in spec.others.items()}
-    else:
-        found = [] if spec.assets is None else files_below(spec.assets)
-        files = {str(file.relative_to(spec.path.parent)): file for file in found}
-    for name, file in sorted(files.items()):
-        if file.name != norm_stats.FILE and file.suffix != ".safetensors":
-            continue
-        try:
-            read = _of_norm_stats if file.name == norm_stats.FILE else _of_processor
-            if dimensions := read(file):
-                yield Statistics(name, dimensions)
-        except InputError as error:
-            yield Statistics(name, {}, str(error))
-
-
-def _of_norm_stats(file: epath.Path) -> dict[str, int]:
-    return {name: len(entry.mean) for name, entry in norm_stats.load(file).items()}
-
-
-def _of_processor(file: epath.Path) -> dict[str, int]:
-    """Dimensions of the means in a processor's state; empty for a file of something else."""
-    if is_remote(file):
-        raise InputError("is remote: copy it to a local disk to read it")
-    tensors = read_shard(Path(file), file.name).tensors
-    names = dict.fromkeys(name.rpartition(".") for name in tensors)
-    means = [what for what, _, last in names if last in ("mean", "min") and what]
-    return {
-        what: tensor.shape[-1]
-        for what in dict.fromkeys(means)
-        for tensor in [tensors.get(f"{what}.mean") or tensors[f"{what}.min"]]
-        if tensor.shape
-    }

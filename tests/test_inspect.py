@@ -10,6 +10,8 @@ import pytest
 from safetensors_folders import GOLDEN, GROOT, SMOLVLA, WEIGHTS
 
 from clp_jax.checkpoint import fingerprint, read_params, read_spec, write_params
+from clp_jax.checkpoint.orbax.spec import read_spec as read_step
+from clp_jax.checkpoint.safetensors.folder import read_folder
 from clp_jax.cli import main
 from clp_jax.comparing import compare
 from clp_jax.inspecting import inspect_checkpoint
@@ -30,14 +32,14 @@ def cuts(tmp_path_factory):
     """A cut of every recorded checkpoint, by the name of its family."""
     folder = tmp_path_factory.mktemp("cuts")
     towers = ("vlm", "action")
-    spec = read_spec(PI0)
+    spec = read_step(PI0)
     plan = PrunePlan.of("pi0", dict.fromkeys(towers, 18), dict.fromkeys(towers, PI0_KEPT), coupled=(towers,))
     prune_checkpoint(spec, plan, folder / "pi0", config={"data": "some/set"})
     for name, source, keep in (
         ("smolvla", SMOLVLA, dict.fromkeys(towers, SMOLVLA_KEPT)),
         ("groot", GROOT, {"dit": GROOT_KEPT}),
     ):
-        spec = read_spec(source)
+        spec = read_folder(source)
         coupled = tuple(group for group in spec.groups if len(group) > 1)
         prune_folder(spec, PrunePlan.of(spec.kind, spec.depths, keep, coupled=coupled), folder / name)
     return folder
@@ -72,7 +74,7 @@ def towers(found):
 
 def test_an_openpi_step_is_described(capsys):
     found = parsed(capsys, PI0)
-    tree = flatten(read_spec(PI0).tree)
+    tree = flatten(read_step(PI0).tree)
     assert found["kind"] == "pi0" and found["form"] == "Orbax, step 1, names as training writes them"
     assert {name: part["depth"] for name, part in towers(found).items()} == {"vision": 3, "vlm": 18, "action": 18}
     assert towers(found)["vlm"]["cut_with"] == ["action"] and towers(found)["vision"]["cut_with"] == []
@@ -128,11 +130,11 @@ def test_the_tables_say_what_was_done(capsys, cuts):
 
 
 def test_fine_tuning_is_told(capsys, cuts, tmp_path):
-    record = read_spec(cuts / "pi0").plan_record
+    record = json.loads((cuts / "pi0" / "clp.json").read_text())
     config = {"data": "my/robot", "steps": 3000}
     trained = {"command": "finetune", "source": "x", "source_fingerprint": fingerprint(read_spec(cuts / "pi0"))}
     record["steps"].append(trained | {"config": config, "data_fingerprint": "y"})
-    params = flatten(read_params(read_spec(cuts / "pi0")))
+    params = flatten(read_params(read_step(cuts / "pi0")))
     params["PaliGemma/llm/layers/mlp/linear"][2] += 1
     write_params(tmp_path / "7", unflatten(params), record=record)
     (tmp_path / "7" / "train_state").mkdir()
@@ -182,7 +184,7 @@ def test_a_cut_is_recognised_from_both_sides(capsys, cuts, name, source, keep):
 
 def test_one_changed_bit_of_a_cut_is_found_in_its_block(capsys, cuts, tmp_path):
     shutil.copytree(cuts / "smolvla", tmp_path / "cut")
-    spec = read_spec(cuts / "smolvla")
+    spec = read_folder(cuts / "smolvla")
     name = "model.vlm_with_expert.lm_expert.layers.3.mlp.up_proj.weight"
     tensor, data = spec.tensors[name], bytearray((tmp_path / "cut" / WEIGHTS).read_bytes())
     data[spec.shards[WEIGHTS].data + tensor.begin + tensor.size // 2] ^= 1
@@ -195,7 +197,7 @@ def test_one_changed_bit_of_a_cut_is_found_in_its_block(capsys, cuts, tmp_path):
 
 
 def test_dtypes_are_compared(capsys, tmp_path):
-    params = flatten(read_params(read_spec(PI0)))
+    params = flatten(read_params(read_step(PI0)))
     bias = params["action_in_proj/bias"]
     params["action_in_proj/bias"] = bias.astype(jax.numpy.bfloat16)
     write_params(tmp_path / "c", unflatten(params))
@@ -208,7 +210,7 @@ def test_dtypes_are_compared(capsys, tmp_path):
 def test_nan_of_the_same_bits_is_equal(tmp_path):
     for name in ("a", "b"):
         shutil.copytree(SMOLVLA, tmp_path / name)
-        spec = read_spec(SMOLVLA)
+        spec = read_folder(SMOLVLA)
         data = bytearray((SMOLVLA / WEIGHTS).read_bytes())
         begin = spec.shards[WEIGHTS].data
         data[begin : begin + 4] = b"\xff\xff\xff\x7f"
@@ -242,7 +244,7 @@ def test_bad_input_is_one_line(capsys, tmp_path, cuts):
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        (lambda record: "{", "clp.json|damaged"),
+        (lambda record: "{", "clp.json is no valid JSON"),
         (lambda record: [1], "object"),
         (lambda record: {}, "lacks 'schema'"),
         (lambda record: record | {"schema": 7}, "schema 7"),
