@@ -20,6 +20,7 @@ from clp_jax.errors import InputError
 from clp_jax.version import __version__
 
 COMMANDS = {
+    "inspect": "say what a checkpoint is, and how two of them differ, without loading a tensor",
     "analyse": "measure which layers are twins of their neighbours and propose a plan",
     "prune": "write the smaller checkpoint",
     "finetune": "train a checkpoint, on one device or a pod",

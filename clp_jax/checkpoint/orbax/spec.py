@@ -91,7 +91,7 @@ def read_spec(path: str | os.PathLike, *, live: bool = False) -> CheckpointSpec:
         assets = step / "assets" if step is not None and (step / "assets").is_dir() else None
         record = step / RECORD_FILE if step is not None and (step / RECORD_FILE).exists() else None
         return CheckpointSpec(
-            item, unflatten(leaves), value_suffix, assets, None if record is None else json.loads(record.read_text())
+            item, unflatten(leaves), value_suffix, assets, None if record is None else _read_record(record)
         )
 
 
@@ -152,6 +152,17 @@ def _find_item(path: epath.Path) -> epath.Path:
     if any((item / name).exists() for name in ("manifest.ocdbt", "ocdbt.process_0", "_sharding")):
         raise InputError(f"{item} is an incomplete Orbax checkpoint, its _METADATA is missing; copy or save it again")
     raise InputError(f"{path} is not an Orbax checkpoint; give a step folder of openpi or its params child")
+
+
+def _read_record(file: epath.Path) -> dict[str, Any]:
+    """Returns the content of a ``clp.json``."""
+    try:
+        value = json.loads(file.read_text())
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{file} is no valid JSON: {error}; copy the checkpoint again") from None
+    if not isinstance(value, dict):
+        raise InputError(f"{file} must hold a JSON object {{...}}; copy the checkpoint again")
+    return value
 
 
 def _find_live(item: epath.Path) -> epath.Path:

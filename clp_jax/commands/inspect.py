@@ -1,0 +1,245 @@
+"""``clp inspect``: what a checkpoint is, and how two of them differ.
+
+Exit codes:
+  0  described; with --against the names, shapes and dtypes are equal, and with --values every bit
+  1  with --against: something differs
+  2  what was given cannot be used, as for every command
+"""
+
+import dataclasses
+import json
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+
+import tyro
+from rich.console import Console
+from rich.filesize import decimal
+from rich.markup import escape
+from rich.table import Table
+
+from clp_jax.checkpoint import read_spec
+from clp_jax.comparing import Comparison, Cut, Values, compare
+from clp_jax.errors import InputError
+from clp_jax.history import Step
+from clp_jax.inspecting import Inspection, Part, inspect_checkpoint
+
+_SHOWN = 12
+_NAMES_SHOWN = 5
+_DONE = {"prune": "pruned", "finetune": "fine-tuned"}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Inspect:
+    """Say what a checkpoint is, without loading a tensor, or how two differ (exit code 1 if they do)."""
+
+    checkpoint: tyro.conf.Positional[str]
+    """openpi step folder or its params, local or gs://; a policy folder of lerobot; NVIDIA's GR00T folder."""
+    against: str | None = None
+    """Another checkpoint: also say where names, shapes and dtypes differ, and whether one is a cut of the other."""
+    values: bool = False
+    """With --against: also compare every bit, a few arrays at a time."""
+    vlm_config: str | None = None
+    """Folder or config.json of the vision-language model, for checkpoints that name it without holding it."""
+    json: bool = False
+    """Print JSON instead of tables."""
+
+
+def run(config: Inspect) -> None:
+    """Run the command.
+
+    Raises:
+      SystemExit: with code 1 if two checkpoints differ.
+    """
+    if config.values and config.against is None:
+        raise InputError("--values compares two checkpoints: give the other with --against.")
+    spec = read_spec(config.checkpoint)
+    found = inspect_checkpoint(spec, vlm_config=config.vlm_config)
+    comparison = None
+    if config.against is not None:
+        other = read_spec(config.against)
+        inspect_checkpoint(other)
+        comparison = compare(spec, other, values=config.values, vlm_config=config.vlm_config)
+    if config.json:
+        value = found.to_json() | ({} if comparison is None else {"against": comparison.to_json()})
+        sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    else:
+        _print(Console(), found, comparison)
+    if comparison is not None and not comparison.same:
+        raise SystemExit(1)
+
+
+def _print(console: Console, found: Inspection, comparison: Comparison | None) -> None:
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(style="bold", no_wrap=True)
+    grid.add_column(overflow="fold")
+    for name, text in _facts(found):
+        grid.add_row(name, escape(text))
+    console.print(grid)
+    console.print(_towers(found))
+    if found.not_read is not None:
+        console.print(f"[yellow]not read:[/] lengths, cameras and dimensions: {escape(found.not_read)}")
+    if comparison is not None:
+        console.print()
+        for line in _compared(comparison, found.path):
+            console.print(escape(line), highlight=False, soft_wrap=True)
+
+
+def _facts(found: Inspection) -> Iterable[tuple[str, str]]:
+    """What is known beside the towers, in the order in which people ask."""
+    yield "checkpoint", found.path
+    yield "model", found.title if found.kind is None else f"{found.title} ({found.kind})"
+    yield "stored as", f"{found.form}, {found.arrays:,} arrays"
+    if found.not_read is None:
+        state = "none of its own" if found.state_dim is None else _count(found.state_dim, "dimension")
+        actions = "tokens" if found.action_dim is None else _count(found.action_dim, "dimension")
+        yield "actions", f"chunks of {_count(found.action_horizon or 0, 'action')}, {actions}"
+        yield "state", state
+        yield "prompt", f"{found.max_token_len} tokens with padding"
+        yield "cameras", ", ".join(found.cameras or ()) or "none"
+    if found.adapters:
+        yield "LoRA adapters", f"{found.adapters:,} arrays, {found.adapter_parameters:,} parameters"
+    for statistics in found.statistics:
+        dims = ", ".join(f"{name} {count}" for name, count in statistics.dimensions.items())
+        yield "statistics", f"{statistics.file}: {statistics.problem or dims}"
+    if not found.statistics:
+        yield "statistics", "none beside the weights"
+    yield "training state", "beside the weights" if found.train_state else "none beside the weights"
+    yield "fingerprint", found.fingerprint
+    if not found.history:
+        yield "history", "no clp.json: not cut or trained by clp_jax"
+    for number, step in enumerate(found.history, 1):
+        yield "history" if number == 1 else "", f"{number}. {_step(step)}"
+
+
+def _towers(found: Inspection) -> Table:
+    table = Table()
+    for column in ("tower", "blocks", "alternating", "cut with", "parameters", "size", "arrays by dtype"):
+        table.add_column(column, justify="right" if column in ("blocks", "parameters", "size") else "left")
+    for part in found.parts:
+        kinds = "" if part.name is None else "not known" if part.period is None else _kinds(part.period)
+        table.add_row(
+            escape(part.name or "outside of towers"),
+            _blocks(part),
+            kinds,
+            escape(", ".join(part.cut_with)),
+            f"{part.parameters:,}",
+            decimal(part.bytes),
+            _dtypes(part.dtypes),
+        )
+    table.add_section()
+    table.add_row("all", "", "", "", f"{found.parameters:,}", decimal(found.bytes), _dtypes(found.dtypes))
+    return table
+
+
+def _kinds(period: int) -> str:
+    return "no" if period == 1 else f"{period} kinds"
+
+
+def _blocks(part: Part) -> str:
+    cut = part.original_depth is not None and part.original_depth != part.depth
+    return "" if part.depth is None else f"{part.depth} of {part.original_depth}" if cut else str(part.depth)
+
+
+def _dtypes(dtypes: Mapping[str, int]) -> str:
+    return ", ".join(f"{count} {name}" for name, count in sorted(dtypes.items()))
+
+
+def _step(step: Step) -> str:
+    """One thing that was done, as a sentence."""
+    source = "" if step.source is None else f" from {step.source}"
+    data = "" if step.data is None else f" on {step.data}"
+    if step.removed is None:
+        length = "" if step.steps is None else f" for {step.steps:,} steps"
+        return f"{_DONE.get(step.command, step.command)}{source}{length}{data}"
+    lists = _alike({tower: blocks for tower, blocks in step.removed.items() if blocks})
+    gone = "; ".join(f"{_words(towers)} without {_numbers(blocks)}" for blocks, towers in lists)
+    chosen = "" if step.criterion is None else f", chosen by {step.criterion}{data}"
+    return f"{_DONE.get(step.command, step.command)}{source}: {gone or 'nothing removed'}{chosen}"
+
+
+def _compared(comparison: Comparison, here: str) -> Iterable[str]:
+    """The comparison in sentences."""
+    other, lines = comparison.other, comparison.differences
+    if comparison.same_structure:
+        yield f"Names, shapes and dtypes are those of {other}."
+    else:
+        yield (
+            f"{_count(len(lines), 'array')} of {'the model' if comparison.names == 'model' else 'the files'} "
+            f"{'differs' if len(lines) == 1 else 'differ'}; expected is {other}, got is {here}:"
+        )
+        yield from (f"  {line}" for line in lines[:_SHOWN])
+        if len(lines) > _SHOWN:
+            yield f"  ... and {len(lines) - _SHOWN:,} more; --json lists them all."
+    if comparison.same_content:
+        yield f"The fingerprints are equal: it is a copy of {other}."
+    if comparison.cut is not None:
+        yield from _cut(comparison.cut, here, other)
+    if comparison.values is not None:
+        yield from _values(comparison.values, comparison.cut, here, other)
+
+
+def _cut(cut: Cut, here: str, other: str) -> Iterable[str]:
+    made, source = (here, other) if cut.other_is_source else (other, here)
+    yield f"As its clp.json says, {made} was made of {source}{' and trained since' if cut.trained else ''}:"
+    for blocks, towers in _alike(cut.blocks):
+        yield f"  {_words(towers)}: {_numbers(blocks)} of {source}"
+    if not cut.blocks:
+        yield "  no block was removed"
+
+
+def _values(values: Values, cut: Cut | None, here: str, other: str) -> Iterable[str]:
+    """What the bits say."""
+    for names, where in ((values.only_here, here), (values.only_there, other)):
+        if names:
+            yield f"{_count(len(names), 'array')} only in {where}: {_first(names)}"
+    if values.different:
+        both = f"{_count(values.compared, 'array')} in both"
+        yield f"{len(values.different):,} of {both} differ: {_first(values.different)}"
+    else:
+        yield f"All {_count(values.compared, 'array')} in both are equal bit for bit."
+    if cut is None:
+        return
+    source = other if cut.other_is_source else here
+    for blocks, towers in _alike({tower: kept for tower, kept in cut.blocks.items() if tower in values.block_faults}):
+        for tower in towers:
+            wrong = [blocks[place] for place in values.block_faults[tower]]
+            yield f"  {tower}: what was {_numbers(wrong)} of {source} differs from it"
+    for blocks, towers in _alike({name: kept for name, kept in cut.blocks.items() if name not in values.block_faults}):
+        yield f"  {_words(towers)}: every kept block equals its block of {source} bit for bit: {_numbers(blocks)}"
+
+
+def _alike(blocks: Mapping[str, tuple[int, ...]]) -> list[tuple[tuple[int, ...], list[str]]]:
+    """Lists of blocks with the towers that have them."""
+    towers: dict[tuple[int, ...], list[str]] = {}
+    for tower, kept in blocks.items():
+        towers.setdefault(kept, []).append(tower)
+    return list(towers.items())
+
+
+def _first(names: Sequence[str]) -> str:
+    more = len(names) - _NAMES_SHOWN
+    return ", ".join(names[:_NAMES_SHOWN]) + (f" and {more:,} more" if more > 0 else "")
+
+
+def _words(names: Sequence[str]) -> str:
+    return " and ".join([*([", ".join(names[:-1])] if names[:-1] else []), names[-1]])
+
+
+def _numbers(blocks: Sequence[int]) -> str:
+    """Blocks in words, neighbours joined.
+
+    >>> _numbers((0, 1, 2, 5))
+    'blocks 0 to 2, 5'
+    """
+    runs: list[list[int]] = []
+    for block in blocks:
+        if runs and block == runs[-1][-1] + 1:
+            runs[-1].append(block)
+        else:
+            runs.append([block])
+    texts = [f"{run[0]} to {run[-1]}" if len(run) > 2 else ", ".join(map(str, run)) for run in runs]
+    return f"block{'' if len(blocks) == 1 else 's'} {', '.join(texts)}"
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
