@@ -51,8 +51,9 @@ def frozen_paths(
       tune_projector: train the encoders of state and actions, the decoder and the position embedding.
       tune_diffusion_model: train the diffusion transformer.
 
+    >>> from clp_jax.models.groot.architecture import GROOT_N15
     >>> names = ["backbone/llm/norm/scale", "action_head/vlln/scale", "action_head/dit/time_1/bias"]
-    >>> sorted(frozen_paths(None, names, tune_diffusion_model=False))
+    >>> sorted(frozen_paths(GROOT_N15, names, tune_diffusion_model=False))
     ['action_head/dit/time_1/bias', 'backbone/llm/norm/scale']
     """
     del architecture
@@ -108,8 +109,9 @@ def training_defaults(architecture: Architecture, steps: int, flavour: Flavour =
       flavour: NVIDIA's script (biases and layer norms are not decayed, clip 1, a cosine to 0 behind the warm-up) or
         lerobot's (all is decayed, clip 10, a cosine to a tenth that counts from the start and ends after 10,000 steps).
 
-    >>> training_defaults(None, 10_000).warmup_steps, training_defaults(None, 20, "lerobot").warmup_steps
-    (500, 1)
+    >>> from clp_jax.models.groot.architecture import GROOT_N15
+    >>> [training_defaults(GROOT_N15, steps, "lerobot").warmup_steps for steps in (20, 10_000)]
+    [1, 500]
     """
     del architecture
     if flavour == "isaac":
@@ -139,7 +141,8 @@ def training_defaults(architecture: Architecture, steps: int, flavour: Flavour =
 def learning_rate(defaults: TrainingDefaults, step: int) -> float:
     """Learning rate of a step, counted from 0.
 
-    >>> learning_rate(training_defaults(None, 20), 1)
+    >>> from clp_jax.models.groot.architecture import GROOT_N15
+    >>> learning_rate(training_defaults(GROOT_N15, 20), 1)
     0.0001
     """
     if step < defaults.warmup_steps:

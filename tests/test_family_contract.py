@@ -1,0 +1,334 @@
+"""What every family must hold to, proven on a small model of every kind."""
+
+import ast
+import json
+import re
+import shutil
+from pathlib import Path
+
+import family_cases as cases
+import jax
+import numpy as np
+import pytest
+from checkpoints import RECORDED, assert_bit_equal
+from groot_recordings import GOLDEN as GROOT
+from recordings import GOLDEN
+from smolvla_recordings import GOLDEN as SMOLVLA
+
+import clp_jax
+from clp_jax.checkpoint import read_spec, write_params
+from clp_jax.errors import InputError
+from clp_jax.flops import parameter_count
+from clp_jax.loading import load_model
+from clp_jax.models import FAMILIES, Architecture, Family, abstract_params, family_of, family_of_tree, stack_of
+from clp_jax.plan import compose
+from clp_jax.planning import plan_of_blocks
+from clp_jax.prune import apply_plan, prune_checkpoint
+from clp_jax.prune_folder import prune_folder
+from clp_jax.trees import flatten, unflatten
+
+KINDS = [kind for family in FAMILIES.values() for kind in family.KINDS]
+GROUPS = [(kind, group) for kind in KINDS for group in cases.architecture(kind).groups]
+RELEASED = [(family, name) for family in FAMILIES for name in FAMILIES[family].RELEASED]
+
+SAME = 2e-5
+"""Relative to the largest value: float32 sums of another order."""
+
+OPTIONAL = {"LEROBOT", "zero_tensors", "torch_config", "why_no_torch"}
+"""Names that only the targets of a family ask for."""
+
+COUNTED = {
+    "smolvla": json.loads((SMOLVLA / "param_tree_smolvla.json").read_text())["total"],
+    "gr00t-n1.5": json.loads((GROOT / "param_tree.json").read_text())["totals"]["all"],
+    **{name.replace("_", "-"): n for name, n in json.loads((GOLDEN / "param_counts.json").read_text()).items()},
+}
+
+
+def assert_same(ours, theirs):
+    ours, theirs = np.asarray(ours, np.float64), np.asarray(theirs, np.float64)
+    np.testing.assert_allclose(ours, theirs, rtol=0, atol=SAME * max(1.0, np.abs(theirs).max()))
+
+
+def kept(arch, removed):
+    return {name: [i for i in range(arch.depths[name]) if i not in gone] for name, gone in removed.items()}
+
+
+def depths_after(plan):
+    return {name: len(tower.keep) for name, tower in plan.towers.items()}
+
+
+# Names
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_family_has_every_name_of_the_protocol(name):
+    assert isinstance(FAMILIES[name], Family)
+    assert FAMILIES[name].__name__ == f"clp_jax.models.{name}"
+    assert set(FAMILIES[name].TITLES) == set(FAMILIES[name].KINDS)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_targets_come_with_what_they_ask_for(name):
+    family = FAMILIES[name]
+    assert hasattr(family, "LEROBOT") or "lerobot" not in family.TARGETS
+    for needed in ("why_no_torch", "zero_tensors", "torch_config"):
+        assert hasattr(family, needed) or "openpi-pytorch" not in family.TARGETS
+
+
+def test_nothing_is_asked_of_a_family_that_the_protocol_does_not_promise():
+    promised = set(Family.__protocol_attrs__) if hasattr(Family, "__protocol_attrs__") else set(dir(Family))
+    promised |= set(Family.__annotations__) | OPTIONAL
+    root, asked = Path(clp_jax.__file__).parent, set()
+    for file in root.rglob("*.py"):
+        if "safetensors" in file.parts or file.name == "family.py":
+            continue  # a StoredFamily there
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Attribute) and re.match(r"family(?:_of\w*\(.*\))?$", ast.unparse(node.value)):
+                asked.add((str(file.relative_to(root)), node.attr))
+    assert asked
+    assert {(file, name) for file, name in asked if name not in promised} == set()
+
+
+# Sizes
+
+
+@pytest.mark.parametrize(("family", "name"), RELEASED)
+def test_released_model_has_as_many_parameters_as_upstream(family, name):
+    architecture = FAMILIES[family].RELEASED[name]
+    assert isinstance(architecture, Architecture)
+    assert parameter_count(architecture) == COUNTED[name]
+    tree = abstract_params(architecture)
+    assert family_of_tree(tree) is family_of(architecture) is FAMILIES[family]
+
+
+@pytest.mark.parametrize(("family", "name"), RELEASED)
+def test_stacks_cover_every_block_of_every_tower_once(family, name):
+    architecture = FAMILIES[family].RELEASED[name]
+    seen: dict[str, dict[str, list[int]]] = {tower.name: {} for tower in architecture.towers}
+    for path, leaf in flatten(abstract_params(architecture)).items():
+        stack = stack_of(FAMILIES[family].STACKS, path)
+        if stack is not None:
+            alike = re.sub(r"/(?:even|odd|cross|self)/", "/*/", path)
+            seen[stack.tower].setdefault(alike, []).extend(stack.blocks(leaf.shape[0]))
+    for tower in architecture.towers:
+        assert seen[tower.name], tower.name
+        for path, blocks in seen[tower.name].items():
+            assert sorted(blocks) == list(range(tower.depth)), path
+
+
+@pytest.mark.parametrize(("family", "name"), RELEASED)
+def test_towers_groups_and_depths_agree(family, name):
+    architecture = FAMILIES[family].RELEASED[name]
+    names = [tower.name for tower in architecture.towers]
+    assert architecture.depths == {tower.name: tower.depth for tower in architecture.towers}
+    assert sorted(tower for group in architecture.groups for tower in group) == sorted(names)
+    assert architecture.coupled == tuple(group for group in architecture.groups if len(group) > 1)
+    shorter = architecture.with_depths(dict.fromkeys(names, 2))
+    assert shorter.depths == dict.fromkeys(names, 2)
+    assert shorter.with_depths(architecture.depths) == architecture
+    for tower in shorter.towers + architecture.towers:
+        assert all(0 <= state <= tower.depth for state in tower.incomparable)
+        assert all(0 <= block < tower.depth for block in tower.protected)
+
+
+# Cuts
+
+
+@pytest.mark.parametrize(("kind", "group"), GROUPS)
+def test_gate_zero_is_the_pruned_model_and_a_branch_that_writes_nothing(kind, group):
+    arch, arrays = cases.architecture(kind), cases.inputs(cases.architecture(kind))
+    removed = cases.removal(arch, group)
+    plan = plan_of_blocks(arch, kept(arch, removed))
+    gated, _, gated_loss = cases.run(arch)(cases.params(arch), arrays, cases.gates(arch, removed))
+    shorter = arch.with_depths(depths_after(plan))
+    pruned = apply_plan(cases.params(arch), plan)
+    output, _, loss = cases.run(shorter)(pruned, arrays, cases.gates(shorter))
+    assert_same(gated, output)
+    assert_same(gated_loss.each, loss.each)
+    assert not np.allclose(output, cases.whole(kind)[0], atol=1e-4)
+
+    silent, _, silent_loss = cases.run(arch)(zeroed(arch, removed), arrays, cases.gates(arch))
+    assert_same(silent, output)
+    assert_same(silent_loss.each, loss.each)
+
+
+def zeroed(arch, removed):
+    leaves = {}
+    for path, leaf in flatten(cases.params(arch)).items():
+        stack = stack_of(family_of(arch).STACKS, path)
+        if stack is not None and any(re.fullmatch(pattern, path) for pattern in cases.WRITERS):
+            gone = [block in removed.get(stack.tower, ()) for block in stack.blocks(len(leaf))]
+            leaf = np.where(np.reshape(gone, (-1, *(1 for _ in leaf.shape[1:]))), np.zeros((), leaf.dtype), leaf)
+        leaves[path] = leaf
+    return unflatten(leaves)
+
+
+@pytest.mark.parametrize(("family", "name"), RELEASED)
+def test_two_cuts_are_their_composition(family, name):
+    architecture = FAMILIES[family].RELEASED[name].with_depths(dict.fromkeys(FAMILIES[family].RELEASED[name].depths, 8))
+    tree = abstract_params(architecture)
+    numbered = {  # every row says which block it is
+        path: np.asarray(stack.blocks(leaf.shape[0])) if (stack := stack_of(FAMILIES[family].STACKS, path)) else leaf
+        for path, leaf in flatten(tree).items()
+    }
+    first = plan_of_blocks(architecture, dict.fromkeys(architecture.depths, [0, 1, 2, 5, 6, 7]))
+    shorter = architecture.with_depths(depths_after(first))
+    then = plan_of_blocks(shorter, dict.fromkeys(architecture.depths, [0, 3, 4, 5]))
+    twice = flatten(apply_plan(apply_plan(unflatten(numbered), first), then))
+    once = flatten(apply_plan(unflatten(numbered), compose(first, then)))
+    for path, leaf in twice.items():
+        assert np.array_equal(leaf, once[path]) if isinstance(leaf, np.ndarray) else leaf is once[path], path
+    found = flatten(apply_plan(apply_plan(tree, first), then))
+    expected = flatten(abstract_params(shorter.with_depths(depths_after(then))))
+    assert {path: leaf.shape for path, leaf in found.items()} == {path: leaf.shape for path, leaf in expected.items()}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_cut_that_leaves_blocks_at_places_of_another_kind_is_refused(kind):
+    arch = cases.architecture(kind)
+    alternating = [tower for tower in arch.towers if tower.period > 1]
+    assert bool(alternating) == (family_of(arch).STACKS != tuple(s for s in family_of(arch).STACKS if s.step == 1))
+    for tower in alternating:
+        with pytest.raises(InputError, match="cannot take place"):
+            plan_of_blocks(arch, {tower.name: [0, 2, 3]})
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_other_gates_compile_nothing(kind):
+    arch = cases.architecture(kind)
+    run, arrays = cases.run(arch), cases.inputs(arch)
+    run(cases.params(arch), arrays, cases.gates(arch))
+    before = run._cache_size()
+    for group in arch.groups:
+        run(cases.params(arch), arrays, cases.gates(arch, cases.removal(arch, group)))
+    assert run._cache_size() == before
+
+
+# Inputs, losses, samples
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_losses_are_finite_and_states_are_those_of_the_towers(kind):
+    arch = cases.architecture(kind)
+    output, states, loss = cases.whole(kind)
+    assert np.isfinite(output).all()
+    assert loss.each.shape == loss.weight.shape == (cases.BATCH,)
+    assert np.isfinite(loss.each).all()
+    assert (loss.weight > 0).all()
+    assert states.keys() == arch.depths.keys()
+    for tower in arch.towers:
+        streams, valid = states[tower.name]
+        assert streams.shape[:3] == (tower.depth + 1, *valid.shape)
+        assert valid.any(axis=1).all()
+        assert np.isfinite(streams).all()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_observations_of_zeros_are_finite(kind):
+    arch = cases.architecture(kind)
+    zeros = {key: np.zeros_like(array) for key, array in cases.inputs(arch).items()}
+    output, _, loss = cases.run(arch)(cases.params(arch), zeros, cases.gates(arch))
+    assert np.isfinite(output).all()
+    assert np.isfinite(loss.each).all()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_weights_of_the_error_make_the_loss(kind):
+    arch, (output, _, loss) = cases.architecture(kind), cases.whole(kind)
+    arrays = cases.inputs(arch)
+    weights = family_of(arch).error_weights(arch, arrays)
+    if "actions" not in arrays:
+        assert weights is None
+        return
+    # The target is noise minus action where time runs to the action, action minus noise where it runs from the noise.
+    errors = [np.square(output - sign * (arrays["noise"] - arrays["actions"])) for sign in (1, -1)]
+    found = [np.sum(np.asarray(weights) * error, axis=(1, 2)) for error in errors]
+    assert any(np.allclose(each, loss.each, rtol=1e-5) for each in found)
+    assert np.allclose(np.sum(weights, axis=(1, 2)), 1)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_sample_has_the_shape_of_a_chunk(kind):
+    arch, family = cases.architecture(kind), family_of(cases.architecture(kind))
+    arrays = cases.inputs(arch)
+    assert family.num_steps(arch) >= 1 or family.why_no_actions(arch)
+    if family.why_no_actions(arch) is not None:
+        assert "actions" not in arrays
+        return
+    model = family.build(arch)
+    observation = {key: array for key, array in arrays.items() if key not in ("actions", "time", "noise")}
+    actions = jax.jit(lambda *args: family.sample(model, *args[:2], noise=args[2], num_steps=cases.STEPS, gates={}))(
+        cases.params(arch), observation, arrays["noise"]
+    )
+    assert actions.shape == (cases.BATCH, *arrays["actions"].shape[1:])
+    assert actions.dtype == np.float32
+    assert np.isfinite(actions).all()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_fixed_draw_is_fixed_and_starts_alike_for_more_observations(kind):
+    arch, family = cases.architecture(kind), family_of(cases.architecture(kind))
+    few, again, more = (family.fixed_draw(arch, cases.inputs(arch, batch)) for batch in (2, 2, 5))
+    assert few.keys() == more.keys()
+    for key, array in few.items():
+        assert np.array_equal(array, again[key])
+        assert np.array_equal(array, more[key][:2]), key
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_draw_follows_its_key(kind):
+    arch, family = cases.architecture(kind), family_of(cases.architecture(kind))
+    arrays = cases.inputs(arch)
+    (one, _), (same, _), (other, _) = (family.draw(arch, jax.random.key(seed), arrays) for seed in (0, 0, 1))
+    for key in family.fixed_draw(arch, arrays):
+        assert one[key].shape == arrays[key].shape
+        assert np.array_equal(one[key], same[key])
+        assert not np.array_equal(one[key], other[key])
+
+
+# Stored forms
+
+FOLDERS = {"smolvla": SMOLVLA, "groot": GROOT}
+
+
+def stored_as_run(name, params, target):
+    """The parameters as a run of ours keeps them, with the family's own files beside."""
+    files = target.parent / f"{target.name}_files"
+    shutil.copytree(FOLDERS[name] / "ckpt", files / "policy", ignore=shutil.ignore_patterns("*.safetensors"))
+    for beside in ("vlm", "eagle"):
+        if (FOLDERS[name] / beside).is_dir():
+            shutil.copytree(FOLDERS[name] / beside, files / "policy" / beside)
+    write_params(target, params, assets=files)
+    return target
+
+
+@pytest.mark.parametrize("name", FOLDERS)
+def test_both_stored_forms_are_the_same_model_and_are_cut_alike(name, tmp_path):
+    folder = load_model(FOLDERS[name] / "ckpt", dtype="float32")
+    run = load_model(stored_as_run(name, folder.params, tmp_path / "run"), dtype="float32")
+    assert run.architecture == folder.architecture
+    assert_bit_equal(folder.params, run.params)
+
+    arch = folder.architecture
+    group = arch.groups[0]
+    plan = plan_of_blocks(arch, kept(arch, cases.removal(arch, group)))
+    prune_folder(folder.spec, plan, tmp_path / "folder_cut")
+    prune_checkpoint(run.spec, plan, tmp_path / "run_cut")
+    expected = apply_plan(folder.params, plan)
+    settings = {"vlm_config": FOLDERS[name] / ("vlm" if (FOLDERS[name] / "vlm").is_dir() else "eagle")}
+    cut = load_model(tmp_path / "folder_cut", dtype="float32", **settings)
+    assert cut.architecture == arch.with_depths(depths_after(plan))
+    assert_bit_equal(expected, cut.params)
+    assert_bit_equal(expected, load_model(tmp_path / "run_cut", dtype="float32").params)
+
+
+def test_an_openpi_checkpoint_written_again_is_the_same_model(tmp_path):
+    released = load_model(RECORDED / "pi0_released", dtype="float32")
+    write_params(tmp_path / "run", released.params)
+    again = load_model(tmp_path / "run", dtype="float32")
+    assert again.architecture == released.architecture
+    assert_bit_equal(released.params, again.params)
+    arch = again.architecture
+    plan = plan_of_blocks(arch, kept(arch, cases.removal(arch, arch.groups[0])))
+    prune_checkpoint(read_spec(tmp_path / "run"), plan, tmp_path / "cut")
+    assert_bit_equal(apply_plan(released.params, plan), load_model(tmp_path / "cut", dtype="float32").params)
