@@ -81,6 +81,7 @@ class Inspection:
       cameras: of the model.
       state_dim: of the model's state; None also where the model reads none beside the prompt.
       action_dim: of the model's actions; None also where they are tokens.
+      lengths_said: whether the checkpoint itself says its lengths; else they are upstream's for the kind of model.
       not_read: why the architecture, and with it lengths, cameras and dimensions, could not be read.
       statistics: found beside the weights.
       adapters: arrays of low-rank adapters.
@@ -105,6 +106,7 @@ class Inspection:
     cameras: tuple[str, ...] | None
     state_dim: int | None
     action_dim: int | None
+    lengths_said: bool | None
     not_read: str | None
     statistics: tuple[Statistics, ...]
     adapters: int
@@ -259,7 +261,7 @@ def _form(spec: Spec) -> tuple[str, int | None]:
 
 def _sizes(spec: Spec, architecture: Architecture | None) -> dict[str, Any]:
     """Lengths, cameras and dimensions."""
-    names = ("action_horizon", "max_token_len", "cameras", "state_dim", "action_dim")
+    names = ("action_horizon", "max_token_len", "cameras", "state_dim", "action_dim", "lengths_said")
     if architecture is None:
         return dict.fromkeys(names)
     family = family_of(architecture)
@@ -269,4 +271,5 @@ def _sizes(spec: Spec, architecture: Architecture | None) -> dict[str, Any]:
     state = None if "state" in unread else inputs["state"].shape[-1]
     horizon, prompt = told.get(names[0], lengths.horizon), told.get(names[1], lengths.prompt)
     cameras = tuple(family.camera_names(architecture))
-    return dict(zip(names, (horizon, prompt, cameras, state, architecture.action_dim), strict=True))
+    said = spec.folder is not None or names[0] in told
+    return dict(zip(names, (horizon, prompt, cameras, state, architecture.action_dim, said), strict=True))

@@ -28,7 +28,8 @@ def names() -> set[str]:
     """Of kinds, families, released models and towers."""
     released = [model for family in FAMILIES.values() for model in family.RELEASED.values()]
     found = {tower for model in released for tower in model.depths}
-    return found.union(FAMILIES, *(family.KINDS for family in FAMILIES.values()), *(f.RELEASED for f in FAMILIES.values()))
+    families = FAMILIES.values()
+    return found.union(FAMILIES, *(family.KINDS for family in families), *(family.RELEASED for family in families))
 
 
 def literals(source: str) -> Iterator[tuple[int, str]]:

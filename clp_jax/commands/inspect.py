@@ -92,9 +92,10 @@ def _facts(found: Inspection) -> Iterable[tuple[str, str]]:
     if found.not_read is None:
         state = "none of its own" if found.state_dim is None else _count(found.state_dim, "dimension")
         actions = "tokens" if found.action_dim is None else _count(found.action_dim, "dimension")
-        yield "actions", f"chunks of {_count(found.action_horizon or 0, 'action')}, {actions}"
+        assumed = "" if found.lengths_said else " (upstream's default: the checkpoint does not say)"
+        yield "actions", f"chunks of {_count(found.action_horizon or 0, 'action')}{assumed}, {actions}"
         yield "state", state
-        yield "prompt", f"{found.max_token_len} tokens with padding"
+        yield "prompt", f"{found.max_token_len} tokens with padding{assumed}"
         yield "cameras", ", ".join(found.cameras or ()) or "none"
     if found.adapters:
         yield "LoRA adapters", f"{found.adapters:,} arrays, {found.adapter_parameters:,} parameters"
