@@ -289,7 +289,7 @@ def _assets_writer(
         vlm_config=config.vlm_config,
         tokenizer=config.tokenizer,
         norm_stats=data.norm_stats,
-        depths=depths(architecture),
+        depths=architecture.depths,
         image_sizes=_image_sizes(data),
     )
 
