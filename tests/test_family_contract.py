@@ -83,7 +83,7 @@ def test_nothing_is_asked_of_a_family_that_the_protocol_does_not_promise():
         if "safetensors" in file.parts or file.name == "family.py":
             continue  # a StoredFamily there
         for node in ast.walk(ast.parse(file.read_text())):
-            if isinstance(node, ast.Attribute) and re.match(r"family(?:_of\w*\(.*\))?$", ast.unparse(node.value)):
+            if isinstance(node, ast.Attribute) and re.match(r"family(?:_of\w*\([^()]*\))?$", ast.unparse(node.value)):
                 asked.add((str(file.relative_to(root)), node.attr))
     assert asked
     assert {(file, name) for file, name in asked if name not in promised} == set()
@@ -294,7 +294,7 @@ FOLDERS = {"smolvla": SMOLVLA, "groot": GROOT}
 def stored_as_run(name, params, target):
     """The parameters as a run of ours keeps them, with the family's own files beside."""
     files = target.parent / f"{target.name}_files"
-    shutil.copytree(FOLDERS[name] / "ckpt", files / "policy", ignore=shutil.ignore_patterns("*.safetensors"))
+    shutil.copytree(FOLDERS[name] / "ckpt", files / "policy", ignore=shutil.ignore_patterns("model.safetensors"))
     for beside in ("vlm", "eagle"):
         if (FOLDERS[name] / beside).is_dir():
             shutil.copytree(FOLDERS[name] / beside, files / "policy" / beside)
