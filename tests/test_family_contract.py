@@ -83,7 +83,7 @@ def test_nothing_is_asked_of_a_family_that_the_protocol_does_not_promise():
         if "safetensors" in file.parts or file.name == "family.py":
             continue  # a StoredFamily there
         for node in ast.walk(ast.parse(file.read_text())):
-            if isinstance(node, ast.Attribute) and re.match(r"family(?:_of\w*\(.*\))?$", ast.unparse(node.value)):
+            if isinstance(node, ast.Attribute) and re.match(r"family(?:_of\w*\([^()]*\))?$", ast.unparse(node.value)):
                 asked.add((str(file.relative_to(root)), node.attr))
     assert asked
     assert {(file, name) for file, name in asked if name not in promised} == set()
@@ -158,8 +158,7 @@ def zeroed(arch, removed):
         stack = stack_of(family_of(arch).STACKS, path)
         if stack is not None and any(re.fullmatch(pattern, path) for pattern in cases.WRITERS):
             gone = [block in removed.get(stack.tower, ()) for block in stack.blocks(len(leaf))]
-            rows = np.reshape(gone, (-1, *(1 for _ in leaf.shape[1:])))
-            leaves[path] = np.where(rows, np.zeros((), leaf.dtype), leaf)
+            leaves[path] = leaf * (1 - np.reshape(gone, (-1, *(1 for _ in leaf.shape[1:]))).astype(leaf.dtype))
         else:
             leaves[path] = leaf
     return unflatten(leaves)
@@ -173,9 +172,9 @@ def test_two_cuts_are_their_composition(family, name):
         path: np.asarray(stack.blocks(leaf.shape[0])) if (stack := stack_of(FAMILIES[family].STACKS, path)) else leaf
         for path, leaf in flatten(tree).items()
     }
-    first = plan_of_blocks(architecture, {tower: [0, 1, 2, 5, 6, 7] for tower in architecture.depths})
+    first = plan_of_blocks(architecture, {name: [0, 1, 2, 5, 6, 7] for name in architecture.depths})
     shorter = architecture.with_depths(depths_after(first))
-    then = plan_of_blocks(shorter, {tower: [0, 3, 4, 5] for tower in architecture.depths})
+    then = plan_of_blocks(shorter, {name: [0, 3, 4, 5] for name in architecture.depths})
     twice = flatten(apply_plan(apply_plan(unflatten(numbered), first), then))
     once = flatten(apply_plan(unflatten(numbered), compose(first, then)))
     for path, leaf in twice.items():
@@ -296,7 +295,7 @@ FOLDERS = {"smolvla": SMOLVLA, "groot": GROOT}
 def stored_as_run(name, params, target):
     """The parameters as a run of ours keeps them, with the family's own files beside."""
     files = target.parent / f"{target.name}_files"
-    shutil.copytree(FOLDERS[name] / "ckpt", files / "policy", ignore=shutil.ignore_patterns("*.safetensors"))
+    shutil.copytree(FOLDERS[name] / "ckpt", files / "policy", ignore=shutil.ignore_patterns("model.safetensors"))
     for beside in ("vlm", "eagle"):
         if (FOLDERS[name] / beside).is_dir():
             shutil.copytree(FOLDERS[name] / beside, files / "policy" / beside)

@@ -111,7 +111,7 @@ def check_tensors(weights: Weights, file: Path, *, prefix: str = "") -> int:
 def _layout(weights: Weights) -> tuple[Layout, Blocks]:
     """The rule of every leaf, and which leaves are stacked."""
     family = family_of(weights.architecture)
-    return family.layout(weights.leaves), functools.partial(blocks_of, family.STACKS)
+    return family.stored_layout(weights.leaves, ()), functools.partial(blocks_of, family.STACKS)
 
 
 def write_reference(weights: Weights, folder: Path, options: Options) -> None:
