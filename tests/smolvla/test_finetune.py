@@ -51,7 +51,7 @@ def run(data, tmp_path_factory):
 def test_settings_are_lerobots_and_recorded(run):
     config = json.loads((run / "1" / "clp.json").read_text())["steps"][-1]["config"]
     assert (config["peak_lr"], config["clip_norm"], config["schedule"]) == (1e-4, 10.0, "cosine-from-start")
-    assert (config["ema_decay"], config["augment"], config["frozen_dtype"]) == (None, False, "keep")
+    assert (config["ema_decay"], config["frozen_dtype"]) == (None, "keep")
     assert config["batch_size"] == 8  # given
 
 

@@ -28,7 +28,7 @@ def steps_of(length: int):
     names = {field.name for field in dataclasses.fields(OptimizerSettings)}
     optimizer = OptimizerSettings(**{name: value for name, value in defaults.items() if name in names})
     frozen = frozen_paths(tuple(flatten(params())), default=smolvla.frozen_rules(a))
-    settings = StepSettings(ema_decay=None, augment=defaults["augment"], frozen=frozen)
+    settings = StepSettings(ema_decay=None, augment=True, frozen=frozen)
     tx = make_optimizer(optimizer)
     state = make_state(params(), tx, frozen=frozen)
     step, g, found = jax.jit(functools.partial(train_step, a, tx, settings)), recording(), []

@@ -206,7 +206,6 @@ def training_defaults(architecture: Architecture, steps: int) -> dict[str, Any]:
         "weight_decay": 1e-10,
         "clip_norm": 1.0,
         "ema_decay": 0.99,
-        "augment": True,
         "frozen_dtype": "bfloat16",
         "batch_size": 32,
     }

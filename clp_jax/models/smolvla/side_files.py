@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from etils import epath
 
+from clp_jax.errors import InputError
 from clp_jax.models.smolvla.layout import config_with_depths
 from clp_jax.models.smolvla.tokenizer import BESIDE, FILE, find_tokenizer
 from clp_jax.processing import policy_files
@@ -38,6 +39,8 @@ def side_files(
     for name in (policy_files.PREPROCESSOR, policy_files.POSTPROCESSOR):
         files |= {name: (folder / name).read_bytes()} if (folder / name).exists() else {}
     for name in policy_files.state_files(folder):
+        if not (folder / name).exists():
+            raise InputError(f"{folder}: {name}, which its processors name, is missing")
         content = (folder / name).read_bytes()
         if norm_stats is not None:
             vectors = policy_files.with_stats(policy_files.read_vectors(folder / name), norm_stats)

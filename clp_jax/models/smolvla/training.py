@@ -75,7 +75,6 @@ def training_defaults(architecture: Architecture, steps: int) -> dict[str, Any]:
         "decay_steps": decay,
         "decay_lr": t.end_lr,
         "ema_decay": None,
-        "augment": False,
         "frozen_dtype": "keep",
         "batch_size": _BATCH_SIZE,
     }
