@@ -56,9 +56,10 @@ def test_nine_of_eighteen_blocks_halve_the_language_stack():
 def test_dead_work_is_not_counted():
     """All of the VLM's last block but its keys and values."""
     shape = {"cameras": 3, "lengths": Lengths(50, 48)}
-    saved = forward_flops(dataclasses.replace(PI0, skip_dead=False), **shape) - forward_flops(PI0, **shape)
+    whole, ended = (dataclasses.replace(PI0, skip_dead=skip) for skip in (False, True))
+    saved = forward_flops(whole, **shape) - forward_flops(ended, **shape)
     tokens, width, heads, mlp = 3 * 256 + 48, 2048, 8 * 256, 16_384
     assert saved == 2 * tokens * (2 * width * heads + 2 * tokens * heads + 3 * width * mlp)
-    assert sample_flops(dataclasses.replace(PI0, skip_dead=False), **shape) - sample_flops(PI0, **shape) == saved
+    assert sample_flops(whole, **shape) - sample_flops(ended, **shape) == saved
     fast = (forward_flops(dataclasses.replace(PI0_FAST, skip_dead=skip), **shape) for skip in (True, False))
     assert len(set(fast)) == 1

@@ -78,7 +78,7 @@ def _read_shards(spec: CheckpointSpec, shardings: Mapping[str, Any]) -> dict[str
     tree = unflatten(leaves)
     restore = ocp.args.PyTreeRestore(item=tree, restore_args=ocp.checkpoint_utils.construct_restore_args(tree))
     with translated(spec.path), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-        found = flatten(reader.restore(spec.path.absolute(), args=restore)["params"])
+        found = flatten(reader.restore(_absolute(spec.path), args=restore)["params"])
     return unflatten({path.removesuffix(ending): leaf for path, leaf in found.items()})
 
 
@@ -219,3 +219,9 @@ def _put_rows(writer: ItemWriter, name: str, rows: np.ndarray, height: int, *, f
         blocks = (flat[begin : begin + step] for begin in range(0, flat.size, step))
         writer.write_chunk(name, (number, *[0] * (rows.ndim - 1)), blocks)
         yield flat.nbytes
+
+
+def _absolute(path: epath.Path) -> epath.Path:
+    """Orbax takes absolute paths only; the paths of etils have no ``absolute`` in every version that we support."""
+    text = os.fspath(path)
+    return path if "://" in text else epath.Path(os.path.abspath(text))  # noqa: PTH100
