@@ -132,7 +132,7 @@ def test_help_lists_the_commands(capsys, word):
 
 
 @pytest.mark.parametrize(
-    ("word", "hint"), [("prun", "did you mean 'prune'?"), ("xyz", "the commands are analyse, prune")]
+    ("word", "hint"), [("prun", "did you mean 'prune'?"), ("xyz", "the commands are inspect, analyse, prune")]
 )
 def test_an_unknown_command_is_told_which_there_are(capsys, word, hint):
     assert cli.main([word]) == 2
