@@ -195,10 +195,9 @@ def open_dataset(
 def _notes_on_spread(recorded: Recording, processing: Processing, stats_file: str | None) -> tuple[str, ...]:
     """Warns of dimensions that hardly vary; statistics of a file that the user gave must vary."""
     dims = {"state": recorded.state.shape[1], "actions": recorded.actions.shape[1]}
-    quantiles = getattr(processing, "quantiles", None)
     if stats_file is not None:
-        check_spread(processing.norm_stats, dims, source=stats_file, quantiles=quantiles)
-    found = warning(processing.norm_stats, dims, quantiles=quantiles)
+        check_spread(processing.norm_stats, dims, source=stats_file, quantiles=processing.quantiles)
+    found = warning(processing.norm_stats, dims, quantiles=processing.quantiles)
     return () if found is None else (found,)
 
 

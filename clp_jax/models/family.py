@@ -209,6 +209,11 @@ class Processing(Protocol):
         """Dimensions of the robot's actions."""
         ...
 
+    @property
+    def quantiles(self) -> bool:
+        """Whether quantiles normalise, or else mean and deviation."""
+        ...
+
     def check_dims(self, state: int, actions: int) -> None:
         """Raise an `InputError` if the model cannot hold so many dimensions."""
         ...

@@ -42,6 +42,17 @@ def state_files(folder: epath.Path) -> list[str]:
     return [step["state_file"] for step in steps if step.get("registry_name") in _NORMALISERS and "state_file" in step]
 
 
+def norm_maps(folder: epath.Path) -> dict[str, dict[str, str]]:
+    """How each processor file normalises the kinds of features; a kind that one lacks stays as it is."""
+    found = {name: read_steps(folder, name) for name in (PREPROCESSOR, POSTPROCESSOR)}
+    return {
+        name: dict(step.get("config", {}).get("norm_map", {}))
+        for name, steps in found.items()
+        for step in steps
+        if step.get("registry_name") in _NORMALISERS
+    }
+
+
 def tokenizer_name(folder: epath.Path) -> str | None:
     """What the preprocessor calls its tokenizer: a hub id or a folder."""
     found = [step.get("config", {}).get("tokenizer_name") for step in read_steps(folder, PREPROCESSOR)]

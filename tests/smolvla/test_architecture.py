@@ -109,6 +109,29 @@ def test_defaults_of_lerobot_stand_where_a_key_is_missing(policy):
         read(policy(max_state_dim=...))
 
 
+@pytest.mark.parametrize(
+    ("mapping", "as_they_are"),
+    [
+        (..., ()),
+        ({}, ("state", "actions")),
+        ({"STATE": "MEAN_STD"}, ("actions",)),
+        ({"ACTION": "MEAN_STD"}, ("state",)),
+    ],
+)
+def test_a_kind_that_the_mapping_lacks_is_not_normalised_as_in_lerobot(policy, mapping, as_they_are):
+    assert read(policy(normalization_mapping=mapping)).as_they_are == as_they_are
+
+
+def test_processors_that_normalise_otherwise_than_the_configuration_are_refused(policy):
+    folder = policy(normalization_mapping={"ACTION": "MEAN_STD"})
+    for name in ("policy_preprocessor.json", "policy_postprocessor.json"):
+        shutil.copy(GOLDEN / "ckpt" / name, folder / name)
+    with pytest.raises(InputError, match=r"policy_preprocessor.json normalises STATE with MEAN_STD, .* with IDENTITY"):
+        read(folder)
+    with pytest.raises(InputError, match=r"policy_postprocessor.json normalises ACTION with MEAN_STD, .* IDENTITY"):
+        read(policy(normalization_mapping={"STATE": "MEAN_STD"}))
+
+
 def test_config_is_needed(tmp_path):
     for folder in (None, epath.Path(tmp_path)):
         with pytest.raises(InputError, match=r"needs lerobot's config.json beside its parameters"):

@@ -17,6 +17,7 @@ from clp_jax.models.layers.siglip import SiglipSizes
 from clp_jax.models.smolvla.architecture import EMPTY_CAMERA, Architecture, LlamaSizes, TrainingSettings
 from clp_jax.models.smolvla.measured import Measured
 from clp_jax.models.smolvla.vlm import VlmSettings, vlm_settings
+from clp_jax.processing import policy_files
 
 _VLM = "HuggingFaceTB/SmolVLM2-500M-Video-Instruct"
 """lerobot's default of ``vlm_model_name``."""
@@ -61,6 +62,9 @@ _IMPLEMENTED: dict[str, tuple[Any, ...]] = {
 }
 """Keys of which only some values are implemented."""
 
+_NORMALIZATION = {"VISUAL": "IDENTITY", "STATE": "MEAN_STD", "ACTION": "MEAN_STD"}
+"""Where the configuration has no mapping."""
+
 _CHECKED = (
     *("num_vlm_layers", "num_expert_layers", "expert_width_multiplier", "max_state_dim", "max_action_dim"),
     *("resize_imgs_with_padding", "normalization_mapping", "input_features", "output_features", "vlm_model_name"),
@@ -98,8 +102,9 @@ def read_architecture(
     vlm = vlm_settings(config.get("vlm_model_name", _VLM), file.parent, vlm_config, sizes)
     _check_shapes(config, vlm, sizes, str(file))
     cameras, dims = _features(config, str(file))
-    norms = config.get("normalization_mapping", {})
+    norms = config.get("normalization_mapping", _NORMALIZATION)  # a kind that a given mapping lacks stays as it is
     kinds = {"state": "STATE", "actions": "ACTION"}
+    _check_norm_maps(norms, file.parent)
     return Architecture(
         vision=SiglipSizes(
             width=sizes.vision_width,
@@ -123,7 +128,7 @@ def read_architecture(
         true_state_dim=dims["STATE"],
         cameras=cameras,
         camera_sizes=tuple(_image_size(config, camera, sizes.image_size) for camera in cameras),
-        as_they_are=tuple(name for name, kind in kinds.items() if norms.get(kind) == "IDENTITY"),
+        as_they_are=tuple(name for name, kind in kinds.items() if norms.get(kind, "IDENTITY") == "IDENTITY"),
         image_tokens=_image_tokens(config, vlm, str(file)),
         training=_training(config),
         dtype=dtype,
@@ -165,6 +170,19 @@ def _known(config: Mapping[str, Any], file: str) -> Mapping[str, Any]:
                 "implemented."
             )
     return config
+
+
+def _check_norm_maps(norms: Mapping[str, str], folder: epath.Path) -> None:
+    """lerobot trains by the configuration and serves by the processors: they must normalise alike."""
+    for name, kind in ((policy_files.PREPROCESSOR, "STATE"), (policy_files.POSTPROCESSOR, "ACTION")):
+        if name not in (found := policy_files.norm_maps(folder)):
+            continue
+        said, needed = (each.get(kind, "IDENTITY") for each in (found[name], norms))
+        if said != needed:
+            raise InputError(
+                f"{folder / name} normalises {kind} with {said}, normalization_mapping of config.json with {needed}; "
+                "correct the file that is wrong."
+            )
 
 
 def _check_shapes(config: Mapping[str, Any], vlm: VlmSettings, sizes: Measured, file: str) -> None:

@@ -63,6 +63,11 @@ class Processing:
         """Dimensions of the robot's actions, which the loss counts."""
         return self.architecture.true_action_dim
 
+    @property
+    def quantiles(self) -> bool:
+        """Mean and deviation normalise, as in lerobot."""
+        return False
+
     def check_dims(self, state: int, actions: int) -> None:
         """Raise an `InputError` unless they are what ``config.json`` says: the loss counts its dimensions."""
         a = self.architecture
