@@ -201,7 +201,9 @@ def open_video(path: Path) -> Any:
     """
     import av
 
-    container = av.open(str(path), metadata_errors="replace")  # texts in the file's head are read by nobody
+    # Texts in the file's head, in whatever encoding, are read by nobody. PyAV 19 never fails over them.
+    lenient: Any = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
+    container = av.open(str(path), **lenient)
     # A file whose end is missing may still open: with no stream, or with one whose codec nobody knows.
     decoder = next((stream.codec_context for stream in container.streams.video), None)
     if decoder is None:
