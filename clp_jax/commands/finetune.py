@@ -9,8 +9,7 @@ import jax
 from etils import epath
 from rich.console import Console
 
-from clp_jax.checkpoint import CheckpointSpec, Spec, copy_files, fingerprint, read_spec
-from clp_jax.checkpoint.orbax.spec import POLICY
+from clp_jax.checkpoint import Spec, fingerprint, read_spec
 from clp_jax.commands.data_flags import DataFlags, open_data
 from clp_jax.commands.model_flags import ModelFlags
 from clp_jax.commands.upstream_flags import UpstreamFlags, with_upstream_defaults
@@ -20,12 +19,12 @@ from clp_jax.errors import InputError
 from clp_jax.loading import default_dtype, read_architecture
 from clp_jax.models import Architecture, Lengths, Remat, abstract_params, family_of
 from clp_jax.plan import PrunePlan
-from clp_jax.processing import norm_stats, tokenizer
 from clp_jax.progress import progress
 from clp_jax.provenance import training_record
 from clp_jax.sharding import Rules, make_mesh
 from clp_jax.training import OptimizerSettings, Run, Steps, StepSettings, check_batch_size, train
 from clp_jax.training.adapters import with_adapters
+from clp_jax.training.assets import assets_writer
 from clp_jax.training.freezing import frozen_paths
 from clp_jax.training.held_out import held_out_loss
 from clp_jax.training.logs import LOG_FILE, Logs, import_wandb
@@ -135,7 +134,8 @@ def run(config: Finetune) -> None:
     todo = _todo(config, frozen)
     check_batch_size(todo, mesh)
     out = _open_folder(config)
-    saved = Steps(out, write_assets=_assets_writer(config, spec, architecture, data), keep_period=config.keep_period)
+    write_assets = assets_writer(spec, architecture, data, vlm_config=config.vlm_config, tokenizer=config.tokenizer)
+    saved = Steps(out, write_assets=write_assets, keep_period=config.keep_period)
     entry = Entry(str(spec.path), fingerprint(spec), data.fingerprint, data.pictures, dataclasses.asdict(config))
     start = 0 if saved.latest is None else saved.latest + 1
     trained = sum(size for path, size in names.items() if path not in frozen)
@@ -275,44 +275,6 @@ def _open_folder(config: Finetune) -> epath.Path:
         out.rmtree()
     barrier("folder")
     return out
-
-
-def _assets_writer(
-    config: Finetune, spec: Spec, architecture: Architecture, data: TrainingData
-) -> Callable[[epath.Path], None]:
-    """Fills a step's assets: the statistics of the data, or those of a checkpoint whose normalised data it is.
-
-    A tokenizer of the checkpoint's own goes with it, and below ``policy`` whatever else a loader will ask for.
-    """
-    files = family_of(architecture).side_files(
-        spec.folder,
-        vlm_config=config.vlm_config,
-        tokenizer=config.tokenizer,
-        norm_stats=data.norm_stats,
-        depths=architecture.depths,
-        image_sizes=_image_sizes(data),
-    )
-
-    def write(folder: epath.Path) -> None:
-        if data.norm_stats is not None and data.asset_id is not None:
-            norm_stats.save(folder / data.asset_id, data.norm_stats)
-            if spec.assets is not None and (own := spec.assets / tokenizer.FILE).exists():
-                own.copy(folder / tokenizer.FILE)
-        elif spec.assets is not None and isinstance(spec, CheckpointSpec):
-            copy_files(spec.assets, folder)
-        for name, content in files.items():
-            file = folder / POLICY / name
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_bytes(content)
-
-    return write
-
-
-def _image_sizes(data: TrainingData) -> dict[str, tuple[int, int]]:
-    """Height and width per camera, where the images are not what the model itself made of them."""
-    row = data.read(data.rows[:1])
-    images = {camera: row[f"image/{camera}"] for camera in data.cameras}
-    return {camera: tuple(image.shape[1:3]) for camera, image in images.items() if image.dtype == "uint8"}
 
 
 def _go_on(console: Console, before: Mapping[str, Any], entry: Entry) -> None:
