@@ -40,12 +40,14 @@ class NormStats(RobotFlags):
 def run(config: NormStats) -> None:
     """Run the command."""
     console = Console()
-    robot = config.find_robot(None)
+    architecture = None if config.checkpoint is None else read_architecture(read_spec(config.checkpoint))
+    # Only a checkpoint that describes its robot says anything here; the others' cameras do not matter.
+    described = architecture is not None and family_of(architecture).own_robot(architecture) is not None
+    robot = config.find_robot(architecture if described else None)
     if robot is None:
         raise InputError("say which robot the data are of: --robot, or --image, --state-key and --action-key.")
     horizon = _OPENPI_HORIZON if config.action_horizon is None else config.action_horizon
-    if config.checkpoint is not None and config.action_horizon is None:
-        architecture = read_architecture(read_spec(config.checkpoint))
+    if architecture is not None and config.action_horizon is None:
         horizon = family_of(architecture).lengths(architecture).horizon
     if horizon < 1:
         raise InputError(f"an action chunk of {horizon} actions is none; give at least 1.")

@@ -106,7 +106,7 @@ class Processing:
         ids, mask = self.tokenizer(prompt, self.max_token_len)
         result: dict[str, np.ndarray] = {"tokenized_prompt": ids, "tokenized_prompt_mask": mask}
         for camera in self.cameras:
-            result[f"image/{camera}"] = transforms.parse_image(images[camera])
+            result[f"image/{camera}"] = _pixels(images[camera])
             result[f"image_mask/{camera}"] = np.bool_(1)
         result["state"] = transforms.pad(self._normalise(state, "state"), a.state_dim).astype(np.float32)
         if actions is not None:
@@ -134,3 +134,10 @@ class Processing:
             return x
         stats, d = self.norm_stats[name], x.shape[-1]
         return (x - stats.mean[:d]) / (stats.std[:d] + _EPSILON)
+
+
+def _pixels(image: Shaped[np.ndarray, "_ _ _"]) -> np.ndarray:
+    """uint8 with channels last. Floats are rounded, so that x / 255 is x again."""
+    if np.issubdtype(image.dtype, np.floating):
+        image = np.rint(255 * image).astype(np.uint8)
+    return transforms.parse_image(image)

@@ -67,7 +67,14 @@ class VlmTokenizer:
                 return number
         if own is not None:
             return own["pad_id"]
-        raise InputError(f"neither {file} nor {' nor '.join(BESIDE)} beside it name a padding token; copy them there.")
+        config = file.parent / "config.json"
+        said = json.loads(config.read_text()) if config.exists() else {}
+        for part in (said, said.get("text_config", {})):
+            if part.get("pad_token_id") is not None:
+                return part["pad_token_id"]
+        raise InputError(
+            f"neither {file} nor config.json, {' nor '.join(BESIDE)} beside it name a padding token; copy them there."
+        )
 
 
 def find_tokenizer(path: str | os.PathLike[str] | None, assets: epath.Path | None) -> epath.Path | None:
