@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -128,23 +129,24 @@ def run(config: Finetune) -> None:
     data = open_data(config, config.data, architecture, assets=spec.assets, hold_out_ratio=ratio, seed=config.seed)
     held = _held_out(config, architecture, spec, data)
     mesh = make_mesh(config.fsdp_devices)
-    names = {path: leaf.size for path, leaf in flatten(abstract_params(architecture)).items()}
-    rules = family_of(architecture).frozen_rules(architecture)
-    frozen = frozen_paths(tuple(names), freeze=config.freeze, train=config.train, default=rules)
-    todo = _todo(config, frozen)
+    leaves = flatten(abstract_params(architecture))
+    frozen, frozen_rows = _frozen(config, architecture, leaves)
+    todo = _todo(config, frozen, frozen_rows)
     check_batch_size(todo, mesh)
     out = _open_folder(config)
     write_assets = assets_writer(spec, architecture, data, vlm_config=config.vlm_config, tokenizer=config.tokenizer)
     saved = Steps(out, write_assets=write_assets, keep_period=config.keep_period)
     entry = Entry(str(spec.path), fingerprint(spec), data.fingerprint, data.pictures, dataclasses.asdict(config))
     start = 0 if saved.latest is None else saved.latest + 1
-    trained = sum(size for path, size in names.items() if path not in frozen)
-    _introduce(console, config, chosen, data, mesh, start, trained, sum(names.values()))
+    total = sum(leaf.size for leaf in leaves.values())
+    trained = total - sum(leaves[path].size for path in frozen)
+    trained -= sum(len(rows) * leaves[path].size // leaves[path].shape[0] for path, rows in frozen_rows.items())
+    _introduce(console, config, chosen, data, mesh, start, trained, total)
     if saved.latest is not None:
         _go_on(console, saved.record(saved.latest)["steps"][-1], entry)
     flops = step_flops(
         architecture,
-        trained / sum(names.values()),
+        trained / total,
         _lengths(data),
         cameras=len(data.cameras),
         action_samples=config.action_samples,
@@ -226,7 +228,20 @@ def _architecture(config: Finetune, spec: Spec) -> Architecture:
     return dataclasses.replace(architecture, **changes)
 
 
-def _todo(config: Finetune, frozen: frozenset[str]) -> Run:
+def _frozen(
+    config: Finetune, architecture: Architecture, leaves: Mapping[str, Any]
+) -> tuple[frozenset[str], dict[str, tuple[int, ...]]]:
+    """Names of the parameters that are not trained, and rows of others: upstream's, but where a flag decides."""
+    family = family_of(architecture)
+    frozen = frozen_paths(
+        tuple(leaves), freeze=config.freeze, train=config.train, default=family.frozen_rules(architecture)
+    )
+    decided = {path for path in leaves if any(re.fullmatch(rule, path) for rule in config.train)} | frozen
+    rows = family.frozen_rows(architecture, leaves)
+    return frozen, {path: numbers for path, numbers in rows.items() if path not in decided}
+
+
+def _todo(config: Finetune, frozen: frozenset[str], frozen_rows: Mapping[str, tuple[int, ...]]) -> Run:
     optimizer = {field.name: getattr(config, field.name) for field in dataclasses.fields(OptimizerSettings)}
     return Run(
         steps=config.steps,
@@ -238,6 +253,7 @@ def _todo(config: Finetune, frozen: frozenset[str]) -> Run:
             accumulate=config.accumulate,
             augment=config.augment,
             frozen=frozen,
+            frozen_rows=tuple(sorted(frozen_rows.items())),
         ),
         frozen_dtype=None if config.frozen_dtype == "keep" else config.frozen_dtype,
         sharding_rules=_rules(config.shard),

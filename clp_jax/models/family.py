@@ -374,6 +374,15 @@ class Family(Protocol):
         """What upstream does not train: (regular expression over a whole name, whether it is frozen), in order."""
         ...
 
+    def frozen_rows(self, architecture: Any, leaves: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+        """Rows on axis 0 that upstream does not train of leaves that it trains otherwise; empty for most models.
+
+        Args:
+          architecture: of the model.
+          leaves: parameters, or what has their shapes, by path.
+        """
+        ...
+
     def training_defaults(self, architecture: Any, steps: int) -> Mapping[str, Any]:
         """Upstream's settings of a run of so many steps, by the names of the flags of ``clp finetune``."""
         ...

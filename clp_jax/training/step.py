@@ -1,7 +1,7 @@
 """One training step: a pure function of the state and a batch, which the loop jits and donates."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -13,7 +13,7 @@ from clp_jax.aliases import Array, Leaf, Tree
 from clp_jax.models import Architecture, Gates, Loss, Rows, build, family_of
 from clp_jax.training.freezing import merge_parts, split_frozen
 from clp_jax.training.state import TrainState
-from clp_jax.trees import flatten
+from clp_jax.trees import flatten, unflatten
 
 _NO_KERNEL = ("bias", "scale", "pos_embedding", "input_embedding")
 
@@ -28,6 +28,7 @@ class StepSettings:
       accumulate: microbatches whose gradients are averaged before the update: the memory of one, the result of all.
       augment: crop, rotate and recolour the images as openpi does.
       frozen: names of parameters that are not trained.
+      frozen_rows: (name, rows on axis 0) of parameters that are trained but for these rows.
     """
 
     ema_decay: float | None = 0.99
@@ -35,6 +36,7 @@ class StepSettings:
     accumulate: int = 1
     augment: bool = True
     frozen: frozenset[str] = frozenset()
+    frozen_rows: tuple[tuple[str, tuple[int, ...]], ...] = ()
 
 
 def train_step(
@@ -77,7 +79,9 @@ def train_step(
         return _weighted_mean(found)
 
     value, gradient = _mean_gradient(loss, trained, inputs, settings.accumulate)
+    gradient = _without_rows(gradient, settings.frozen_rows)  # no part of the norm to which it is clipped
     updates, opt_state = tx.update(gradient, state.opt_state, trained)
+    updates = _without_rows(updates, settings.frozen_rows)  # which decay without a gradient
     params = merge_parts(optax.apply_updates(trained, updates), frozen)
     average = state.ema_params
     if settings.ema_decay is not None:
@@ -86,6 +90,14 @@ def train_step(
     kernels = [x for path, x in flatten(params).items() if x.ndim > 1 and path.split("/")[-1] not in _NO_KERNEL]
     info = {"loss": value, "grad_norm": _norm(gradient), "param_norm": _norm(kernels)}
     return TrainState(state.step + 1, params, opt_state, average), info
+
+
+def _without_rows(tree: Tree, rows: Sequence[tuple[str, Sequence[int]]]) -> Tree:
+    """The tree with zeros in these rows of its leaves."""
+    if not rows:
+        return tree
+    flat = flatten(tree)
+    return unflatten(flat | {path: flat[path].at[jnp.asarray(numbers)].set(0) for path, numbers in rows})
 
 
 def _weighted_mean(loss: Loss) -> tuple[Float[Array, ""], Float[Array, ""]]:

@@ -1,5 +1,7 @@
 """lerobot itself loads what is cut, strictly and without a patch (make test-lerobot)."""
 
+import dataclasses
+import functools
 import importlib.util
 import json
 import os
@@ -7,16 +9,22 @@ import shutil
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 import real_lerobot
+from etils import epath
 from safetensors_folders import GOLDEN, SMOLVLA, change_config, tensors_of
-from smolvla_recordings import CAMERAS, SAMPLE_TOLERANCE
+from smolvla_recordings import CAMERAS, SAMPLE_TOLERANCE, inputs, params, tensors, tree_of
 
 from clp_jax.checkpoint.safetensors.folder import read_folder
 from clp_jax.checkpoint.safetensors.slicing import slice_folder
 from clp_jax.checkpoint.safetensors.tensorfile import read_tensors
 from clp_jax.cli import main
+from clp_jax.models import smolvla
+from clp_jax.training import OptimizerSettings, StepSettings, make_optimizer, make_state, train_step
+from clp_jax.training.freezing import frozen_paths
+from clp_jax.trees import flatten
 
 VLM = GOLDEN / "smolvla" / "vlm"
 
@@ -106,3 +114,79 @@ def test_lerobots_processors_read_the_exports_statistics(exported):
     assert batch["observation.language.tokens"].shape == (1, 20)
     mean, std = (torch.tensor(stored[f"action.{name}"]) for name in ("mean", "std"))
     torch.testing.assert_close(after(torch.ones(1, 8))[0], mean + std)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("freeze_vision", [True, False])
+def test_three_steps_with_the_vlm_are_lerobots(tmp_path, monkeypatch, freeze_vision):
+    """lerobot trains the VLM but for its head, last norm and last block where config.json says so."""
+    real_lerobot.import_lerobot()
+    pytest.importorskip("num2words", reason="needs lerobot's smolvla extra (num2words)")
+    import torch
+    from lerobot.policies.smolvla.modeling_smolvla import SmolVLAPolicy
+
+    folder = shutil.copytree(SMOLVLA, tmp_path / "policy")
+    settings = {"train_expert_only": False, "freeze_vision_encoder": freeze_vision, "vlm_model_name": str(VLM)}
+    change_config(folder, lambda config: config.update(settings))
+    policy = SmolVLAPolicy.from_pretrained(str(folder), strict=True)
+    sizes = smolvla.architecture_of_tensors(tensors(), epath.Path(folder), dtype="float32")
+    arrays, length = inputs(), 4
+    defaults = smolvla.training_defaults(sizes, length)
+    monkeypatch.setattr(smolvla, "draw", lambda architecture, rng, batch, samples=1: (dict(batch), rng))
+    step, state, held = _our_training(sizes, defaults)
+
+    trained = [parameter for parameter in policy.parameters() if parameter.requires_grad]
+    optimizer = policy.config.get_optimizer_preset().build(trained)
+    scheduler = policy.config.get_scheduler_preset().build(optimizer, length)
+    batch = {key: torch.tensor(value) for key, value in _as_lerobot_has_it(arrays).items()}
+    policy.train()
+    for _ in range(3):
+        state, info = step(jax.random.key(0), state, arrays)
+        noise, time = (torch.tensor(arrays[name]) for name in ("noise", "time"))
+        loss, _ = policy.forward(dict(batch), noise=noise, time=time)
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(trained, defaults["clip_norm"])
+        optimizer.step()
+        optimizer.zero_grad()
+        scheduler.step()
+        np.testing.assert_allclose(float(info["loss"]), loss.item(), rtol=2e-5)
+        np.testing.assert_allclose(float(info["grad_norm"]), norm.item(), rtol=2e-5)
+    theirs = {name: leaf.detach().numpy() for name, leaf in policy.state_dict().items()}
+    ours, expected, before = (flatten(tree) for tree in (state.params, tree_of(theirs, sizes), params()))
+    for path, leaf in expected.items():
+        if path.endswith("key/bias"):  # whose gradient is zero but for rounding, which AdamW makes whole steps of
+            continue
+        difference, moved = (np.abs(leaf - other) for other in (np.asarray(ours[path]), before[path]))
+        assert difference.mean() <= 3e-5 * moved.mean(), path
+        for row in held.get(path, ()):
+            np.testing.assert_array_equal(leaf[row], before[path][row])
+    assert (expected["vlm/even/gate_proj"] != before["vlm/even/gate_proj"]).any()
+
+
+def _our_training(sizes, defaults):
+    """Our step, the state at its start, and the rows that stay."""
+    names = {field.name for field in dataclasses.fields(OptimizerSettings)}
+    tx = make_optimizer(OptimizerSettings(**{name: defaults[name] for name in names & defaults.keys()}))
+    frozen = frozen_paths(tuple(flatten(params())), default=smolvla.frozen_rules(sizes))
+    rows = smolvla.frozen_rows(sizes, flatten(params()))
+    settings = StepSettings(ema_decay=None, frozen=frozen, frozen_rows=tuple(sorted(rows.items())))
+    step = jax.jit(functools.partial(train_step, sizes, tx, settings))
+    return step, make_state(params(), tx, frozen=frozen), rows
+
+
+def _as_lerobot_has_it(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """A batch of our arrays by lerobot's keys, images as floats in [0, 1], channels first."""
+    batch = {
+        key.removeprefix("image/"): image.transpose(0, 3, 1, 2).astype(np.float32) / 255
+        for key, image in arrays.items()
+        if key.startswith("image/")
+    }
+    batch |= {
+        f"{key.removeprefix('image_mask/')}_padding_mask": mask
+        for key, mask in arrays.items()
+        if key.startswith("image_mask/")
+    }
+    batch |= {"observation.state": arrays["state"], "action": arrays["actions"]}
+    batch |= {"observation.language.tokens": arrays["tokenized_prompt"]}
+    batch |= {"observation.language.attention_mask": arrays["tokenized_prompt_mask"]}
+    return batch | {"action_is_pad": arrays["action_is_pad"]}

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from smolvla_recordings import GOLDEN, RELATIVE_TOLERANCE, architecture, inputs, params, recording, tensors, tree_of
 
-from clp_jax.errors import InputError
 from clp_jax.models import smolvla
 from clp_jax.training import OptimizerSettings, StepSettings, make_optimizer, make_state, train_step
 from clp_jax.training.freezing import frozen_paths
@@ -61,8 +60,26 @@ def test_four_steps_are_lerobots(monkeypatch, length):
     assert compared >= 4
 
 
-def test_training_the_vlm_but_for_its_last_block_is_refused():
+def test_frozen_rows_stay_as_they_are_and_weigh_nothing():
+    """With weight decay and clipping, either of which would move or count them."""
     a = architecture()
     training = dataclasses.replace(a.training, train_expert_only=False)
-    with pytest.raises(InputError, match="train_expert_only"):
-        smolvla.frozen_rules(dataclasses.replace(a, training=training))
+    a = dataclasses.replace(a, training=training)
+    leaves = flatten(params())
+    frozen = frozen_paths(tuple(leaves), default=smolvla.frozen_rules(a))
+    rows = tuple(sorted(smolvla.frozen_rows(a, leaves).items()))
+    optimizer = OptimizerSettings(weight_decay=0.1, clip_norm=0.1, peak_lr=1e-2, warmup_steps=0, decay_steps=10)
+    tx = make_optimizer(optimizer)
+
+    def after(frozen_rows):
+        settings = StepSettings(ema_decay=None, frozen=frozen, frozen_rows=frozen_rows)
+        state, info = train_step(a, tx, settings, jax.random.key(0), make_state(params(), tx, frozen=frozen), inputs())
+        return flatten(state.params), float(info["grad_norm"])
+
+    (held, less), (free, more) = after(rows), after(())
+    assert less < more
+    for path, numbers in rows:
+        for row in range(leaves[path].shape[0]):
+            same = np.array_equal(held[path][row], leaves[path][row])
+            assert same == (row in numbers), (path, row)
+            assert not np.array_equal(free[path][row], leaves[path][row]), (path, row)

@@ -134,6 +134,12 @@ def frozen_rules(architecture: Architecture) -> tuple[tuple[str, bool], ...]:
     return FROZEN
 
 
+def frozen_rows(architecture: Architecture, leaves: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Isaac-GR00T trains leaves whole."""
+    del architecture, leaves
+    return {}
+
+
 def any_size(architecture: Architecture) -> frozenset[str]:
     """The model reads every array."""
     del architecture

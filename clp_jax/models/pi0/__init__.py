@@ -277,6 +277,12 @@ def frozen_rules(architecture: Architecture) -> tuple[tuple[str, bool], ...]:
     return lora.RULES if lora.has_adapters(architecture) else ()
 
 
+def frozen_rows(architecture: Architecture, leaves: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """openpi trains leaves whole."""
+    del architecture, leaves
+    return {}
+
+
 def augment(architecture: Architecture, key: jax.Array, inputs: Mapping[str, Leaf]) -> dict[str, Leaf]:
     """The inputs with openpi's other views of the same images."""
     size = architecture.vision.image_size

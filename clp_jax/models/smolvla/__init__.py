@@ -152,16 +152,7 @@ def stored_layout(leaves: Mapping[str, Any], names: Iterable[str]) -> Layout:
 
 
 def frozen_rules(architecture: Architecture) -> tuple[tuple[str, bool], ...]:
-    """What lerobot does not train under the settings of the checkpoint.
-
-    Raises:
-      InputError: the VLM is to be trained, whose last block lerobot leaves as it is: one row of stacked leaves.
-    """
-    if not architecture.training.train_expert_only:
-        raise InputError(
-            "config.json says train_expert_only = false: lerobot then trains the VLM but for its last block, which "
-            "clp_jax cannot; set it to true."
-        )
+    """What lerobot does not train under the settings of the checkpoint."""
     return frozen_patterns(architecture)
 
 
