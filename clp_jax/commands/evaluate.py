@@ -14,6 +14,7 @@ from typing import Any, Literal
 from rich.console import Console
 from rich.table import Table
 
+from clp_jax.commands.model_flags import ModelFlags
 from clp_jax.commands.processing_flags import ProcessingFlags
 from clp_jax.errors import InputError
 from clp_jax.evaluation import libero, metaworld
@@ -28,7 +29,7 @@ _PACKAGES = ("jax", "numpy", "mujoco", "metaworld", "robosuite", "libero-pro-ben
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Evaluate(ProcessingFlags):
+class Evaluate(ProcessingFlags, ModelFlags):
     """Let a checkpoint, or the policy behind a server, act in a simulator, and count successes.
 
     Episodes start the same in every run: objects and noise are decided by task, --seed and number of the episode.
@@ -68,15 +69,13 @@ class Evaluate(ProcessingFlags):
     """Replace an existing output."""
 
     robot: str | None = None
-    """With a checkpoint: a .json file instead of the suite's robot."""
-    num_steps: int = 10
-    """With a checkpoint: Euler steps from noise to actions."""
+    """With a checkpoint: a .json file instead of the suite's robot; a SmolVLA's is its own config.json's."""
+    num_steps: int | None = None
+    """With a checkpoint: Euler steps from noise to actions; the model's own number if absent (10 in openpi)."""
     dtype: str | None = None
     """With a checkpoint: activations, float32 or bfloat16; if absent bfloat16, on CPUs float32."""
     params_dtype: Literal["keep", "bfloat16"] = "keep"
     """With a checkpoint: parameters as stored, or bfloat16."""
-    lora_scale: float = 1.0
-    """With a checkpoint: alpha / rank of LoRA adapters in attention."""
 
     # Says something else where there is no data set.
     prompt: str | None = None
@@ -116,8 +115,9 @@ def check(config: Evaluate) -> None:
     if config.seed < 0 or config.filmed < 0:
         raise InputError("--seed and --filmed are at least 0.")
     if config.server is not None:
-        fields = {field.name: field.default for field in dataclasses.fields(ProcessingFlags) if field.name != "prompt"}
-        fields |= {"robot": None, "num_steps": 10, "dtype": None, "params_dtype": "keep", "lora_scale": 1.0}
+        names = [field.name for flags in (ProcessingFlags, ModelFlags) for field in dataclasses.fields(flags)]
+        fields = dict.fromkeys(("robot", "num_steps", "dtype", *names)) | {"params_dtype": "keep"}
+        del fields["prompt"]
         given = [f"--{name.replace('_', '-')}" for name, default in fields.items() if getattr(config, name) != default]
         if given:
             raise InputError(f"{' and '.join(given)} cannot change a server; give it to clp serve.")
@@ -198,22 +198,23 @@ def _policy(config: Evaluate) -> Answering:
     from clp_jax.checkpoint import read_spec
     from clp_jax.commands.serve import Serve, make_policy
     from clp_jax.evaluation.local import LocalPolicy
+    from clp_jax.loading import read_architecture
+    from clp_jax.models import family_of
 
     assert config.checkpoint is not None
-    chain = {field.name: getattr(config, field.name) for field in dataclasses.fields(ProcessingFlags)} | {
-        "prompt": None
-    }
+    spec = read_spec(config.checkpoint)
+    robots = family_of(read_architecture(spec, **config.model_settings())).ROBOTS
+    shared = [field.name for flags in (ProcessingFlags, ModelFlags) for field in dataclasses.fields(flags)]
     serve = Serve(
         checkpoint=config.checkpoint,
-        robot=config.robot or config.suite,
+        robot=config.robot or (config.suite if config.suite in robots else None),
         max_batch=config.processes,
         num_steps=config.num_steps,
         dtype=config.dtype,
         params_dtype=config.params_dtype,
-        lora_scale=config.lora_scale,
-        **chain,
+        **{name: getattr(config, name) for name in shared} | {"prompt": None},
     )
-    policy = make_policy(serve, read_spec(config.checkpoint))
+    policy = make_policy(serve, spec)
     with progress("compiling", total=len(policy.buckets), unit="batch sizes") as advance:
         for bucket in policy.buckets:
             policy.compile(bucket)
