@@ -15,6 +15,7 @@ from jaxtyping import Float
 from clp_jax.errors import InputError
 from clp_jax.models import Architecture, Lengths, family_of
 from clp_jax.models.family import Processing
+from clp_jax.processing.columns import part
 
 _DEEPEST = 4
 """Maps inside maps of a request: openpi's clients have two."""
@@ -54,7 +55,7 @@ class RobotRequests:
     @property
     def keys(self) -> tuple[str, ...]:
         """What a request must hold."""
-        state = tuple(map(self._key, self.processing.robot.state))
+        state = tuple(dict.fromkeys(map(self._state_key, self.processing.robot.state)))
         return (*self.images.values(), *state, *(() if self._default_prompt else ("prompt",)))
 
     @property
@@ -77,7 +78,7 @@ class RobotRequests:
           InputError: a value is missing or is not what the key says.
         """
         _check_present(values, self.keys)
-        state = np.concatenate([_vector(values, self._key(key)) for key in self.processing.robot.state])
+        state = np.concatenate([np.empty(0), *(self._part(values, text) for text in self.processing.robot.state)])
         self._check_state(state)
         images = {camera: _image(values, key) for camera, key in self.images.items()}
         prompt = values.get("prompt", self._default_prompt)
@@ -103,6 +104,20 @@ class RobotRequests:
 
     def _key(self, key: str) -> str:
         return canonical(self.processing.robot.client.get(key, key))
+
+    def _state_key(self, text: str) -> str:
+        """Key of the request that holds a part of the state: the part's own, else that of its column."""
+        return self._key(text if text in self.processing.robot.client else part(text).key)
+
+    def _part(self, values: Mapping[str, Any], text: str) -> Float[np.ndarray, " d"]:
+        """A part of the state: what has a key of its own as it is, else what is chosen of its column."""
+        robot, chosen = self.processing.robot, part(text)
+        key, alone = self._state_key(text), text in robot.client
+        vector = _vector(values, key)
+        wanted = chosen.width if alone and chosen.width is not None else robot.widths.get(chosen.key)
+        if wanted not in (None, len(vector)):
+            raise InputError(f"{key} has {len(vector)} dimensions, robot {self.name!r} has {wanted}.")
+        return vector if alone else chosen._replace(key=key).of(vector)
 
     def _check_sizes(self, inputs: Mapping[str, np.ndarray]) -> None:
         """Programs are compiled for one size of each camera, where the model and not the host resizes."""
