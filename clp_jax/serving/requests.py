@@ -81,9 +81,7 @@ class RobotRequests:
         state = np.concatenate([np.empty(0), *(self._part(values, text) for text in self.processing.robot.state)])
         self._check_state(state)
         images = {camera: _image(values, key) for camera, key in self.images.items()}
-        prompt = values.get("prompt", self._default_prompt)
-        if not isinstance(prompt, str):
-            raise InputError(f"prompt is a {type(prompt).__name__}, expected text.")
+        prompt = _text(values.get("prompt", self._default_prompt))
         if len(prompt) > _CHARACTERS_PER_TOKEN * self.prompt_length:
             raise InputError(f"the prompt has {len(prompt)} characters; {self.prompt_length} tokens cannot hold it.")
         with np.errstate(over="ignore"):  # of float64 in float32; what becomes infinite is refused
@@ -283,11 +281,22 @@ def _exactly(values: Mapping[str, Any], key: str, dtype: Any, shape: tuple[int, 
 
 def _vector(values: Mapping[str, Any], key: str) -> Float[np.ndarray, " d"]:
     """A part of the state in float64, as openpi's statistics are; a single number is a vector of one."""
-    array = np.atleast_1d(_array(values, key, "fiu"))
+    array = np.atleast_1d(_array(values, key, "fiub"))  # a gripper may be open or not
     if array.ndim != 1:
         raise InputError(f"{key} has shape {array.shape}, expected one axis.")
     _check_finite(array, key)
     return array.astype(np.float64)
+
+
+def _text(prompt: Any) -> str:
+    """A prompt: text, or its bytes in UTF-8, which openpi's DROID policy reads as well."""
+    try:
+        prompt = prompt.decode() if isinstance(prompt, bytes) else prompt
+    except UnicodeDecodeError as error:
+        raise InputError(f"the bytes of prompt are no UTF-8: {error.reason} at byte {error.start}.") from None
+    if not isinstance(prompt, str):
+        raise InputError(f"prompt is a {type(prompt).__name__}, expected text.")
+    return prompt
 
 
 def _image(values: Mapping[str, Any], key: str) -> np.ndarray:
