@@ -116,6 +116,7 @@ def open_data(
         max_token_len=flags.max_token_len,
         state_in_prompt=flags.state_in_prompt,
         prompt=flags.prompt,
+        long_prompts=flags.long_prompts,
         hold_out_ratio=hold_out_ratio,
         seed=seed,
         stats_file=stats_file,

@@ -13,7 +13,7 @@ from clp_jax.data.lerobot_meta import described, find_folder, read_meta
 from clp_jax.data.loader import Read
 from clp_jax.data.proof import Proof, prove
 from clp_jax.errors import InputError
-from clp_jax.models.family import Processing
+from clp_jax.models.family import Processing, over_long
 from clp_jax.processing import norm_stats
 from clp_jax.processing.columns import join
 from clp_jax.processing.norm_stats import NormStats
@@ -59,12 +59,10 @@ class Recording:
           prompt: for every row, instead of the data set's tasks.
 
         Raises:
-          InputError: a row has no task and there is no other prompt, or a prompt is too long.
+          InputError: a row has no task and there is no other prompt.
         """
         self._check_fits(processing)
         numbers, texts = self._prompts(prompt)
-        for text in texts.values():  # now, and not after a night of training
-            processing.check_prompt(text)
 
         def observation(row: int) -> dict[str, np.ndarray]:
             chunk, is_pad = self.data.chunk(row, processing.action_horizon)
@@ -79,6 +77,12 @@ class Recording:
             return {key: np.stack([values[key] for values in observations]) for key in observations[0]}
 
         return read
+
+    def over_long(self, processing: Processing, prompt: str | None = None) -> tuple[str, ...]:
+        """A phrase for each prompt of which the model would not read the end; arguments as for `reader`."""
+        texts = dict.fromkeys(self._prompts(prompt)[1].values())
+        found = (over_long(processing, text, self.state.shape[1]) for text in texts)
+        return tuple(phrase for phrase in found if phrase is not None)
 
     def fingerprint(self) -> str:
         """An identity of the rows: numbers, episodes and texts of tasks, whatever files they are in."""

@@ -6,6 +6,8 @@ asks for are ignored, as openpi does (ALOHA sends a fourth camera).
 """
 
 import dataclasses
+import functools
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,7 +16,7 @@ from jaxtyping import Float
 
 from clp_jax.errors import InputError
 from clp_jax.models import Architecture, Lengths, family_of
-from clp_jax.models.family import Processing
+from clp_jax.models.family import LongPrompts, Processing, over_long
 from clp_jax.processing.columns import part
 
 _DEEPEST = 4
@@ -31,11 +33,13 @@ class RobotRequests:
       processing: between the robot and the model.
       architecture: of the model.
       prompt: the instruction where a request has none; None uses the robot's, if it has one.
+      long_prompts: what becomes of prompts with more tokens than the model reads.
     """
 
     processing: Processing
     architecture: Architecture
     prompt: str | None = None
+    long_prompts: LongPrompts = "cut"
 
     @property
     def name(self) -> str:
@@ -84,6 +88,10 @@ class RobotRequests:
         prompt = _text(values.get("prompt", self._default_prompt))
         if len(prompt) > _CHARACTERS_PER_TOKEN * self.prompt_length:
             raise InputError(f"the prompt has {len(prompt)} characters; {self.prompt_length} tokens cannot hold it.")
+        if (phrase := over_long(self.processing, prompt, len(state))) is not None:
+            if self.long_prompts == "refuse":
+                raise InputError(f"{phrase}; send a shorter one, or serve with a larger --max-token-len.")
+            _warn_once(f"{phrase}: the rest is cut; serve with a larger --max-token-len to keep it.")
         with np.errstate(over="ignore"):  # of float64 in float32; what becomes infinite is refused
             inputs = self.processing.inputs(state=state, images=images, prompt=prompt)
         _check_finite(inputs["state"], "the normalised state")
@@ -250,6 +258,12 @@ def chunk(values: Mapping[str, Any], key: str, horizon: int, dim: int) -> Float[
         raise InputError(f"{key} has shape {array.shape}, expected {(horizon, dim)}.")
     _check_finite(array, key)
     return array.astype(np.float32)
+
+
+@functools.lru_cache(maxsize=64)
+def _warn_once(text: str) -> None:
+    """A client repeats its prompt many times a second."""
+    logging.getLogger(__name__).warning(text)
 
 
 def _check_present(values: Mapping[str, Any], keys: tuple[str, ...]) -> None:
