@@ -223,12 +223,29 @@ def test_broken_image_names_its_episode_and_file_before_any_batch(copy, tokenize
         ({"robot": Robot("x", {"base_0_rgb": "action"})}, "action of .* is no image, but base_0_rgb"),
         ({"robot": dataclasses.replace(ROBOT, action_dim=7)}, "has 3 dimensions, robot 'toy' 7"),
         ({"robot": dataclasses.replace(ROBOT, delta=(True,) * 4)}, "fewer than robot 'toy' converts"),
-        ({"robot": ROBOT, "max_token_len": 3}, "more than 3; give a larger --max-token-len"),
+        (
+            {"robot": ROBOT, "max_token_len": 3, "long_prompts": "refuse"},
+            r"more than 3 \(too long are 2 prompts\); give a larger --max-token-len",
+        ),
     ],
 )
 def test_robot_that_does_not_fit_is_refused(stored, tokenizer, settings, message):
     with pytest.raises(InputError, match=message):
         open_dataset(stored[0], ARCH, tokenizer=tokenizer, **settings)
+
+
+def test_prompts_that_are_too_long_are_cut_and_named(stored, tokenizer):
+    """π0.5 spells the robot's five numbers of state, not the model's padding."""
+    settings = {"robot": ROBOT, "tokenizer": tokenizer, "action_horizon": 2}
+    tokens = max(len(tokenizer.encode(text, np.zeros(5))) for text in TASKS)
+    assert open_dataset(stored[0], ARCH, **settings, max_token_len=tokens, long_prompts="refuse").notes == ()
+    cut = open_dataset(stored[0], ARCH, **settings, max_token_len=tokens - 1)
+    assert [note.partition("; a larger")[0] for note in cut.notes] == [
+        f"the prompt {text!r} has {tokens} tokens, more than {tokens - 1}: the rest is cut, as upstream does"
+        for text in TASKS
+        if len(tokenizer.encode(text, np.zeros(5))) == tokens
+    ]
+    assert cut.read(cut.rows)["tokenized_prompt"].shape[1] == tokens - 1
 
 
 def test_folder_that_is_no_data_set_and_hub_out_of_reach_are_refused(tmp_path, monkeypatch):

@@ -23,9 +23,9 @@ def test_robots_have_openpis_keys_and_masks():
 
 
 def test_flags_change_a_robot():
-    robot = find_robot("libero", images=["right_wrist_0_rgb=third"], state=["a", "b"], actions="c")
+    robot = find_robot("libero", images=["right_wrist_0_rgb=third"], state=["a", "b"], actions=["c"])
     assert robot.images == {**LIBERO.images, "right_wrist_0_rgb": "third"}
-    assert (robot.state, robot.actions) == (("a", "b"), "c")
+    assert (robot.state, robot.actions) == (("a", "b"), ("c",))
     assert find_robot(None, images=["base_0_rgb=x"]) == Robot("own", {"base_0_rgb": "x"})
 
 
@@ -33,7 +33,7 @@ def test_robot_from_a_file(tmp_path):
     file = tmp_path / "my.json"
     value = {"images": {"base_0_rgb": "top"}, "state": ["q", "grip"], "actions": "u", "delta": [2, -1], "_why": "arm"}
     file.write_text(json.dumps(value))
-    assert find_robot(str(file)) == Robot("my.json", {"base_0_rgb": "top"}, ("q", "grip"), "u", (True, True, False))
+    assert find_robot(str(file)) == Robot("my.json", {"base_0_rgb": "top"}, ("q", "grip"), ("u",), (True, True, False))
     file.write_text(json.dumps(value | {"client": {"top": "images/cam_high"}}))
     assert find_robot(str(file)).client == {"top": "images/cam_high"}
     file.write_text(json.dumps(value | {"delta": [True, False]}))
@@ -51,6 +51,9 @@ def test_robot_from_a_file(tmp_path):
         ({"images": {"base_0_rgb": "top"}, "delta": [1, True]}, "mixes counts"),
         ({"images": {"base_0_rgb": "top"}, "delta": ["x"]}, "must be a whole number"),
         ({"images": {"base_0_rgb": "top"}, "state": 3}, "state must be"),
+        ({"images": {"base_0_rgb": "top"}, "actions": ["u[0:2"]}, "my.json: 'u.0:2' names no column"),
+        ({"images": {"base_0_rgb": "top"}, "actions": []}, "the robot has no actions"),
+        ({"images": {"base_0_rgb": "top"}, "widths": {"q": "7"}}, "widths.q must be a whole number"),
         ({"images": {"base_0_rgb": "top"}, "units": "franka"}, "units 'franka' are unknown"),
         ({"images": {"base_0_rgb": "a"}, "delta": [1, 1, 0, 1]}, "a count of 0; write true and false"),
     ],

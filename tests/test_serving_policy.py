@@ -116,6 +116,35 @@ def test_what_openpis_clients_send_is_read(name):
     assert requests.actions(np.zeros((10, 32)), state).shape == (10, requests.processing.robot.action_dim)
 
 
+def test_a_prompt_that_is_too_long_is_cut_with_a_warning_or_refused(caplog):
+    requests, request = requests_of("libero")
+    long = request | {"prompt": "open the drawer " * 50}
+    tokenizer = requests.processing.tokenizer
+    for _ in range(3):
+        inputs, _ = requests.inputs(flat(long))
+    assert inputs["tokenized_prompt"].tolist() == tokenizer.encode(long["prompt"])[:48]
+    assert inputs["tokenized_prompt_mask"].all()
+    assert len(caplog.messages) == 1
+    assert (
+        f"'{long['prompt'][:80]}' has " in caplog.messages[0] and "more than 48: the rest is cut" in caplog.messages[0]
+    )
+    strict = dataclasses.replace(requests, long_prompts="refuse")
+    with pytest.raises(InputError, match="more than 48; send a shorter one, or serve with a larger --max-token-len"):
+        strict.inputs(flat(long))
+    strict.inputs(flat(request))
+    assert len(caplog.messages) == 1
+
+
+def test_bytes_of_a_prompt_and_a_gripper_of_true_or_false_are_read():
+    requests, request = requests_of("droid")
+    plain, _ = requests.inputs(flat(request | {"prompt": "schließe die Tür", "observation/gripper_position": 1.0}))
+    sent = {"prompt": "schließe die Tür".encode(), "observation/gripper_position": True}
+    for gripper in (True, np.bool_(1), np.array([True])):
+        inputs, state = requests.inputs(flat(request | sent | {"observation/gripper_position": gripper}))
+        assert state[7] == 1.0
+        np.testing.assert_equal(inputs, plain)
+
+
 def test_prompt_of_the_robot_stands_in_for_a_missing_one_and_is_no_other_robots_business():
     requests, request = requests_of("aloha-sim")
     request = {key: value for key, value in request.items() if key != "prompt"}
@@ -143,8 +172,8 @@ BAD_LIBERO = {
     "state is str, expected floats": {"observation/state": "home"},
     "state is a ragged list": {"observation/state": [[1.0], [1.0, 2.0]]},
     "state is list, expected": {"observation/state": [None] * 8},
-    "prompt is a bytes": {"prompt": b"go"},
-    "more than 48; give a larger --max-token-len": {"prompt": "a b c " * 50},
+    "prompt is a list": {"prompt": ["go"]},
+    "the bytes of prompt are no UTF-8: invalid start byte at byte 0": {"prompt": b"\xff"},
     "holds 'state' twice": {"state": np.zeros(8)},
     "is int, not text": {7: 1},
     "maps more than 4 deep": {"a": {"b": {"c": {"d": {}}}}},

@@ -28,8 +28,9 @@ def run(config: Check) -> None:
     robot = config.find_robot(None)
     checks = check_set(
         config.data,
-        columns=None if robot is None else (*robot.state, robot.actions),
+        columns=None if robot is None else robot.columns,
         cameras=None if robot is None else tuple(dict.fromkeys(robot.images.values())),
+        task="task_index" if robot is None else robot.task,
         prompt=config.prompt or (robot.prompt if robot else None),
         tolerance=config.timestamp_tolerance,
     )

@@ -26,7 +26,7 @@ class ObservationFlags:
     image: tuple[str, ...] = ()
     """camera=key pairs on top of the robot's, e.g. base_0_rgb=observation.images.top."""
     state_key: tuple[str, ...] = ()
-    """Keys of the state's parts, instead of the robot's."""
+    """The state's parts instead of the robot's: keys of columns, or some dimensions of them as 'key[0:7]' 'key[14]'."""
 
     def find_robot(self, architecture: Architecture | None) -> Robot | None:
         """The robot; None if neither a flag nor the checkpoint says anything about one.
@@ -34,13 +34,13 @@ class ObservationFlags:
         Args:
           architecture: of the checkpoint; without one, no camera is checked.
         """
-        return self._robot_with(None, architecture)
+        return self._robot_with((), architecture)
 
     def names_robot(self) -> bool:
         """Whether a flag says something about a robot."""
-        return bool(self.robot or self.image or self.state_key or getattr(self, "action_key", None))
+        return bool(self.robot or self.image or self.state_key or getattr(self, "action_key", ()))
 
-    def _robot_with(self, actions: str | None, architecture: Architecture | None) -> Robot | None:
+    def _robot_with(self, actions: tuple[str, ...], architecture: Architecture | None) -> Robot | None:
         own = None if architecture is None else family_of(architecture).own_robot(architecture)
         if not self.names_robot():
             return own
@@ -55,13 +55,13 @@ class ObservationFlags:
 class RobotFlags(ObservationFlags):
     """Which column of a LeRobot data set is what."""
 
-    action_key: str | None = None
-    """Key of the actions, instead of the robot's."""
+    action_key: tuple[str, ...] = ()
+    """The actions' parts instead of the robot's, as for --state-key."""
     timestamp_tolerance: float | None = None
     """Seconds by which the time between two rows may differ from one period; 1e-4 s or 1 % of a period if absent."""
 
     def find_robot(self, architecture: Architecture | None) -> Robot | None:
-        """As `ObservationFlags.find_robot`, with the key of the actions."""
+        """As `ObservationFlags.find_robot`, with the parts of the actions."""
         return self._robot_with(self.action_key, architecture)
 
 
@@ -116,6 +116,7 @@ def open_data(
         max_token_len=flags.max_token_len,
         state_in_prompt=flags.state_in_prompt,
         prompt=flags.prompt,
+        long_prompts=flags.long_prompts,
         hold_out_ratio=hold_out_ratio,
         seed=seed,
         stats_file=stats_file,

@@ -1,6 +1,7 @@
 """Flags between a robot and a model, in a module that needs no JAX: simulators live without it."""
 
 import dataclasses
+from typing import Literal
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -19,5 +20,7 @@ class ProcessingFlags:
     """Actions of a chunk; 50 if absent, as in openpi."""
     max_token_len: int | None = None
     """Tokens of a prompt; 48 for pi0 and 200 for pi0.5 if absent, as in openpi."""
+    long_prompts: Literal["cut", "refuse"] = "cut"
+    """Prompts with more tokens: cut, as upstream does, with a warning that names them, or refused."""
     state_in_prompt: bool | None = None
     """Whether the prompt spells the state; only for pi0.5 if absent. (openpi's pi05_libero does not.)"""

@@ -114,7 +114,7 @@ def _requests(
     tokenizer = family.load_tokenizer(architecture, config.tokenizer, spec.assets)
     statistics = _statistics(config, spec.assets, architecture)
     processing = family.processing(architecture, robot, statistics, tokenizer, lengths, state_in_prompt=in_prompt)
-    return RobotRequests(processing, architecture, config.prompt)
+    return RobotRequests(processing, architecture, config.prompt, config.long_prompts)
 
 
 def _lengths(config: Serve, architecture: Architecture, trained: Mapping[str, Any]) -> Lengths:
@@ -130,6 +130,7 @@ def _lengths(config: Serve, architecture: Architecture, trained: Mapping[str, An
 def _refuse_robot_flags(config: Serve) -> None:
     names = ("prompt", "tokenizer", "norm_stats", "asset_id", "state_in_prompt")
     given = [f"--{name.replace('_', '-')}" for name in names if getattr(config, name) is not None]
+    given += ["--long-prompts"] if config.long_prompts != "cut" else []
     if given:
         raise InputError(f"{' and '.join(given)} says nothing about model-ready requests; say which --robot it is.")
 

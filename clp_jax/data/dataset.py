@@ -13,7 +13,7 @@ from clp_jax.data.loader import BatchIterator, Read
 from clp_jax.data.recording import Recording, open_recording
 from clp_jax.errors import InputError
 from clp_jax.models import Architecture, Lengths, family_of
-from clp_jax.models.family import Processing
+from clp_jax.models.family import LongPrompts, Processing
 from clp_jax.processing.norm_stats import NormStats, check_spread, warning
 from clp_jax.processing.robots import Robot
 
@@ -120,6 +120,7 @@ def open_dataset(
     max_token_len: int | None = None,
     state_in_prompt: bool | None = None,
     prompt: str | None = None,
+    long_prompts: LongPrompts = "cut",
     hold_out_ratio: float = 0.0,
     seed: int = 0,
     stats_file: str | None = None,
@@ -139,6 +140,7 @@ def open_dataset(
       max_token_len: tokens of a prompt, padding included; likewise.
       state_in_prompt: whether the prompt spells the state; upstream's rule for the kind of model if None.
       prompt: for every observation, instead of the data set's tasks.
+      long_prompts: what becomes of prompts with more tokens: cut as upstream does, and noted, or an error.
       hold_out_ratio: share of the episodes kept apart, in [0, 1).
       seed: of the choice of these episodes.
       stats_file: where the user's ``norm_stats`` are from, which must then have a spread in all dimensions used.
@@ -155,6 +157,7 @@ def open_dataset(
             "--max-token-len": max_token_len,
             "--state-in-prompt": state_in_prompt,
             "--prompt": prompt,
+            "--long-prompts": None if long_prompts == "cut" else long_prompts,
         }
         given = [name for name, value in robot_only.items() if value is not None]
         if given:
@@ -173,7 +176,10 @@ def open_dataset(
         lengths,
         state_in_prompt=state_in_prompt,
     )
-    notes = _notes_on_spread(recorded, processing, stats_file)
+    notes = (
+        *_notes_on_spread(recorded, processing, stats_file),
+        *_notes_on_prompts(recorded.over_long(processing, prompt), long_prompts),
+    )
     rows, held = hold_out(recorded.episodes, hold_out_ratio, seed=seed)
     return TrainingData(
         source=str(source),
@@ -199,6 +205,16 @@ def _notes_on_spread(recorded: Recording, processing: Processing, stats_file: st
         check_spread(processing.norm_stats, dims, source=stats_file, quantiles=processing.quantiles)
     found = warning(processing.norm_stats, dims, quantiles=processing.quantiles)
     return () if found is None else (found,)
+
+
+def _notes_on_prompts(over_long: tuple[str, ...], long_prompts: LongPrompts) -> tuple[str, ...]:
+    """Says, before a night of training, which prompts will be cut, or refuses them."""
+    if not over_long:
+        return ()
+    more = f" (too long are {len(over_long)} prompts)" if len(over_long) > 1 else ""
+    if long_prompts == "refuse":
+        raise InputError(f"{over_long[0]}{more}; give a larger --max-token-len.")
+    return (f"{over_long[0]}{more}: the rest is cut, as upstream does; a larger --max-token-len keeps it.",)
 
 
 def chosen_lengths(architecture: Architecture, action_horizon: int | None, max_token_len: int | None) -> Lengths:

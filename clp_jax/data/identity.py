@@ -9,18 +9,21 @@ from jaxtyping import Float
 from clp_jax.data.lerobot import LeRobotData
 
 
-def fingerprint_of_rows(data: LeRobotData, vectors: Sequence[Float[np.ndarray, "n _"]]) -> str:
+def fingerprint_of_rows(
+    data: LeRobotData, vectors: Sequence[Float[np.ndarray, "n _"]], task: str = "task_index"
+) -> str:
     """Identity of the rows that a run reads.
 
     Args:
       data: the data set.
       vectors: state and actions of every row.
+      task: key of the column with the number of each row's task.
 
     Returns:
       A SHA-256 over values and shapes of the vectors, times, episodes, and the task numbers and texts that occur.
     """
     digest = hashlib.sha256(repr(data.meta.fps).encode())
-    times, tasks = data.numbers("timestamp", "task_index")
+    times, tasks = data.numbers("timestamp", task)
     for column in (*vectors, times, tasks, data.episodes, data.ends):
         digest.update(f"{column.dtype}{column.shape}".encode())
         digest.update(np.ascontiguousarray(column).data)

@@ -13,8 +13,9 @@ from clp_jax.data.lerobot_meta import described, find_folder, read_meta
 from clp_jax.data.loader import Read
 from clp_jax.data.proof import Proof, prove
 from clp_jax.errors import InputError
-from clp_jax.models.family import Processing
+from clp_jax.models.family import Processing, over_long
 from clp_jax.processing import norm_stats
+from clp_jax.processing.columns import join
 from clp_jax.processing.norm_stats import NormStats
 from clp_jax.processing.robots import Robot, to_model_units
 
@@ -25,7 +26,7 @@ class Recording:
 
     Attributes:
       data: the rows.
-      robot: with the dimensions of this data set's actions.
+      robot: with the dimensions of this data set's columns and actions.
       asset_id: the hub id, or the folder's name.
       state: of each row, in the robot's units [n, d].
       actions: of each row, in the robot's units [n, adim].
@@ -58,12 +59,10 @@ class Recording:
           prompt: for every row, instead of the data set's tasks.
 
         Raises:
-          InputError: a row has no task and there is no other prompt, or a prompt is too long.
+          InputError: a row has no task and there is no other prompt.
         """
         self._check_fits(processing)
         numbers, texts = self._prompts(prompt)
-        for text in texts.values():  # now, and not after a night of training
-            processing.check_prompt(text)
 
         def observation(row: int) -> dict[str, np.ndarray]:
             chunk, is_pad = self.data.chunk(row, processing.action_horizon)
@@ -79,9 +78,15 @@ class Recording:
 
         return read
 
+    def over_long(self, processing: Processing, prompt: str | None = None) -> tuple[str, ...]:
+        """A phrase for each prompt of which the model would not read the end; arguments as for `reader`."""
+        texts = dict.fromkeys(self._prompts(prompt)[1].values())
+        found = (over_long(processing, text, self.state.shape[1]) for text in texts)
+        return tuple(phrase for phrase in found if phrase is not None)
+
     def fingerprint(self) -> str:
         """An identity of the rows: numbers, episodes and texts of tasks, whatever files they are in."""
-        return fingerprint_of_rows(self.data, (self.state, self.actions))
+        return fingerprint_of_rows(self.data, (self.state, self.actions), self.robot.task)
 
     def video_fingerprint(self) -> str:
         """An identity of the videos and pictures that the robot's cameras read."""
@@ -89,7 +94,7 @@ class Recording:
 
     def _prompts(self, prompt: str | None) -> tuple[Int[np.ndarray, " n"], dict[int, str]]:
         """The task number of each row, and the prompt of each task that occurs."""
-        numbers = self.data.numbers("task_index")[0][:, 0].astype(np.int64)
+        numbers = self.data.numbers(self.robot.task)[0][:, 0].astype(np.int64)
         texts = {int(n): prompt or self.data.meta.tasks.get(int(n)) or self.robot.prompt for n in np.unique(numbers)}
         nameless = [number for number, text in texts.items() if not text]
         if nameless:
@@ -122,7 +127,7 @@ def open_recording(
     cameras = tuple(dict.fromkeys(robot.images.values())) if pictures else ()
     data = LeRobotData(read_meta(folder, cameras), tolerance=tolerance)
     features = data.meta.features
-    wanted = [*robot.state, robot.actions, *robot.images.values()]
+    wanted = [*robot.columns, *robot.images.values()]
     listed = ", ".join(f"{key} ({described(feature)})" for key, feature in features.items())
     absent = [key for key in wanted if key not in features]
     if absent:
@@ -133,12 +138,18 @@ def open_recording(
     for camera, key in robot.images.items():
         if features[key].get("dtype") not in ("image", "video"):
             raise InputError(f"{key} of {source} is no image, but {camera} of robot {robot.name!r}; it has {listed}.")
-    proof = prove(data, columns=(*robot.state, robot.actions), cameras=cameras, tolerance=tolerance)
-    *parts, actions = data.numbers(*robot.state, robot.actions)
-    state = np.concatenate(parts, axis=1)
+    proof = prove(data, columns=robot.columns, cameras=cameras, task=robot.task, tolerance=tolerance)
+    columns = dict(zip(robot.columns, data.numbers(*robot.columns), strict=True))
+    for key, wanted in robot.widths.items():
+        if key in columns and columns[key].shape[1] != wanted:
+            raise InputError(
+                f"{key} of {source} has {columns[key].shape[1]} dimensions, robot {robot.name!r} has {wanted}."
+            )
+    state, actions = (join(parts, columns) for parts in (robot.state, robot.actions))
     if robot.action_dim not in (None, actions.shape[1]):
         raise InputError(
-            f"{robot.actions} of {source} has {actions.shape[1]} dimensions, robot {robot.name!r} {robot.action_dim}."
+            f"{', '.join(robot.actions)} of {source} has {actions.shape[1]} dimensions, robot {robot.name!r} "
+            f"{robot.action_dim}."
         )
     if max(len(robot.delta), robot.units == "aloha" and 14) > min(state.shape[1], actions.shape[1]):
         raise InputError(
@@ -146,4 +157,6 @@ def open_recording(
             f"{robot.name!r} converts."
         )
     asset_id = str(source) if not Path(source).expanduser().is_dir() else folder.resolve().name
-    return Recording(data, dataclasses.replace(robot, action_dim=actions.shape[1]), asset_id, state, actions, proof)
+    widths = {key: column.shape[1] for key, column in columns.items()}
+    measured = dataclasses.replace(robot, action_dim=actions.shape[1], widths=widths)
+    return Recording(data, measured, asset_id, state, actions, proof)

@@ -23,6 +23,12 @@ from clp_jax.processing.robots import Robot
 Remat = Literal["all", "dots", "none"]
 """What the backward pass of a block computes again: all of it, all but its matrix products, or nothing."""
 
+LongPrompts = Literal["cut", "refuse"]
+"""What becomes of prompts with more tokens than a model reads: cut as upstream does, with a warning, or an error."""
+
+_SHOWN = 80
+"""Characters of a prompt in a message."""
+
 Gates = dict[str, Float[AnyArray, "_depth _b"]]
 """Per tower and block 1 (keep) or 0 (remove), for each observation or, with a last axis of 1, for the whole batch.
 
@@ -218,8 +224,8 @@ class Processing(Protocol):
         """Raise an `InputError` if the model cannot hold so many dimensions."""
         ...
 
-    def check_prompt(self, prompt: str) -> None:
-        """Raise an `InputError` if a prompt cannot be told to the model."""
+    def prompt_tokens(self, prompt: str, state_dims: int) -> int:
+        """Tokens of a prompt, with a state of so many dimensions if it is spelled, before it is cut."""
         ...
 
     def inputs(
@@ -238,6 +244,12 @@ class Processing(Protocol):
     ) -> Float[np.ndarray, "h rdim"]:
         """The robot's actions from the model's."""
         ...
+
+
+def over_long(processing: Processing, prompt: str, state_dims: int) -> str | None:
+    """What to say about a prompt of which the model would not read the end; None if all of it fits."""
+    tokens, most = processing.prompt_tokens(prompt, state_dims), processing.max_token_len
+    return f"the prompt {prompt[:_SHOWN]!r} has {tokens} tokens, more than {most}" if tokens > most else None
 
 
 @runtime_checkable

@@ -11,7 +11,7 @@ from jaxtyping import Float
 
 from clp_jax.editable_json import json_object, read_json, typed
 from clp_jax.errors import InputError
-from clp_jax.processing import transforms
+from clp_jax.processing import columns, modality, transforms
 
 Units = Literal["own", "aloha"]
 
@@ -23,24 +23,34 @@ class Robot:
     Attributes:
       name: in messages.
       images: per camera of the model the data set's key; the model runs without the others.
-      state: keys of the state's parts, in order.
-      actions: key of the actions.
+      state: its parts, in order: keys of the data set's columns, or some dimensions of them as ``key[0:7]``.
+      actions: its parts, likewise.
       delta: per action dimension whether the model sees it relative to the state; missing dimensions are absolute.
       units: ``aloha``: joints and grippers are converted to those that π0 was trained with (openpi's adapt_to_pi).
       action_dim: dimensions of the actions; None leaves it to the data set.
+      widths: dimensions that columns must have, by key; columns that are not named may have any number.
+      task: key of the column with the number of each row's task.
       prompt: where the data set has no tasks.
-      client: per key of the data set the one that openpi's clients send to a server, where it is another.
+      client: per key of the data set the one that openpi's clients send to a server, where it is another. Clients send
+        whole columns, of which the server chooses; a part ``key[0:7]`` that has an entry of its own is sent as it is.
     """
 
     name: str
     images: Mapping[str, str]
     state: tuple[str, ...] = ("observation.state",)
-    actions: str = "action"
+    actions: tuple[str, ...] = ("action",)
     delta: tuple[bool, ...] = ()
     units: Units = "own"
     action_dim: int | None = None
+    widths: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    task: str = "task_index"
     prompt: str | None = None
     client: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The data set's columns that state and actions are parts of."""
+        return columns.keys(*self.state, *self.actions)
 
 
 def mask(*counts: int) -> tuple[bool, ...]:
@@ -60,7 +70,7 @@ def find_robot(
     start: Robot | None = None,
     images: Sequence[str] = (),
     state: Sequence[str] = (),
-    actions: str | None = None,
+    actions: Sequence[str] = (),
 ) -> Robot:
     """The robot of these flags.
 
@@ -71,8 +81,8 @@ def find_robot(
       cameras: those of the model; None does not check them.
       start: what a checkpoint says of its robot; a robot with nothing if None.
       images: ``camera=key`` each, on top of the robot's.
-      state: keys of the state, instead of the robot's.
-      actions: key of the actions, instead of the robot's.
+      state: parts of the state, instead of the robot's.
+      actions: parts of the actions, instead of the robot's.
 
     Raises:
       InputError: no such robot, a broken file, an unknown camera.
@@ -86,7 +96,7 @@ def find_robot(
     elif name in known:
         robot = known[name]
     elif name.endswith(".json"):
-        robot = read_robot(name)
+        robot = read_robot(name, cameras)
     else:
         listed = f"choose one of {', '.join(known)}, or give" if known else "give"
         raise InputError(f"there is no robot {name!r}; {listed} a .json file.")
@@ -97,7 +107,7 @@ def find_robot(
         robot,
         images={**robot.images, **pairs},
         state=tuple(state) or robot.state,
-        actions=actions or robot.actions,
+        actions=tuple(actions) or robot.actions,
     )
     try:
         return _checked(robot, cameras)
@@ -105,25 +115,29 @@ def find_robot(
         raise InputError(f"{name}: {error}" if name is not None and name.endswith(".json") else str(error)) from None
 
 
-def read_robot(path: str | os.PathLike[str]) -> Robot:
-    """A robot from a JSON file with the fields of `Robot`; ``delta`` may be counts as for `mask`.
+def read_robot(path: str | os.PathLike[str], cameras: Sequence[str] | None = None) -> Robot:
+    """A robot from a JSON file with the fields of `Robot`, or from a data set's ``meta/modality.json``.
+
+    Args:
+      path: the file; ``delta`` in it may be counts as for `mask`.
+      cameras: those of the model, of which a modality.json may know some; None takes all of its videos.
 
     Raises:
       InputError: the file is missing or broken, or a field is unknown or of the wrong type.
     """
     try:
-        value = json_object(
-            read_json(path),
-            "the robot",
-            ["images"],
-            ["name", "state", "actions", "delta", "units", "action_dim", "prompt", "client"],
-        )
+        value = read_json(path)
+        if isinstance(value, dict) and "video" in value:
+            return Robot(Path(path).name, **modality.robot_fields(value, cameras))
+        known = [field.name for field in dataclasses.fields(Robot) if field.name != "images"]
+        value = json_object(value, "the robot", ["images"], known)
         fields: dict[str, Any] = {"name": Path(path).name} | value
-        for key, wanted in (("name", str), ("actions", str), ("units", str), ("prompt", str), ("action_dim", int)):
+        for key, wanted in (("name", str), ("units", str), ("task", str), ("prompt", str), ("action_dim", int)):
             if key in value:
                 typed(value[key], wanted, key)
-        fields |= {name: _pairs(value[name], name) for name in ("images", "client") if name in value}
-        fields |= {"state": _texts(value["state"])} if "state" in value else {}
+        fields |= {name: _pairs(value[name], name, str) for name in ("images", "client") if name in value}
+        fields |= {"widths": _pairs(value["widths"], "widths", int)} if "widths" in value else {}
+        fields |= {name: _texts(value[name], name) for name in ("state", "actions") if name in value}
         fields |= {"delta": _delta(typed(value["delta"], list, "delta"))} if "delta" in value else {}
         if fields.get("units", "own") not in get_args(Units):
             raise InputError(f"units {fields['units']!r} are unknown; give {' or '.join(get_args(Units))}.")
@@ -132,17 +146,15 @@ def read_robot(path: str | os.PathLike[str]) -> Robot:
         raise InputError(f"{path}: {error}") from error
 
 
-def _pairs(value: Any, name: str) -> dict[str, str]:
-    """Key to text; keys that begin with "_" are comments."""
-    pairs = {key: typed(item, str, f"{name}.{key}") for key, item in typed(value, dict, name).items()}
+def _pairs(value: Any, name: str, wanted: type) -> dict[str, Any]:
+    """Key to value; keys that begin with "_" are comments."""
+    pairs = {key: typed(item, wanted, f"{name}.{key}") for key, item in typed(value, dict, name).items()}
     return {key: item for key, item in pairs.items() if not key.startswith("_")}
 
 
-def _texts(value: Any) -> tuple[str, ...]:
-    return tuple(
-        typed(key, str, "a key of state")
-        for key in ([value] if isinstance(value, str) else typed(value, list, "state"))
-    )
+def _texts(value: Any, name: str) -> tuple[str, ...]:
+    texts = [value] if isinstance(value, str) else typed(value, list, name)
+    return tuple(typed(text, str, f"a key of {name}") for text in texts)
 
 
 def _delta(values: list[Any]) -> tuple[bool, ...]:
@@ -160,6 +172,9 @@ def _checked(robot: Robot, cameras: Sequence[str] | None) -> Robot:
     unknown = [] if cameras is None else sorted(set(robot.images) - set(cameras))
     if unknown:
         raise InputError(f"{', '.join(unknown)} is no camera of the model; it has {', '.join(cameras or ())}.")
+    columns.keys(*robot.state, *robot.actions)  # raises where one is not written as it should be
+    if not robot.actions:
+        raise InputError("the robot has no actions; name their column in actions.")
     if not robot.images:
         raise InputError("the robot has no camera; give --robot, or --image base_0_rgb=<the data set's key>.")
     return robot

@@ -37,30 +37,33 @@ class PromptTokenizer:
     def __call__(
         self, prompt: str, length: int, state: Float[np.ndarray, " d"] | None = None
     ) -> tuple[Int[np.ndarray, " s"], Bool[np.ndarray, " s"]]:
-        r"""Token ids of a prompt and where they are no padding.
+        """Token ids of a prompt and where they are no padding.
+
+        As in openpi, tokens beyond ``length`` are cut, and with them the words that ask for an action.
 
         Args:
           prompt: the instruction.
           length: tokens of the result, padding (0) included.
-          state: normalised state that the prompt spells in 256 bins over [-1, 1] (π0.5), None for π0's format, the
-            instruction and a line break.
-
-        Raises:
-          InputError: the prompt has more tokens. (openpi cuts it, and with it the words that ask for an action.)
+          state: as for `encode`.
         """
-        text = prompt.strip().replace("_", " ").replace("\n", " ")
-        if state is None:
-            tokens = self._pieces.encode(text, add_bos=True) + self._pieces.encode("\n")
-        else:
-            bins = " ".join(map(str, discretise(state)))
-            tokens = self._pieces.encode(f"Task: {text}, State: {bins};\nAction: ", add_bos=True)
-        if len(tokens) > length:
-            raise InputError(
-                f"the prompt {text!r} has {len(tokens)} tokens, more than {length}; give a larger --max-token-len."
-            )
+        tokens = self.encode(prompt, state)[:length]
         ids = np.zeros(length, np.int32)
         ids[: len(tokens)] = tokens
         return ids, np.arange(length) < len(tokens)
+
+    def encode(self, prompt: str, state: Float[np.ndarray, " d"] | None = None) -> list[int]:
+        r"""All token ids of a prompt.
+
+        Args:
+          prompt: the instruction.
+          state: normalised state that the prompt spells in 256 bins over [-1, 1] (π0.5), None for π0's format, the
+            instruction and a line break.
+        """
+        text = prompt.strip().replace("_", " ").replace("\n", " ")
+        if state is None:
+            return self._pieces.encode(text, add_bos=True) + self._pieces.encode("\n")
+        bins = " ".join(map(str, discretise(state)))
+        return self._pieces.encode(f"Task: {text}, State: {bins};\nAction: ", add_bos=True)
 
 
 def discretise(state: Float[np.ndarray, " d"]) -> Int[np.ndarray, " d"]:

@@ -6,6 +6,8 @@ asks for are ignored, as openpi does (ALOHA sends a fourth camera).
 """
 
 import dataclasses
+import functools
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,7 +16,8 @@ from jaxtyping import Float
 
 from clp_jax.errors import InputError
 from clp_jax.models import Architecture, Lengths, family_of
-from clp_jax.models.family import Processing
+from clp_jax.models.family import LongPrompts, Processing, over_long
+from clp_jax.processing.columns import part
 
 _DEEPEST = 4
 """Maps inside maps of a request: openpi's clients have two."""
@@ -30,11 +33,13 @@ class RobotRequests:
       processing: between the robot and the model.
       architecture: of the model.
       prompt: the instruction where a request has none; None uses the robot's, if it has one.
+      long_prompts: what becomes of prompts with more tokens than the model reads.
     """
 
     processing: Processing
     architecture: Architecture
     prompt: str | None = None
+    long_prompts: LongPrompts = "cut"
 
     @property
     def name(self) -> str:
@@ -54,7 +59,7 @@ class RobotRequests:
     @property
     def keys(self) -> tuple[str, ...]:
         """What a request must hold."""
-        state = tuple(map(self._key, self.processing.robot.state))
+        state = tuple(dict.fromkeys(map(self._state_key, self.processing.robot.state)))
         return (*self.images.values(), *state, *(() if self._default_prompt else ("prompt",)))
 
     @property
@@ -77,14 +82,16 @@ class RobotRequests:
           InputError: a value is missing or is not what the key says.
         """
         _check_present(values, self.keys)
-        state = np.concatenate([_vector(values, self._key(key)) for key in self.processing.robot.state])
+        state = np.concatenate([np.empty(0), *(self._part(values, text) for text in self.processing.robot.state)])
         self._check_state(state)
         images = {camera: _image(values, key) for camera, key in self.images.items()}
-        prompt = values.get("prompt", self._default_prompt)
-        if not isinstance(prompt, str):
-            raise InputError(f"prompt is a {type(prompt).__name__}, expected text.")
+        prompt = _text(values.get("prompt", self._default_prompt))
         if len(prompt) > _CHARACTERS_PER_TOKEN * self.prompt_length:
             raise InputError(f"the prompt has {len(prompt)} characters; {self.prompt_length} tokens cannot hold it.")
+        if (phrase := over_long(self.processing, prompt, len(state))) is not None:
+            if self.long_prompts == "refuse":
+                raise InputError(f"{phrase}; send a shorter one, or serve with a larger --max-token-len.")
+            _warn_once(f"{phrase}: the rest is cut; serve with a larger --max-token-len to keep it.")
         with np.errstate(over="ignore"):  # of float64 in float32; what becomes infinite is refused
             inputs = self.processing.inputs(state=state, images=images, prompt=prompt)
         _check_finite(inputs["state"], "the normalised state")
@@ -103,6 +110,20 @@ class RobotRequests:
 
     def _key(self, key: str) -> str:
         return canonical(self.processing.robot.client.get(key, key))
+
+    def _state_key(self, text: str) -> str:
+        """Key of the request that holds a part of the state: the part's own, else that of its column."""
+        return self._key(text if text in self.processing.robot.client else part(text).key)
+
+    def _part(self, values: Mapping[str, Any], text: str) -> Float[np.ndarray, " d"]:
+        """A part of the state: what has a key of its own as it is, else what is chosen of its column."""
+        robot, chosen = self.processing.robot, part(text)
+        key, alone = self._state_key(text), text in robot.client
+        vector = _vector(values, key)
+        wanted = chosen.width if alone and chosen.width is not None else robot.widths.get(chosen.key)
+        if wanted not in (None, len(vector)):
+            raise InputError(f"{key} has {len(vector)} dimensions, robot {self.name!r} has {wanted}.")
+        return vector if alone else chosen._replace(key=key).of(vector)
 
     def _check_sizes(self, inputs: Mapping[str, np.ndarray]) -> None:
         """Programs are compiled for one size of each camera, where the model and not the host resizes."""
@@ -239,6 +260,12 @@ def chunk(values: Mapping[str, Any], key: str, horizon: int, dim: int) -> Float[
     return array.astype(np.float32)
 
 
+@functools.lru_cache(maxsize=64)
+def _warn_once(text: str) -> None:
+    """A client repeats its prompt many times a second."""
+    logging.getLogger(__name__).warning(text)
+
+
 def _check_present(values: Mapping[str, Any], keys: tuple[str, ...]) -> None:
     missing = [key for key in keys if key not in values]
     if missing:
@@ -268,11 +295,22 @@ def _exactly(values: Mapping[str, Any], key: str, dtype: Any, shape: tuple[int, 
 
 def _vector(values: Mapping[str, Any], key: str) -> Float[np.ndarray, " d"]:
     """A part of the state in float64, as openpi's statistics are; a single number is a vector of one."""
-    array = np.atleast_1d(_array(values, key, "fiu"))
+    array = np.atleast_1d(_array(values, key, "fiub"))  # a gripper may be open or not
     if array.ndim != 1:
         raise InputError(f"{key} has shape {array.shape}, expected one axis.")
     _check_finite(array, key)
     return array.astype(np.float64)
+
+
+def _text(prompt: Any) -> str:
+    """A prompt: text, or its bytes in UTF-8, which openpi's DROID policy reads as well."""
+    try:
+        prompt = prompt.decode() if isinstance(prompt, bytes) else prompt
+    except UnicodeDecodeError as error:
+        raise InputError(f"the bytes of prompt are no UTF-8: {error.reason} at byte {error.start}.") from None
+    if not isinstance(prompt, str):
+        raise InputError(f"prompt is a {type(prompt).__name__}, expected text.")
+    return prompt
 
 
 def _image(values: Mapping[str, Any], key: str) -> np.ndarray:

@@ -54,7 +54,7 @@ def check_same_run(
     """
     new = now.to_json()
     old_flags, new_flags = (
-        {name: value for name, value in (dict(defaults) | entry["config"]).items() if name not in may_change}
+        {name: _unset(value) for name, value in (dict(defaults) | entry["config"]).items() if name not in may_change}
         for entry in (before, new)
     )
     old = {name: value for name, value in old_flags.items() if name not in _PLACES}
@@ -68,3 +68,8 @@ def check_same_run(
     if pictures is None or pictures == now.pictures_fingerprint:
         return None
     return "The rows are those of the run, but its videos or pictures have changed since; going on with what is there."
+
+
+def _unset(value: Any) -> Any:
+    """None for the empty list of a flag that is not given, which older runs recorded as None."""
+    return None if value in ([], ()) else value

@@ -36,21 +36,27 @@ class Proof:
 
 
 def prove(
-    data: LeRobotData, *, columns: Sequence[str], cameras: Sequence[str] = (), tolerance: float | None = None
+    data: LeRobotData,
+    *,
+    columns: Sequence[str],
+    cameras: Sequence[str] = (),
+    task: str = "task_index",
+    tolerance: float | None = None,
 ) -> Proof:
     """Proves that rows, times and pictures of a data set are whole and belong together.
 
     Args:
       data: the data set, opened with the same cameras.
-      columns: vectors that will be read: the state's parts and the actions.
+      columns: vectors that will be read: those of state and actions.
       cameras: keys of the cameras that will be read; nothing is asked about others.
+      task: key of the column with the number of each row's task.
       tolerance: seconds by which the time between two rows may differ from one period; `timestamp_tolerance` if None.
 
     Raises:
       InputError: the first thing that must be repaired, with episode, row and file.
     """
     notes, digests = [], {}
-    for check in _checks(data, columns, cameras, tolerance, picture_bytes=_PICTURE_BYTES):
+    for check in _checks(data, columns, cameras, task, tolerance, picture_bytes=_PICTURE_BYTES):
         for finding in check.findings:
             if finding.fatal:
                 raise InputError(finding.text)
@@ -65,6 +71,7 @@ def check_set(
     *,
     columns: Sequence[str] | None = None,
     cameras: Sequence[str] | None = None,
+    task: str = "task_index",
     prompt: str | None = None,
     tolerance: float | None = None,
 ) -> tuple[Check, ...]:
@@ -74,6 +81,7 @@ def check_set(
       source: folder or hub id.
       columns: vectors to prove; all vectors of decimal numbers that the tables have if None.
       cameras: keys of cameras to prove; all whose files are here if None.
+      task: as for `prove`.
       prompt: stands in for the texts of tasks.
       tolerance: as for `prove`.
     """
@@ -95,7 +103,7 @@ def check_set(
     if columns is None:
         columns = [key for key in data.column_names() if str(features.get(key, {}).get("dtype")).startswith("float")]
         columns = [key for key in columns if key not in COUNTERS]
-    checks = list(_checks(data, columns, chosen, tolerance, picture_bytes=None, texts=prompt is None))
+    checks = list(_checks(data, columns, chosen, task, tolerance, picture_bytes=None, texts=prompt is None))
     return (*checks, *([Check("other cameras", str(len(notes)), tuple(notes))] if notes else ()))
 
 
@@ -117,6 +125,7 @@ def _checks(
     data: LeRobotData,
     columns: Sequence[str],
     cameras: Sequence[str],
+    task: str,
     tolerance: float | None,
     *,
     picture_bytes: int | None,
@@ -125,7 +134,7 @@ def _checks(
     """One check after the other, the cheap ones first."""
     meta = data.meta
     yield Check("meta", f"{len(meta.episodes):,} episodes, {len(meta.tasks):,} tasks", limited(row_checks.totals(meta)))
-    rows, problems = data.read([*columns, "timestamp", "task_index"], optional=("frame_index", "index"))
+    rows, problems = data.read([*columns, "timestamp", task], optional=("frame_index", "index"))
     found = (*map(Finding, problems), *(Finding(note, fatal=False) for note in data.notes))
     yield Check("tables", f"{len(data):,} rows, columns {', '.join(columns)}", limited(found))
     if not len(rows.ends):
@@ -133,7 +142,7 @@ def _checks(
     yield Check("order of rows", f"{rows.ends[-1]:,} rows", limited(row_checks.counters(rows)))
     times = limited(row_checks.timestamps(meta, rows, tolerance))
     yield Check("timestamps", f"{meta.fps:g} fps", times)
-    tasks = [*row_checks.tasks(meta, rows), *(row_checks.nameless_tasks(data, rows) if texts else ())]
+    tasks = [*row_checks.tasks(meta, rows, task), *(row_checks.nameless_tasks(meta, rows, task) if texts else ())]
     yield Check("tasks", f"{len(meta.tasks):,} texts", limited(tasks))
     for key in cameras:
         yield _camera(data, rows, key, picture_bytes)

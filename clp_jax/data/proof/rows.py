@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from clp_jax.data.lerobot import LeRobotData, Rows
+from clp_jax.data.lerobot import Rows
 from clp_jax.data.lerobot_meta import Meta
 from clp_jax.data.proof.findings import Finding, first_of_each
 
@@ -85,22 +85,20 @@ def timestamps(meta: Meta, rows: Rows, tolerance: float | None) -> Iterator[Find
         )
 
 
-def tasks(meta: Meta, rows: Rows) -> Iterator[Finding]:
+def tasks(meta: Meta, rows: Rows, key: str) -> Iterator[Finding]:
     """Every row's task must be in the list of tasks, with or without a text."""
-    values = rows.columns["task_index"][:, 0]
+    values = rows.columns[key][:, 0]
     known = np.array(sorted(meta.tasks), np.float64)
     bad = np.flatnonzero(~np.isin(values, known)) if len(known) else np.flatnonzero((values < 0) | (values % 1 != 0))
     for episode, row, count in first_of_each(_owners(rows), bad):
         listed = f"{len(known)} tasks, {known[0]:g} to {known[-1]:g}" if len(known) else "none"
-        yield Finding(
-            f"{_where(rows, episode, row)}: task_index is {values[row]:g}{_more(count)}, the list has {listed}."
-        )
+        yield Finding(f"{_where(rows, episode, row)}: {key} is {values[row]:g}{_more(count)}, the list has {listed}.")
 
 
-def nameless_tasks(data: LeRobotData, rows: Rows) -> Iterator[Finding]:
+def nameless_tasks(meta: Meta, rows: Rows, key: str) -> Iterator[Finding]:
     """Tasks that occur and have no text."""
-    for number in np.unique(rows.columns["task_index"][:, 0].astype(np.int64)).tolist():
-        if not data.meta.tasks.get(number):
+    for number in np.unique(rows.columns[key][:, 0].astype(np.int64)).tolist():
+        if not meta.tasks.get(number):
             yield Finding(f"the data set has no text for task {number}; give --prompt, or write it into meta/tasks.")
 
 

@@ -84,10 +84,9 @@ class Processing:
             if dims > most:
                 raise InputError(f"the robot's {name} have {dims} dimensions, the model at most {most}.")
 
-    def check_prompt(self, prompt: str) -> None:
-        """Raise an `InputError` if a prompt cannot be told to the model."""
-        dims = self.architecture.action_dim or 0
-        self.tokenizer(prompt, self.max_token_len, np.zeros(dims) if self.state_in_prompt else None)
+    def prompt_tokens(self, prompt: str, state_dims: int) -> int:
+        """Tokens of a prompt before it is cut; a state is counted with three digits a value, the most there are."""
+        return len(self.tokenizer.encode(prompt, np.zeros(state_dims) if self.state_in_prompt else None))
 
     def inputs(
         self,

@@ -12,7 +12,7 @@ LIBERO = Robot(
     "libero",
     {"base_0_rgb": "image", "left_wrist_0_rgb": "wrist_image"},
     state=("state",),
-    actions="actions",
+    actions=("actions",),
     action_dim=7,
 )
 """openpi's LIBERO sets, whose actions are differences already."""
@@ -43,8 +43,9 @@ DROID = Robot(
     "droid",
     {"base_0_rgb": "exterior_image_1_left", "left_wrist_0_rgb": "wrist_image_left"},
     state=("joint_position", "gripper_position"),
-    actions="actions",
+    actions=("actions",),
     action_dim=8,
+    widths={"joint_position": 7, "gripper_position": 1},
 )
 """Own data in DROID's form, with joint velocities as actions."""
 

@@ -78,9 +78,10 @@ class Processing:
                     "its input_features or output_features if that is another robot's."
                 )
 
-    def check_prompt(self, prompt: str) -> None:
-        """Every prompt can be told: lerobot cuts what is too long."""
-        del prompt
+    def prompt_tokens(self, prompt: str, state_dims: int) -> int:
+        """Tokens of a prompt before it is cut; it spells no state."""
+        del state_dims
+        return len(self.tokenizer.encode(prompt))
 
     def inputs(
         self,

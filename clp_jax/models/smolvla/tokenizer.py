@@ -45,17 +45,20 @@ class VlmTokenizer:
     def __call__(self, prompt: str, length: int) -> tuple[Int[np.ndarray, " s"], Bool[np.ndarray, " s"]]:
         """Token ids of a prompt and where they are no padding.
 
-        A line break is added where the prompt does not end in one. As in lerobot, tokens beyond ``length`` are cut.
+        As in lerobot, tokens beyond ``length`` are cut.
 
         Args:
           prompt: the instruction.
           length: tokens of the result, padding on the right included.
         """
-        text = prompt if prompt.endswith("\n") else f"{prompt}\n"
-        tokens = self._model.encode(text).ids[:length]
+        tokens = self.encode(prompt)[:length]
         ids = np.full(length, self._pad, np.int32)
         ids[: len(tokens)] = tokens
         return ids, np.arange(length) < len(tokens)
+
+    def encode(self, prompt: str) -> list[int]:
+        """All token ids of a prompt; a line break is added where it does not end in one."""
+        return self._model.encode(prompt if prompt.endswith("\n") else f"{prompt}\n").ids
 
     def _padding(self, file: epath.Path) -> int:
         own = self._model.padding
