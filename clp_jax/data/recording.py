@@ -98,8 +98,8 @@ class Recording:
     def _check_fits(self, processing: Processing) -> None:
         processing.check_dims(self.state.shape[1], self.actions.shape[1])
         for name, column in (("state", self.state), ("actions", self.actions)):
-            dims, known = column.shape[1], len(processing.norm_stats[name].mean)
-            if known < dims:
+            dims = column.shape[1]
+            if dims and (known := len(processing.norm_stats[name].mean)) < dims:
                 raise InputError(f"the norm stats know {known} dimensions of {name}, the robot has {dims}.")
 
 

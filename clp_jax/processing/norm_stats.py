@@ -92,7 +92,7 @@ def of_robot(
       weights: how much each row counts, None for all alike.
 
     Returns:
-      ``state`` and ``actions``. Memory beside the arguments: about 12 n horizon bytes.
+      ``state``, unless it has no dimensions, and ``actions``. Memory beside the arguments: about 12 n horizon bytes.
     """
     rows = np.arange(len(state))
     last = np.repeat(ends, np.diff(ends, prepend=0)) - 1
@@ -103,10 +103,8 @@ def of_robot(
         return np.stack([actions[chunk, dimension] - offset for chunk in chunks]).astype(np.float32)
 
     of_chunks = None if weights is None else np.broadcast_to(weights, (horizon, len(weights)))
-    return {
-        "state": of_vectors(state.T.astype(np.float32), weights),
-        "actions": of_vectors(map(seen, range(actions.shape[1])), of_chunks),
-    }
+    stats = {"state": of_vectors(state.T.astype(np.float32), weights)} if state.shape[1] else {}
+    return stats | {"actions": of_vectors(map(seen, range(actions.shape[1])), of_chunks)}
 
 
 def save(folder: str | os.PathLike[str], stats: Mapping[str, NormStats]) -> None:
