@@ -108,7 +108,7 @@ def _step(value: Any) -> Step:
         **texts,
         removed=None if plan is None else {name: tower.removed for name, tower in plan.towers.items()},
         steps=config.get("steps") if isinstance(config.get("steps"), int) else None,
-        data=None if data is None else str(data),
+        data=None if data is None else " + ".join(map(str, data if isinstance(data, list) else [data])),
         plan=None if plan is None else plan.to_json(),
     )
 

@@ -25,8 +25,8 @@ class Analyse(MeasureFlags, DepthFlags):
 
     checkpoint: str
     """Checkpoint: step folder of openpi or its params, local or gs://; policy folder of lerobot; NVIDIA's folder."""
-    data: str
-    """.npz of model-ready observations, LeRobot folder or hub id."""
+    data: tuple[str, ...]
+    """.npz of model-ready observations, LeRobot folder or hub id; or several of one robot."""
     out: str
     """Folder to create: similarity.npz, plan.json, findings.json, report.html, heat maps."""
     compare: tuple[str, ...] = tuple(name for name in CRITERIA if name not in ("greedy", "gauss-newton"))
@@ -42,7 +42,7 @@ def run(config: Analyse) -> None:
     for name in config.compare:
         if name not in CRITERIA:
             raise InputError(f"--compare {name} is no criterion; choose from {', '.join(CRITERIA)}.")
-    with staged(config.out, overwrite=config.overwrite, sources=[config.checkpoint, config.data]) as folder:
+    with staged(config.out, overwrite=config.overwrite, sources=[config.checkpoint, *config.data]) as folder:
         model, calibration, evaluation = load(config.checkpoint, config.data, config)
         analysis = measure(model, calibration, config, {*config.compare, config.rule()})
         findings = find(model, analysis, calibration, evaluation, config, config.compare)

@@ -9,15 +9,19 @@ from rich.table import Table
 from clp_jax.commands.data_flags import RobotFlags
 from clp_jax.data.proof import Check as Checked
 from clp_jax.data.proof import check_set
+from clp_jax.data.proof.findings import Finding
+from clp_jax.data.recording import open_recording
+from clp_jax.data.recordings import checked_sources
 from clp_jax.errors import InputError
+from clp_jax.processing.robots import Robot
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Check(RobotFlags):
-    """Prove that a LeRobot data set is whole, and list all that has to be repaired; nothing is written."""
+    """Prove that LeRobot data sets are whole, and list all that has to be repaired; nothing is written."""
 
-    data: str
-    """LeRobot data set: folder or hub id."""
+    data: tuple[str, ...]
+    """LeRobot data set: folder or hub id; or several."""
     prompt: str | None = None
     """Prompt that training will use instead of the data set's tasks, whose texts may then be absent."""
 
@@ -26,19 +30,44 @@ def run(config: Check) -> None:
     """Run the command."""
     console = Console()
     robot = config.find_robot(None)
+    wrong = [
+        _check(config, source, episodes, robot, console)
+        for source, episodes in checked_sources(config.data, (), config.episodes)
+    ]
+    if sum(wrong):
+        listed = " and ".join(source for source, count in zip(config.data, wrong, strict=True) if count)
+        raise InputError(
+            f"{listed} has {sum(wrong)} {'fault' if sum(wrong) == 1 else 'faults'} to repair, listed above."
+        )
+
+
+def _check(config: Check, source: str, episodes: str | None, robot: Robot | None, console: Console) -> int:
+    """Shows what is wrong with one data set; returns the number of faults."""
     checks = check_set(
-        config.data,
+        source,
         columns=None if robot is None else robot.columns,
         cameras=None if robot is None else tuple(dict.fromkeys(robot.images.values())),
         task="task_index" if robot is None else robot.task,
+        episodes=episodes,
         prompt=config.prompt or (robot.prompt if robot else None),
         tolerance=config.timestamp_tolerance,
     )
+    if robot is not None and not any(finding.fatal for check in checks for finding in check.findings):
+        checks = (*checks, _fits(source, robot, episodes, config.timestamp_tolerance))
     _print(console, checks)
     wrong = sum(finding.fatal for check in checks for finding in check.findings)
-    if wrong:
-        raise InputError(f"{config.data} has {wrong} {'fault' if wrong == 1 else 'faults'} to repair, listed above.")
-    console.print(f"{escape(config.data)} is whole.")
+    if not wrong:
+        console.print(f"{escape(source)} is whole.")
+    return wrong
+
+
+def _fits(source: str, robot: Robot, episodes: str | None, tolerance: float | None) -> Checked:
+    """Whether the columns are as wide as the robot needs them."""
+    try:
+        open_recording(source, robot, episodes=episodes, pictures=False, tolerance=tolerance)
+    except InputError as error:
+        return Checked(f"robot {robot.name}", "dimensions", (Finding(str(error)),))
+    return Checked(f"robot {robot.name}", "dimensions")
 
 
 def _print(console: Console, checks: tuple[Checked, ...]) -> None:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from etils import epath
 
@@ -10,6 +10,7 @@ from clp_jax.checkpoint.orbax.chunks import files_below
 from clp_jax.checkpoint.orbax.spec import POLICY
 from clp_jax.commands.processing_flags import ProcessingFlags
 from clp_jax.data import TrainingData, open_dataset
+from clp_jax.data.recordings import checked_sources
 from clp_jax.errors import InputError
 from clp_jax.models import Architecture, family_of, robots
 from clp_jax.processing import norm_stats
@@ -57,6 +58,8 @@ class RobotFlags(ObservationFlags):
 
     action_key: tuple[str, ...] = ()
     """The actions' parts instead of the robot's, as for --state-key."""
+    episodes: tuple[str, ...] = ()
+    """Episodes to keep, 0:100,120 (100 is one past the last), or to leave out, '!17,23'; one text for each data set."""
     timestamp_tolerance: float | None = None
     """Seconds by which the time between two rows may differ from one period; 1e-4 s or 1 % of a period if absent."""
 
@@ -66,13 +69,21 @@ class RobotFlags(ObservationFlags):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class DataFlags(RobotFlags, ProcessingFlags):
+class MixtureFlags(RobotFlags):
+    """How several data sets are one."""
+
+    weights: tuple[float, ...] = ()
+    """How often each of several data sets is drawn, e.g. 2 1; if absent every observation as often as another."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DataFlags(MixtureFlags, ProcessingFlags):
     """How rows of a LeRobot data set become a model's inputs; a .npz of model-ready observations needs none."""
 
 
 def open_data(
     flags: DataFlags,
-    source: str,
+    source: str | Sequence[str],
     architecture: Architecture,
     *,
     assets: epath.Path | None,
@@ -84,7 +95,7 @@ def open_data(
 
     Args:
       flags: of the command.
-      source: ``.npz``, LeRobot folder or hub id.
+      source: ``.npz``, LeRobot folder or hub id, or several.
       architecture: of the checkpoint.
       assets: the checkpoint's ``assets`` folder, if it has one.
       hold_out_ratio: share of the episodes kept apart.
@@ -94,7 +105,7 @@ def open_data(
     Raises:
       InputError: as `open_dataset`; or several statistics in the checkpoint, of which none was chosen.
     """
-    ready = source.endswith(".npz")
+    ready = checked_sources(source, flags.weights, flags.episodes)[0][0].endswith(".npz")
     robot = None if ready and not flags.names_robot() else flags.find_robot(architecture)
     asset_id = flags.asset_id
     stats_file = None
@@ -106,6 +117,8 @@ def open_data(
     data = open_dataset(
         source,
         architecture,
+        weights=flags.weights,
+        episodes=flags.episodes,
         robot=robot,
         tokenizer=family_of(architecture).load_tokenizer(architecture, flags.tokenizer, assets)
         if wants_tokenizer

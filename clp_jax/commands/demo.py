@@ -59,7 +59,7 @@ def run(config: Demo) -> None:
     analyse_command.run(
         analyse_command.Analyse(
             checkpoint=example.CHECKPOINT,
-            data=example.DEMONSTRATIONS,
+            data=(example.DEMONSTRATIONS,),
             out=analysis,
             keep_layers=(str(config.keep_layers),),
             max_observations=64,
@@ -88,7 +88,7 @@ def _say(console: Console, command: str) -> None:
 def _finetuning(checkpoint: str, out: str, steps: int) -> finetune_command.Finetune:
     return finetune_command.Finetune(
         checkpoint=checkpoint,
-        data=example.DEMONSTRATIONS,
+        data=(example.DEMONSTRATIONS,),
         out=out,
         steps=steps,
         action_samples=4,

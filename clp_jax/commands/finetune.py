@@ -53,8 +53,8 @@ class Finetune(DataFlags, ModelFlags, UpstreamFlags, DistributedFlags):
 
     checkpoint: str
     """Checkpoint to begin from: step folder or its params, local or gs://."""
-    data: str
-    """LeRobot data set (folder or hub id), or .npz of model-ready observations."""
+    data: tuple[str, ...]
+    """LeRobot data set (folder or hub id), or .npz of model-ready observations; or several of one robot."""
     out: str
     """Folder of the run: <step>/{params,train_state,assets,clp.json} and logs."""
     steps: int
@@ -318,7 +318,7 @@ def _held_out(config: Finetune, architecture: Architecture, spec: Spec, data: Tr
     if config.holdout_data is None:
         return data.held_out(config.evaluate_observations)
     other = open_data(
-        config,
+        dataclasses.replace(config, weights=(), episodes=()),
         config.holdout_data,
         architecture,
         assets=spec.assets,

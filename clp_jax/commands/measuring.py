@@ -1,7 +1,7 @@
 """Flags that say on what and how to measure, and how deep to cut, shared by ``clp analyse`` and ``clp prune``."""
 
 import dataclasses
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Annotated, Any
 
 import tyro
@@ -115,7 +115,7 @@ def evidence_options(config: MeasureFlags) -> EvidenceOptions:
 
 
 def load(
-    checkpoint: str, data: str, config: MeasureFlags
+    checkpoint: str, data: str | Sequence[str], config: MeasureFlags
 ) -> tuple[LoadedModel, CalibrationData, CalibrationData | None]:
     """The model on its devices, calibration data and held-out data (None if there are too few episodes)."""
     if not 0.0 <= config.holdout_ratio < 1.0:
@@ -131,7 +131,7 @@ def load(
         config, data, architecture, assets=spec.assets, hold_out_ratio=config.holdout_ratio, seed=config.seed
     )
     most = config.max_observations
-    if most is None and not data.endswith(".npz"):
+    if most is None and not observations.source.endswith(".npz"):
         most = _LEROBOT_OBSERVATIONS
     held_most = None if most is None else min(max(1, round(config.holdout_ratio * most)), most)
     held = observations.held_out(held_most, seed=config.seed)

@@ -8,8 +8,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from clp_jax.checkpoint import read_spec
-from clp_jax.commands.data_flags import RobotFlags
-from clp_jax.data.recording import open_recording
+from clp_jax.commands.data_flags import MixtureFlags
+from clp_jax.data.recordings import open_recordings
 from clp_jax.errors import InputError
 from clp_jax.loading import read_architecture
 from clp_jax.models import family_of
@@ -20,11 +20,11 @@ _OPENPI_HORIZON = 50
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class NormStats(RobotFlags):
+class NormStats(MixtureFlags):
     """Compute mean, deviation and exact 1 % and 99 % quantiles of a LeRobot data set, in openpi's norm_stats.json."""
 
-    data: str
-    """LeRobot data set: folder or hub id."""
+    data: tuple[str, ...]
+    """LeRobot data set: folder or hub id; or several of one robot, whose statistics are those of their mixture."""
     out: str
     """Folder to create: <asset id>/norm_stats.json, as in a checkpoint's assets."""
     checkpoint: str | None = None
@@ -51,20 +51,26 @@ def run(config: NormStats) -> None:
         horizon = family_of(architecture).lengths(architecture).horizon
     if horizon < 1:
         raise InputError(f"an action chunk of {horizon} actions is none; give at least 1.")
-    with staged(config.out, overwrite=config.overwrite, sources=[config.data]) as folder:
+    with staged(config.out, overwrite=config.overwrite, sources=config.data) as folder:
         start = time.perf_counter()
-        recording = open_recording(config.data, robot, pictures=False, tolerance=config.timestamp_tolerance)
-        stats = recording.norm_stats(horizon)
+        recordings = open_recordings(
+            config.data,
+            robot,
+            weights=config.weights,
+            episodes=config.episodes,
+            pictures=False,
+            tolerance=config.timestamp_tolerance,
+        )
+        stats = recordings.norm_stats(horizon)
         seconds = time.perf_counter() - start
-        asset_id = config.asset_id or recording.asset_id
+        asset_id = config.asset_id or recordings.asset_id
         norm_stats.save(folder / asset_id, stats)
     _print(console, stats)
-    for note in recording.proof.notes:
+    for note in (*(note for recording in recordings.each for note in recording.proof.notes), *recordings.notes):
         console.print(f"[yellow]note:[/] {escape(note)}")
-    console.print(
-        f"{len(recording.data):,} rows of {len(recording.data.meta.episodes):,} episodes, chunks of {horizon} actions, "
-        f"in {seconds:.1f} s"
-    )
+    rows = sum(len(recording.data) for recording in recordings.each)
+    episodes = sum(len(recording.data.ends) for recording in recordings.each)
+    console.print(f"{rows:,} rows of {episodes:,} episodes, chunks of {horizon} actions, in {seconds:.1f} s")
     console.print(f"Statistics: [bold]{config.out}/{asset_id}/{norm_stats.FILE}[/]")
 
 

@@ -30,8 +30,8 @@ class Prune(MeasureFlags, DepthFlags):
     """Checkpoint: step folder of openpi or its params, local or gs://; policy folder of lerobot; NVIDIA's folder."""
     out: str
     """Folder to create: the same kind of checkpoint, and clp.json, which says what was removed and why."""
-    data: str | None = None
-    """.npz of model-ready observations, LeRobot folder or hub id: analyse, choose and prune in one go."""
+    data: tuple[str, ...] = ()
+    """.npz of model-ready observations, LeRobot folder or hub id, or several: analyse, choose and prune in one go."""
     analysis: str | None = None
     """Folder of clp analyse: its plan, or a new choice from its matrices if a depth is given."""
     plan: str | None = None
@@ -120,7 +120,6 @@ def _plan(config: Prune, spec: Spec, shape: Architecture | Shape, console: Conso
         return plan_of_blocks(shape, blocks_of(config.keep)), None
     if config.analysis is not None:
         return _plan_of_analysis(config, spec)
-    assert config.data is not None
     model, calibration, evaluation = load(config.checkpoint, config.data, config)
     analysis = measure(model, calibration, config, [config.rule()])
     loss = loss_of(model, calibration) if config.rule() == "greedy" else None

@@ -153,10 +153,12 @@ class LeRobotData:
         return int(np.searchsorted(self._ends, row, side="right"))
 
     def _read_files(self, files: Sequence[Path], keys: Sequence[str], optional: Sequence[str]) -> dict[Path, Columns]:
+        left_out = [episode.index for episode in self.meta.left_out]
+
         def read(file: Path) -> Columns:
             try:
                 with readable(file), self._tables.borrow(file) as table:
-                    return read_columns(file, table, keys, optional)
+                    return read_columns(file, table, keys, optional, left_out)
             except InputError as error:
                 return Columns({}, (str(error),))
 

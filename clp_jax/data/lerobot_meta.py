@@ -15,6 +15,7 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from clp_jax.data.episodes import chosen
 from clp_jax.data.lerobot_files import one_text, read_json, read_json_lines, read_rows
 from clp_jax.errors import InputError
 
@@ -55,6 +56,7 @@ class Meta:
       episodes: in the order of their rows.
       tasks: text by task number; None where the data set lists the number without a text.
       totals: ``total_episodes``, ``total_frames`` and ``total_tasks`` of ``info.json``, as far as they are there.
+      left_out: episodes that are not to be read; nothing is asked about their rows and videos.
     """
 
     folder: Path
@@ -63,18 +65,22 @@ class Meta:
     episodes: tuple[Episode, ...]
     tasks: Mapping[int, str | None]
     totals: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    left_out: tuple[Episode, ...] = ()
 
 
-def read_meta(folder: str | os.PathLike[str], cameras: Collection[str] | None = None) -> Meta:
+def read_meta(
+    folder: str | os.PathLike[str], cameras: Collection[str] | None = None, *, episodes: str | None = None
+) -> Meta:
     """Read ``meta/`` and check that every file it names is there.
 
     Args:
       folder: of the data set.
       cameras: keys of the cameras that will be read; where the others are stored is neither asked nor checked. None
         stands for all.
+      episodes: which to keep or leave out, as `episodes.chosen` reads it; None keeps all.
 
     Raises:
-      InputError: unknown version, or a file is missing or broken.
+      InputError: unknown version, a file is missing or broken, or there are no such episodes.
     """
     path = Path(folder).expanduser()
     info = read_json(path / "meta" / "info.json")
@@ -85,13 +91,17 @@ def read_meta(folder: str | os.PathLike[str], cameras: Collection[str] | None = 
         features = {key: feature if isinstance(feature, dict) else {} for key, feature in info["features"].items()}
         wanted = features if cameras is None else cameras
         videos = [key for key, feature in features.items() if feature.get("dtype") == "video" and key in wanted]
-        episodes, tasks = (_read_v3 if version == "v3.0" else _read_v2)(path, info, videos)
+        listed, tasks = (_read_v3 if version == "v3.0" else _read_v2)(path, info, videos)
         totals = {name: info[name] for name in ("total_episodes", "total_frames", "total_tasks") if name in info}
-        meta = Meta(path, _fps(path, info), features, tuple(episodes), tasks, totals)
+        meta = Meta(path, _fps(path, info), features, tuple(listed), tasks, totals)
     if not meta.episodes:
         raise InputError(f"{folder} holds no episodes.")
+    if episodes is not None:
+        kept = chosen(episodes, [episode.index for episode in listed])
+        parts = (tuple(e for e in listed if (e.index in kept) is stays) for stays in (True, False))
+        meta = dataclasses.replace(meta, **dict(zip(("episodes", "left_out"), parts, strict=True)))
     _check_episodes(meta)
-    files = {file for episode in episodes for file in (episode.table, *episode.videos.values())}
+    files = {file for episode in meta.episodes for file in (episode.table, *episode.videos.values())}
     missing = sorted(str(file) for file in files if not file.is_file())
     if missing:
         raise InputError(f"{folder} lacks {len(missing)} of the {len(files)} files of its meta; first {missing[0]}.")

@@ -3,10 +3,14 @@
 Batch i of the run is a function of (seed, batch size, data) alone. An epoch is a permutation of the rows cut into whole
 batches; what is left over is dropped and the next epoch permutes anew, as in openpi's loader. Process p of P reads the
 rows [p b / P, (p + 1) b / P) of each batch of b.
+
+Several sets with weights are permuted each on its own, epoch after epoch without a row dropped, and their rows
+interleaved so that every set has its share of any stretch of draws; batches are cut from that.
 """
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int
@@ -30,6 +34,7 @@ class BatchIterator(Iterator[Batch]):
       process_count: how many shares there are.
       workers: threads that read ahead, two batches each; 0 reads in the calling thread.
       fingerprint: identity of the data, part of the state.
+      shares: how many of the rows are each set's, one set after the other, and its weight; one set if empty.
 
     Raises:
       InputError: the rows do not fill one batch, or the batch does not divide into shares.
@@ -46,16 +51,19 @@ class BatchIterator(Iterator[Batch]):
         process_count: int = 1,
         workers: int = 4,
         fingerprint: str = "",
+        shares: Sequence[tuple[int, float]] = (),
     ):
         import grain
 
         _check(len(rows), batch_size, seed, process_count)
         share = batch_size // process_count
         mine = slice(process_index * share, (process_index + 1) * share)
-        batches = grain.MapDataset.range(len(rows)).shuffle(seed=seed).batch(batch_size, drop_remainder=True)
-        loaded = batches.map(lambda drawn: read(rows[drawn[mine]])).repeat()
+        drawn = _mixed(shares, seed) if shares else grain.MapDataset.range(len(rows)).shuffle(seed=seed)
+        loaded = drawn.batch(batch_size, drop_remainder=True).map(lambda chosen: read(rows[chosen[mine]]))
+        loaded = loaded if shares else loaded.repeat()
         options = grain.ReadOptions(num_threads=workers, prefetch_buffer_size=2 * workers)
         self._identity = {"data": fingerprint, "rows": len(rows), "batch_size": batch_size, "seed": seed}
+        self._identity |= {"shares": [list(share) for share in shares]} if shares else {}
         self._batches = iter(loaded.to_iter_dataset(options))
 
     def __next__(self) -> Batch:
@@ -78,6 +86,16 @@ class BatchIterator(Iterator[Batch]):
             told = "; ".join(f"{key} was {saved.get(key)}, is {self._identity[key]}" for key in differ)
             raise InputError(f"the run cannot resume at its place in the data: {told}.")
         self._batches.set_state(position)
+
+
+def _mixed(shares: Sequence[tuple[int, float]], seed: int) -> Any:
+    """Places of rows without end, as a Grain data set."""
+    import grain
+
+    ends = np.cumsum([rows for rows, _ in shares]).tolist()
+    spans = [(end - rows, end) for end, (rows, _) in zip(ends, shares, strict=True)]
+    sets = [grain.MapDataset.range(*span).shuffle(seed=(seed + i) % 2**32).repeat() for i, span in enumerate(spans)]
+    return grain.MapDataset.mix(sets, weights=[weight for _, weight in shares])
 
 
 def _check(rows: int, batch_size: int, seed: int, process_count: int) -> None:

@@ -55,7 +55,8 @@ def locate(meta: Meta, found: dict[Path, Columns], read: Callable[[Sequence[Path
         they turn out to be needed.
       read: reads the same columns of more files.
     """
-    runs = [run for file, columns in found.items() for run in _runs(file, columns)]
+    left_out = {episode.index for episode in meta.left_out}
+    runs = [run for file, columns in found.items() for run in _runs(file, columns) if run.episode not in left_out]
     if (places := _as_listed(meta, runs)) is not None:
         return Located(places)
     others = [file for file in sorted((meta.folder / "data").rglob("*.parquet")) if file not in found]

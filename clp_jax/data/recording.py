@@ -1,4 +1,4 @@
-"""A LeRobot data set seen as a robot: its columns by meaning, observations for a model, statistics."""
+"""A LeRobot data set seen as a robot: its columns by meaning, and observations for a model."""
 
 import dataclasses
 import os
@@ -14,10 +14,8 @@ from clp_jax.data.loader import Read
 from clp_jax.data.proof import Proof, prove
 from clp_jax.errors import InputError
 from clp_jax.models.family import Processing, over_long
-from clp_jax.processing import norm_stats
 from clp_jax.processing.columns import join
-from clp_jax.processing.norm_stats import NormStats
-from clp_jax.processing.robots import Robot, to_model_units
+from clp_jax.processing.robots import Robot
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,6 +23,7 @@ class Recording:
     """What a robot recorded.
 
     Attributes:
+      source: where it was opened.
       data: the rows.
       robot: with the dimensions of this data set's columns and actions.
       asset_id: the hub id, or the folder's name.
@@ -33,6 +32,7 @@ class Recording:
       proof: that the rows and pictures are whole; its notes are for the user to see.
     """
 
+    source: str
     data: LeRobotData
     robot: Robot
     asset_id: str
@@ -44,12 +44,6 @@ class Recording:
     def episodes(self) -> Int[np.ndarray, " n"]:
         """The episode of each row."""
         return self.data.episodes
-
-    def norm_stats(self, horizon: int) -> dict[str, NormStats]:
-        """Statistics of all rows; no image is read."""
-        state, actions = to_model_units(self.robot, self.state, self.actions)
-        assert actions is not None
-        return norm_stats.of_robot(state, actions, self.data.ends, horizon, self.robot.delta)
 
     def reader(self, processing: Processing, prompt: str | None = None) -> Read:
         """What reads rows as a model's inputs, with ``action_is_pad``; for use by several threads.
@@ -104,19 +98,25 @@ class Recording:
     def _check_fits(self, processing: Processing) -> None:
         processing.check_dims(self.state.shape[1], self.actions.shape[1])
         for name, column in (("state", self.state), ("actions", self.actions)):
-            dims, known = column.shape[1], len(processing.norm_stats[name].mean)
-            if known < dims:
+            dims = column.shape[1]
+            if dims and (known := len(processing.norm_stats[name].mean)) < dims:
                 raise InputError(f"the norm stats know {known} dimensions of {name}, the robot has {dims}.")
 
 
 def open_recording(
-    source: str | os.PathLike[str], robot: Robot, *, pictures: bool = True, tolerance: float | None = None
+    source: str | os.PathLike[str],
+    robot: Robot,
+    *,
+    episodes: str | None = None,
+    pictures: bool = True,
+    tolerance: float | None = None,
 ) -> Recording:
     """Open a data set, find the robot's columns in it, and prove that it is whole.
 
     Args:
       source: local folder or hub id.
       robot: which column means what.
+      episodes: which to keep or leave out, as `episodes.chosen` reads it; None keeps all.
       pictures: whether the cameras will be read; if not, nothing is asked about them.
       tolerance: seconds by which the time between two rows may differ from one period; see `proof.prove`.
 
@@ -125,7 +125,7 @@ def open_recording(
     """
     folder = find_folder(source)
     cameras = tuple(dict.fromkeys(robot.images.values())) if pictures else ()
-    data = LeRobotData(read_meta(folder, cameras), tolerance=tolerance)
+    data = LeRobotData(read_meta(folder, cameras, episodes=episodes), tolerance=tolerance)
     features = data.meta.features
     wanted = [*robot.columns, *robot.images.values()]
     listed = ", ".join(f"{key} ({described(feature)})" for key, feature in features.items())
@@ -159,4 +159,4 @@ def open_recording(
     asset_id = str(source) if not Path(source).expanduser().is_dir() else folder.resolve().name
     widths = {key: column.shape[1] for key, column in columns.items()}
     measured = dataclasses.replace(robot, action_dim=actions.shape[1], widths=widths)
-    return Recording(data, measured, asset_id, state, actions, proof)
+    return Recording(str(source), data, measured, asset_id, state, actions, proof)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import Bool
 
 from clp_jax.data.lerobot_files import check_columns, readable
 from clp_jax.errors import InputError
@@ -34,7 +35,9 @@ def open_table(file: Path) -> Any:
     return pyarrow.parquet.ParquetFile(file)
 
 
-def read_columns(file: Path, table: Any, wanted: Sequence[str], optional: Sequence[str] = ()) -> Columns:
+def read_columns(
+    file: Path, table: Any, wanted: Sequence[str], optional: Sequence[str] = (), left_out: Sequence[int] = ()
+) -> Columns:
     """Columns of an open table.
 
     Args:
@@ -42,6 +45,7 @@ def read_columns(file: Path, table: Any, wanted: Sequence[str], optional: Sequen
       table: from `open_table`.
       wanted: names of columns.
       optional: names of columns that may be absent.
+      left_out: numbers of episodes whose rows may hold what is not finite.
     """
     values, problems = {}, []
     names = table.schema_arrow.names
@@ -55,19 +59,26 @@ def read_columns(file: Path, table: Any, wanted: Sequence[str], optional: Sequen
             problems.append(str(error))
     try:
         with readable(file):
-            read = table.read(columns=usable, use_threads=False)
+            owners = ["episode_index"] if left_out and names.count("episode_index") == 1 else []
+            read = table.read(columns=list(dict.fromkeys([*usable, *owners])), use_threads=False)
     except InputError as error:
         return Columns({}, (*problems, str(error)))
+    unread = np.isin(read.column("episode_index").to_numpy(), left_out) if owners else np.zeros(len(read), bool)
     for key in usable:
         try:
-            values[key] = as_numbers(read.column(key), f"column {key} of {file}")
+            values[key] = as_numbers(read.column(key), f"column {key} of {file}", unread)
         except InputError as error:
             problems.append(str(error))
     return Columns(values, tuple(problems))
 
 
-def as_numbers(column: Any, where: str) -> np.ndarray:
+def as_numbers(column: Any, where: str, unread: Bool[np.ndarray, " n"]) -> np.ndarray:
     """A column of numbers, or of lists of equally many, as float32 or float64 with two axes.
+
+    Args:
+      column: from pyarrow.
+      where: its name in messages.
+      unread: rows whose numbers need not be finite.
 
     Raises:
       InputError: a value is absent, no number, not finite or beyond float32, or lists differ in length.
@@ -96,7 +107,7 @@ def as_numbers(column: Any, where: str) -> np.ndarray:
     if len(values) == 0:
         raise InputError(f"{where} holds empty lists.")
     values = values.reshape(rows, -1)
-    _check_finite(values, where)
+    _check_finite(values, where, unread)
     return values
 
 
@@ -115,12 +126,14 @@ def _check_lengths(column: Any, where: str) -> None:
         )
 
 
-def _check_finite(values: np.ndarray, where: str) -> None:
+def _check_finite(values: np.ndarray, where: str, unread: np.ndarray) -> None:
     """Raise unless all values are finite in float32; the fast way is one maximum over all of them."""
     with np.errstate(invalid="ignore"):
         if max(abs(float(values.min())), abs(float(values.max()))) <= _LARGEST:  # false for NaN
             return
-        bad = np.argwhere(~(np.abs(values) <= _LARGEST))
+        bad = np.argwhere(~(np.abs(values) <= _LARGEST) & ~unread[:, None])
+    if not len(bad):
+        return
     row, dimension = bad[0]
     value = values[row, dimension]
     what = f"{value}" if not np.isfinite(value) else f"{value:g}, which float32 cannot hold,"

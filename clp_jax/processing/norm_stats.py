@@ -17,6 +17,7 @@ _NARROW = 1e-4
 """A range, or a deviation, below which noise of a sensor is all that a dimension holds."""
 _EPSILON = 1e-6
 """What normalisation adds to a range, as openpi does."""
+_QUANTILES = (0.01, 0.99)
 _LARGEST = float(np.finfo(np.float32).max)
 
 
@@ -37,23 +38,39 @@ class NormStats:
     q99: Float[np.ndarray, " d"] | None = None
 
 
-def of_vectors(vectors: Iterable[Float[np.ndarray, "*n"]]) -> NormStats:
+def of_vectors(vectors: Iterable[Float[np.ndarray, "*n"]], weights: Float[np.ndarray, "*n"] | None = None) -> NormStats:
     """Statistics of a vector, from all values of one dimension after the other.
 
     Mean and deviation are accumulated in float64. Quantiles are exact: the smallest value that 1 % (99 %) of the values
     do not exceed. (openpi sums in float32, and takes the lower edge of that value's bin among 5000.)
+
+    Args:
+      vectors: per dimension its values.
+      weights: how much each value counts, None for all alike.
 
     >>> of_vectors([np.arange(101.0)]).q99
     array([99.])
     """
     mean, std, low, high = [], [], [], []
     for values in vectors:
-        mean.append(values.mean(dtype=np.float64))
-        std.append(values.std(dtype=np.float64))
-        quantiles = np.quantile(values, [0.01, 0.99], method="inverted_cdf")
+        if weights is None:
+            mean.append(values.mean(dtype=np.float64))
+            std.append(values.std(dtype=np.float64))
+            quantiles = np.quantile(values, _QUANTILES, method="inverted_cdf")
+        else:
+            mean.append(np.average(values.astype(np.float64), weights=weights))
+            std.append(np.sqrt(np.average((values.astype(np.float64) - mean[-1]) ** 2, weights=weights)))
+            quantiles = _weighted_quantiles(values, weights)
         low.append(quantiles[0])
         high.append(quantiles[1])
     return NormStats(*(np.asarray(column, np.float64) for column in (mean, std, low, high)))
+
+
+def _weighted_quantiles(values: np.ndarray, weights: np.ndarray) -> Float[np.ndarray, " q"]:
+    """The smallest value that the share of the weights does not exceed; ``inverted_cdf`` of NumPy 2."""
+    order = np.argsort(values, axis=None)
+    reached = np.cumsum(weights.ravel()[order])
+    return values.ravel()[order[np.searchsorted(reached, np.array(_QUANTILES) * reached[-1])]]
 
 
 def of_robot(
@@ -62,6 +79,7 @@ def of_robot(
     ends: Int[np.ndarray, " e"],
     horizon: int,
     delta: Sequence[bool],
+    weights: Float[np.ndarray, " n"] | None = None,
 ) -> dict[str, NormStats]:
     """Statistics of the states, and of the action chunks that training sees, as openpi's scripts/compute_norm_stats.py.
 
@@ -71,9 +89,10 @@ def of_robot(
       ends: one past the last row of each episode.
       horizon: actions of a chunk; at the end of an episode the last one is held, and counted as often as it is seen.
       delta: per action dimension whether chunks are relative to the state of their first row.
+      weights: how much each row counts, None for all alike.
 
     Returns:
-      ``state`` and ``actions``. Memory beside the arguments: about 12 n horizon bytes.
+      ``state``, unless it has no dimensions, and ``actions``. Memory beside the arguments: about 12 n horizon bytes.
     """
     rows = np.arange(len(state))
     last = np.repeat(ends, np.diff(ends, prepend=0)) - 1
@@ -83,7 +102,9 @@ def of_robot(
         offset = state[:, dimension] if dimension < len(delta) and delta[dimension] else np.float32(0)
         return np.stack([actions[chunk, dimension] - offset for chunk in chunks]).astype(np.float32)
 
-    return {"state": of_vectors(state.T.astype(np.float32)), "actions": of_vectors(map(seen, range(actions.shape[1])))}
+    of_chunks = None if weights is None else np.broadcast_to(weights, (horizon, len(weights)))
+    stats = {"state": of_vectors(state.T.astype(np.float32), weights)} if state.shape[1] else {}
+    return stats | {"actions": of_vectors(map(seen, range(actions.shape[1])), of_chunks)}
 
 
 def save(folder: str | os.PathLike[str], stats: Mapping[str, NormStats]) -> None:

@@ -23,7 +23,7 @@ class Robot:
     Attributes:
       name: in messages.
       images: per camera of the model the data set's key; the model runs without the others.
-      state: its parts, in order: keys of the data set's columns, or some dimensions of them as ``key[0:7]``.
+      state: its parts, perhaps none, in order: keys of the data set's columns, or some dimensions as ``key[0:7]``.
       actions: its parts, likewise.
       delta: per action dimension whether the model sees it relative to the state; missing dimensions are absolute.
       units: ``aloha``: joints and grippers are converted to those that π0 was trained with (openpi's adapt_to_pi).
@@ -173,6 +173,8 @@ def _checked(robot: Robot, cameras: Sequence[str] | None) -> Robot:
     if unknown:
         raise InputError(f"{', '.join(unknown)} is no camera of the model; it has {', '.join(cameras or ())}.")
     columns.keys(*robot.state, *robot.actions)  # raises where one is not written as it should be
+    if not robot.state and (any(robot.delta) or robot.units != "own"):
+        raise InputError("a robot without state has absolute actions in its own units; leave out delta and units.")
     if not robot.actions:
         raise InputError("the robot has no actions; name their column in actions.")
     if not robot.images:

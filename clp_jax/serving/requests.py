@@ -138,7 +138,7 @@ class RobotRequests:
                 )
 
     def _check_state(self, state: np.ndarray) -> None:
-        known = len(self.processing.norm_stats["state"].mean)
+        known = len(self.processing.norm_stats["state"].mean) if self.processing.robot.state else 0
         wanted = 14 if self.processing.robot.units == "aloha" else known
         # Statistics as long as the model's actions may be padded: then they do not tell the robot's dimensions.
         padded = self.processing.robot.units != "aloha" and known == self.architecture.action_dim

@@ -29,7 +29,7 @@ def masks_of_criteria(work: Path, base: Path, depth: int, data: str) -> dict[str
         analyse(
             Analyse(
                 checkpoint=str(base),
-                data=str(work / "data" / data),
+                data=(str(work / "data" / data),),
                 out=str(folder),
                 robot="metaworld",
                 norm_stats=None,

@@ -30,7 +30,7 @@ def make_base(work: Path) -> Path:
     steps = protocol.BASE_STEPS
     settings = Finetune(
         checkpoint=str(start),
-        data=str(work / "data" / "base"),
+        data=(str(work / "data" / "base"),),
         out=str(work / "base"),
         steps=steps,
         robot="metaworld",

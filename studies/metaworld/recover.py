@@ -34,7 +34,7 @@ def recover(work: Path, checkpoint: Path, name: str, *, regime: str, seed: int, 
     finetune(
         Finetune(
             checkpoint=str(checkpoint),
-            data=str(work / "data" / regime),
+            data=(str(work / "data" / regime),),
             holdout_data=str(work / "data" / "test"),
             out=str(run),
             steps=steps,

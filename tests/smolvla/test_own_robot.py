@@ -131,3 +131,8 @@ def test_a_data_set_of_the_checkpoints_robot_is_read_without_naming_one(tmp_path
     np.testing.assert_allclose(batch["actions"][0, 1, :8], expected, rtol=0, atol=ROUNDING)
     assert batch["action_is_pad"][0].tolist() == [False, False, *[True] * 5]
     assert np.array_equal(batch["tokenized_prompt"][0], recording()["tokens"][1])
+
+
+def test_a_robot_without_state_is_refused(tokenizer):
+    with pytest.raises(InputError, match="robot 'blind' has no state, which a SmolVLA reads"):
+        processing(tokenizer, Robot("blind", {"observation.images.top": "top"}, state=()))

@@ -72,6 +72,7 @@ def check_set(
     columns: Sequence[str] | None = None,
     cameras: Sequence[str] | None = None,
     task: str = "task_index",
+    episodes: str | None = None,
     prompt: str | None = None,
     tolerance: float | None = None,
 ) -> tuple[Check, ...]:
@@ -82,12 +83,13 @@ def check_set(
       columns: vectors to prove; all vectors of decimal numbers that the tables have if None.
       cameras: keys of cameras to prove; all whose files are here if None.
       task: as for `prove`.
+      episodes: which to keep or leave out, as `episodes.chosen` reads it.
       prompt: stands in for the texts of tasks.
       tolerance: as for `prove`.
     """
     folder = find_folder(source)
     try:
-        meta = read_meta(folder, ())
+        meta = read_meta(folder, (), episodes=episodes)
         features = meta.features
         absent = [key for key in [*(columns or ()), *(cameras or ())] if key not in features]
         if absent:
@@ -95,8 +97,8 @@ def check_set(
             raise InputError(f"{source} has no {', '.join(absent)}; it has {listed}.")
         notes, chosen = [], list(cameras or ())
         if cameras is None:
-            chosen, notes = _cameras_here(folder, features)
-        meta = read_meta(folder, chosen)
+            chosen, notes = _cameras_here(folder, features, episodes)
+        meta = read_meta(folder, chosen, episodes=episodes)
     except InputError as error:
         return (Check("meta", str(source), (Finding(str(error)),)),)
     data = LeRobotData(meta, tolerance=tolerance)
@@ -107,14 +109,16 @@ def check_set(
     return (*checks, *([Check("other cameras", str(len(notes)), tuple(notes))] if notes else ()))
 
 
-def _cameras_here(folder: os.PathLike[str], features: Mapping[str, Mapping]) -> tuple[list[str], list[Finding]]:
+def _cameras_here(
+    folder: os.PathLike[str], features: Mapping[str, Mapping], episodes: str | None
+) -> tuple[list[str], list[Finding]]:
     """Cameras that can be read, and a note about each of the others, which may not have been fetched."""
     chosen, notes = [], []
     for key, feature in features.items():
         if feature.get("dtype") not in ("video", "image"):
             continue
         try:
-            read_meta(folder, [key])
+            read_meta(folder, [key], episodes=episodes)
             chosen.append(key)
         except InputError as error:
             notes.append(Finding(f"{key} was not checked: {error}", fatal=False))
@@ -139,7 +143,7 @@ def _checks(
     yield Check("tables", f"{len(data):,} rows, columns {', '.join(columns)}", limited(found))
     if not len(rows.ends):
         return
-    yield Check("order of rows", f"{rows.ends[-1]:,} rows", limited(row_checks.counters(rows)))
+    yield Check("order of rows", f"{rows.ends[-1]:,} rows", limited(row_checks.counters(meta, rows)))
     times = limited(row_checks.timestamps(meta, rows, tolerance))
     yield Check("timestamps", f"{meta.fps:g} fps", times)
     tasks = [*row_checks.tasks(meta, rows, task), *(row_checks.nameless_tasks(meta, rows, task) if texts else ())]

@@ -25,7 +25,8 @@ def timestamp_tolerance(fps: float) -> float:
 
 def totals(meta: Meta) -> Iterator[Finding]:
     """Lost or unlisted episodes: the counts of info.json against the list of episodes."""
-    found = {"total_episodes": len(meta.episodes), "total_frames": sum(e.length for e in meta.episodes)}
+    listed = (*meta.episodes, *meta.left_out)
+    found = {"total_episodes": len(listed), "total_frames": sum(e.length for e in listed)}
     for name, count in found.items():
         if name in meta.totals and meta.totals[name] != count:
             yield Finding(
@@ -35,8 +36,8 @@ def totals(meta: Meta) -> Iterator[Finding]:
     if meta.totals.get("total_tasks", len(meta.tasks)) != len(meta.tasks):
         count = meta.totals["total_tasks"]
         yield Finding(f"info.json says total_tasks {count!r}, the list of tasks has {len(meta.tasks)}.", fatal=False)
-    tables = {episode.table for episode in meta.episodes}
-    if len(tables) == len(meta.episodes) > 1:  # a file an episode
+    tables = {episode.table for episode in listed}
+    if len(tables) == len(listed) > 1:  # a file an episode
         others = [file for folder in {file.parent for file in tables} for file in folder.glob("episode_*.parquet")]
         unlisted = sorted(file for file in others if file not in tables)
         if unlisted:
@@ -45,7 +46,7 @@ def totals(meta: Meta) -> Iterator[Finding]:
             )
 
 
-def counters(rows: Rows) -> Iterator[Finding]:
+def counters(meta: Meta, rows: Rows) -> Iterator[Finding]:
     """``frame_index`` and ``index`` must count the rows, in the order in which they are stored."""
     for key in ("frame_index", "index"):
         if key not in rows.columns:
@@ -59,7 +60,8 @@ def counters(rows: Rows) -> Iterator[Finding]:
                 "rows are missing, out of order or of another take."
             )
         starts = _starts(rows)
-        yield from _frame_starts(rows, values[starts]) if key == "frame_index" else _index_starts(rows, values)
+        found = _frame_starts(rows, values[starts]) if key == "frame_index" else _index_starts(meta, rows, values)
+        yield from found
 
 
 def timestamps(meta: Meta, rows: Rows, tolerance: float | None) -> Iterator[Finding]:
@@ -113,7 +115,7 @@ def _frame_starts(rows: Rows, firsts: np.ndarray) -> Iterator[Finding]:
         )
 
 
-def _index_starts(rows: Rows, values: np.ndarray) -> Iterator[Finding]:
+def _index_starts(meta: Meta, rows: Rows, values: np.ndarray) -> Iterator[Finding]:
     """Between episodes ``index`` may leave out numbers, as where episodes were removed, but must not come back."""
     starts = _starts(rows)
     firsts, lasts = values[starts], values[rows.ends - 1]
@@ -130,7 +132,7 @@ def _index_starts(rows: Rows, values: np.ndarray) -> Iterator[Finding]:
             )
             return
     gaps = int((firsts[1:] > lasts[:-1] + 1).sum()) + int(len(firsts) > 0 and firsts[0] != 0)
-    if gaps and not len(bad):
+    if gaps and not len(bad) and not meta.left_out:
         yield Finding(f"index leaves out numbers at {gaps} places between episodes.", fatal=False)
 
 

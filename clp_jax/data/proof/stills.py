@@ -33,11 +33,11 @@ def check_stills(data: LeRobotData, rows: Rows, key: str, *, most_bytes: int | N
     sizes = {file: _column_bytes(file, key) for file in files}
     total = sum(sizes.values())
     share = 1.0 if most_bytes is None else min(1.0, most_bytes / max(total, 1))
-    with ThreadPoolExecutor(_FILES_AT_A_TIME) as pool:
-        read = list(pool.map(lambda file: _File(file, key, share), files))
     owners = {file: [] for file in files}
     for episode, place in zip(rows.episodes, rows.places, strict=True):
-        owners[place.file].append((place.row, episode.index))
+        owners[place.file].append((place.row, episode.length, episode.index))
+    with ThreadPoolExecutor(_FILES_AT_A_TIME) as pool:
+        read = list(pool.map(lambda file: _File(file, key, share, owners[file]), files))
     findings = [Finding(_named(owners[file.path], file, key, text)) for file in read for text in file.problems]
     findings += other_sizes(data, key, [size for file in read for size in file.sizes])
     count = sum(file.count for file in read)
@@ -50,16 +50,21 @@ def check_stills(data: LeRobotData, rows: Rows, key: str, *, most_bytes: int | N
 
 
 class _File:
-    """What was found in one file; a file has one sentence about its first bad picture."""
+    """What was found in the rows of its episodes; a file has one sentence about its first bad picture."""
 
-    def __init__(self, path: Path, key: str, share: float):
+    def __init__(self, path: Path, key: str, share: float, owners: list[tuple[int, int, int]]):
         self.path, self.row, self.count = path, 0, 0
         self.problems: list[str] = []
         self.sizes: set[tuple[int, int]] = set()
         checksum = 0
+        owned = np.zeros(max(first + length for first, length, _ in owners), bool)
+        for first, length, _ in owners:
+            owned[first : first + length] = True
         try:
             for row, content in _stored(path, key, share):
                 self.row = row
+                if row >= len(owned) or not owned[row]:
+                    continue
                 if content is None:
                     raise InputError("no image bytes.")
                 checksum = zlib.crc32(content, checksum)
@@ -71,8 +76,8 @@ class _File:
         self.digest = f"{self.count} {checksum:08x};"
 
 
-def _named(owners: list[tuple[int, int]], file: _File, key: str, text: str) -> str:
-    first, episode = max((owner for owner in owners if owner[0] <= file.row), default=owners[0])
+def _named(owners: list[tuple[int, int, int]], file: _File, key: str, text: str) -> str:
+    first, _, episode = max((owner for owner in owners if owner[0] <= file.row), default=owners[0])
     held = text if text.startswith(str(file.path)) else f"{file.path} holds {text}"
     return f"episode {episode}, frame {file.row - first}, {key}: {held}"
 

@@ -243,8 +243,8 @@ def processing(
     *,
     state_in_prompt: bool | None = None,
 ) -> Processing:
-    """What stands between a robot and the model; the state is spelled in the prompt of π0.5 where nothing is said."""
-    spelled = architecture.kind == "pi05" if state_in_prompt is None else state_in_prompt
+    """What stands between a robot and the model; π0.5's prompt spells the state, if there is one, unless it is said."""
+    spelled = architecture.kind == "pi05" and robot.state != () if state_in_prompt is None else state_in_prompt
     return Processing(robot, architecture, norm_stats, tokenizer, lengths.horizon, lengths.prompt, spelled)
 
 

@@ -101,6 +101,8 @@ def _norm_stats(wanted: Wanted) -> dict[str, np.ndarray]:
     if asset_id is not None and asset_id not in found:
         raise InputError(f"there are no norm stats of {asset_id}, only of {', '.join(sorted(found))}.")
     content = json.loads(found[asset_id or next(iter(found))].read_text())["norm_stats"]
+    if "state" not in content:
+        raise InputError("the norm stats are of a robot without state, and lerobot's policies need one.")
     statistics = {}
     for ours, theirs in (("state", STATE), ("actions", ACTION)):
         for name in _STATISTICS:

@@ -48,15 +48,26 @@ class Processing:
                 "π0-FAST writes actions as tokens with a processor that clp_jax does not carry; give a .npz of "
                 "model-ready observations."
             )
-        missing = [name for name in ("state", "actions") if name not in self.norm_stats]
+        if not self.robot.state and (self.architecture.kind == "pi0" or self.state_in_prompt):
+            raise InputError(
+                f"robot {self.robot.name!r} has no state, which a π0 reads, and a π0.5 with --state-in-prompt; name "
+                "its columns."
+            )
+        names = self._normalised
+        missing = [name for name in names if name not in self.norm_stats]
         if missing:
             raise InputError(f"the norm stats lack {' and '.join(missing)}; they hold {', '.join(self.norm_stats)}.")
-        if self.quantiles and any(self.norm_stats[name].q01 is None for name in ("state", "actions")):
+        if self.quantiles and any(self.norm_stats[name].q01 is None for name in names):
             raise InputError("π0.5 is normalised with quantiles, which the norm stats lack; run clp norm-stats.")
         if self.tokenizer.vocab_size > self.architecture.vocab_size:
             raise InputError(
                 f"the tokenizer has {self.tokenizer.vocab_size} tokens, the model {self.architecture.vocab_size}."
             )
+
+    @property
+    def _normalised(self) -> tuple[str, ...]:
+        """What has statistics: a robot may be without state."""
+        return ("state", "actions") if self.robot.state else ("actions",)
 
     @property
     def quantiles(self) -> bool:
@@ -112,7 +123,8 @@ class Processing:
         state, actions = to_model_units(robot, state, actions)
         if actions is not None:
             actions = transforms.to_delta(actions, state, robot.delta)
-        state = transforms.normalise(state, self.norm_stats["state"], quantiles=self.quantiles)
+        if self.robot.state:
+            state = transforms.normalise(state, self.norm_stats["state"], quantiles=self.quantiles)
         result = self._images(images)
         ids, mask = self.tokenizer(prompt, self.max_token_len, state if self.state_in_prompt else None)
         result |= {"tokenized_prompt": ids, "tokenized_prompt_mask": mask}
@@ -133,9 +145,9 @@ class Processing:
         """
         quantiles = self.quantiles
         pi_state, _ = to_model_units(self.robot, state)
-        # Forth and back as in openpi, whose policy knows the state only normalised.
-        normal = transforms.normalise(pi_state, self.norm_stats["state"], quantiles=quantiles)
-        pi_state = transforms.unnormalise(normal, self.norm_stats["state"], quantiles=quantiles)
+        if self.robot.state:  # forth and back as in openpi, whose policy knows the state only normalised
+            normal = transforms.normalise(pi_state, self.norm_stats["state"], quantiles=quantiles)
+            pi_state = transforms.unnormalise(normal, self.norm_stats["state"], quantiles=quantiles)
         actions = transforms.unnormalise(actions, self.norm_stats["actions"], quantiles=quantiles)
         actions = transforms.to_absolute(actions, pi_state, self.robot.delta)[:, : self.action_dim]
         return transforms.aloha_actions_from_pi(actions) if self.robot.units == "aloha" else actions

@@ -45,6 +45,8 @@ class Processing:
                 f"robot {self.robot.name!r} has delta actions or units of another robot, which a SmolVLA does not "
                 "know; leave delta and units out of the robot file."
             )
+        if not self.robot.state:
+            raise InputError(f"robot {self.robot.name!r} has no state, which a SmolVLA reads; name its columns.")
         missing = [name for name in ("state", "actions") if name not in self.norm_stats]
         if missing:
             raise InputError(f"the norm stats lack {' and '.join(missing)}; they hold {', '.join(self.norm_stats)}.")

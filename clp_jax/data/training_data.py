@@ -1,0 +1,188 @@
+"""Observations on demand: batches to train on, and observations in memory to measure with."""
+
+import dataclasses
+import hashlib
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from clp_jax.data.calibration import CalibrationData
+from clp_jax.data.loader import BatchIterator, Read
+from clp_jax.errors import InputError
+from clp_jax.models import Architecture, family_of
+from clp_jax.processing.norm_stats import NormStats
+
+_NOT_IN_BATCHES = ("noise", "time", "episode_index")
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingData:
+    """Observations on demand, split by whole episodes into those for training and those held out.
+
+    Attributes:
+      source: where it came from.
+      architecture: of the model that reads it.
+      read: the observations at these rows, by the keys of `calibration`.
+      episodes: the episode of each row of the source [n].
+      rows: the rows for training, `len` of them.
+      held: the rows held out, perhaps none.
+      cameras: those of the model that some observation has, in its order.
+      action_dim: dimensions of the robot's actions; those of the model's for a ``.npz``, None if it has none.
+      norm_stats: what states and actions were normalised with, by name; None if they are stored that way.
+      asset_id: where the statistics belong in a checkpoint: ``assets/<asset_id>/norm_stats.json``.
+      fingerprint: identity of the rows and texts.
+      pictures: identity of the videos or pictures, None for a ``.npz``.
+      notes: what is odd about the data, one sentence each, for the user to see.
+      shares: of a mixture, how many of ``rows`` are each set's, one set after the other, and its weight in the draws;
+        empty where every row is drawn as often as another.
+    """
+
+    source: str
+    architecture: Architecture
+    read: Read
+    episodes: Int[np.ndarray, " n"]
+    rows: Int[np.ndarray, " r"]
+    held: Int[np.ndarray, " h"]
+    cameras: tuple[str, ...]
+    action_dim: int | None
+    norm_stats: Mapping[str, NormStats] | None
+    asset_id: str | None
+    fingerprint: str
+    pictures: str | None = None
+    notes: tuple[str, ...] = ()
+    shares: tuple[tuple[int, float], ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def batches(
+        self, batch_size: int, *, seed: int = 0, process_index: int = 0, process_count: int = 1, workers: int = 4
+    ) -> BatchIterator:
+        """Shuffled training batches without end; see `loader`.
+
+        Args:
+          batch_size: observations of a batch over all processes.
+          seed: of the permutations.
+          process_index: which share of each batch to read.
+          process_count: how many shares there are.
+          workers: threads that read ahead; 0 reads in the calling thread.
+
+        Returns:
+          An iterator with ``get_state`` and ``set_state``, which yields this process's rows of each batch by the
+          keys of `calibration`, with ``action_is_pad`` bool [b, horizon] where there are actions.
+        """
+
+        def read(rows: np.ndarray) -> dict[str, np.ndarray]:
+            batch = {key: value for key, value in self.read(rows).items() if key not in _NOT_IN_BATCHES}
+            return batch | _action_is_pad(batch)
+
+        return BatchIterator(
+            read,
+            self.rows,
+            batch_size,
+            seed=seed,
+            process_index=process_index,
+            process_count=process_count,
+            workers=workers,
+            fingerprint=self.fingerprint,
+            shares=self.shares,
+        )
+
+    def calibration(self, max_observations: int | None = None, *, seed: int = 0) -> CalibrationData:
+        """Training observations in host memory: all, or a random choice of that many; in the source's order.
+
+        A choice from a mixture takes rows as often as training draws them.
+        """
+        return self._take(self.rows, max_observations, seed, _odds(self.shares))
+
+    def held_out(self, max_observations: int | None = None, *, seed: int = 0) -> CalibrationData | None:
+        """Observations of the held-out episodes, with fixed noise and time; None if none are held out."""
+        return self._take(self.held, max_observations, seed) if len(self.held) else None
+
+    def _take(
+        self, rows: np.ndarray, most: int | None, seed: int, odds: Float[np.ndarray, " r"] | None = None
+    ) -> CalibrationData:
+        if most is not None and most < 1:
+            raise InputError(f"at most {most} observations are none; ask for at least one.")
+        if most is not None and most < len(rows):
+            rows = np.sort(np.random.default_rng(seed).choice(rows, most, replace=False, p=odds))
+        arrays = self.read(rows)
+        arrays["episode_index"] = self.episodes[rows]
+        drawn = family_of(self.architecture).fixed_draw(self.architecture, arrays)
+        return CalibrationData(drawn | arrays, self.fingerprint)
+
+
+def _action_is_pad(batch: Mapping[str, np.ndarray]) -> dict[str, Bool[np.ndarray, "b horizon"]]:
+    """No action is padding unless the source says so."""
+    if "action_is_pad" in batch or "actions" not in batch:
+        return {}
+    return {"action_is_pad": np.zeros(batch["actions"].shape[:2], bool)}
+
+
+def _odds(shares: Sequence[tuple[int, float]]) -> Float[np.ndarray, " r"] | None:
+    """How often each row is drawn, None if all are drawn alike."""
+    if not shares:
+        return None
+    total = sum(weight for _, weight in shares)
+    return np.concatenate([np.full(rows, weight / total / rows) for rows, weight in shares])
+
+
+def mixed(sets: Sequence[TrainingData], weights: Sequence[float] = ()) -> TrainingData:
+    """Several data sets as one.
+
+    Args:
+      sets: for the same model, with the same statistics.
+      weights: how often each is drawn, in proportion; if none, every row is drawn as often as another.
+
+    Raises:
+      InputError: their observations differ in an array or its size.
+    """
+    starts = np.cumsum([0, *(len(part.episodes) for part in sets)])
+    labels = np.cumsum([0, *(int(part.episodes.max()) + 1 for part in sets)])
+    _check_alike(sets)
+
+    def read(rows: Int[np.ndarray, " b"]) -> dict[str, np.ndarray]:
+        owners = np.searchsorted(starts, rows, side="right") - 1
+        places = [np.flatnonzero(owners == number) for number in range(len(sets))]
+        read = [sets[i].read(rows[place] - starts[i]) for i, place in enumerate(places) if len(place)]
+        order = np.argsort(np.concatenate(places))
+        return {key: np.concatenate([batch[key] for batch in read])[order] for key in read[0]}
+
+    def joined(name: str, offsets: np.ndarray) -> Int[np.ndarray, " _"]:
+        return np.concatenate([getattr(part, name) + offset for part, offset in zip(sets, offsets, strict=False)])
+
+    pictures = [part.pictures for part in sets]
+    return dataclasses.replace(
+        sets[0],
+        source=" + ".join(part.source for part in sets),
+        read=read,
+        episodes=joined("episodes", labels),
+        rows=joined("rows", starts),
+        held=joined("held", starts),
+        asset_id=sets[0].asset_id,
+        fingerprint=_digest([part.fingerprint for part in sets]),
+        pictures=None if None in pictures else _digest(pictures),
+        notes=tuple(f"{part.source}: {note}" for part in sets for note in part.notes),
+        shares=tuple((len(part.rows), weight) for part, weight in zip(sets, weights, strict=True)) if weights else (),
+    )
+
+
+def _check_alike(sets: Sequence[TrainingData]) -> None:
+    """Raise unless the sets' observations can be in one batch."""
+    first, *others = [{key: array.shape[1:] for key, array in part.read(part.rows[:1]).items()} for part in sets]
+    for part, shapes in zip(sets[1:], others, strict=True):
+        for key in sorted(first.keys() | shapes.keys()):
+            if first.get(key) != shapes.get(key):
+                raise InputError(
+                    f"{key} is {_shape(shapes.get(key))} in {part.source} and {_shape(first.get(key))} in "
+                    f"{sets[0].source}; data sets of one run need the same arrays of the same sizes."
+                )
+
+
+def _shape(shape: tuple[int, ...] | None) -> str:
+    return "absent" if shape is None else " x ".join(map(str, shape)) or "one value"
+
+
+def _digest(parts: Sequence[str | None]) -> str:
+    return hashlib.sha256(repr(parts).encode()).hexdigest()
