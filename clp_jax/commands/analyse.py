@@ -42,7 +42,9 @@ def run(config: Analyse) -> None:
     for name in config.compare:
         if name not in CRITERIA:
             raise InputError(f"--compare {name} is no criterion; choose from {', '.join(CRITERIA)}.")
-    with staged(config.out, overwrite=config.overwrite, sources=[config.checkpoint, config.data]) as folder:
+    with staged(
+        config.out, by="clp analyse", overwrite=config.overwrite, sources=[config.checkpoint, config.data]
+    ) as folder:
         model, calibration, evaluation = load(config.checkpoint, config.data, config)
         analysis = measure(model, calibration, config, {*config.compare, config.rule()})
         findings = find(model, analysis, calibration, evaluation, config, config.compare)

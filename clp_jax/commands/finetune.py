@@ -1,5 +1,6 @@
 """``clp finetune``: train a checkpoint, pruned or not, on one device or a pod."""
 
+import contextlib
 import dataclasses
 import logging
 from collections.abc import Callable, Mapping
@@ -14,7 +15,7 @@ from clp_jax.commands.data_flags import DataFlags, open_data
 from clp_jax.commands.model_flags import ModelFlags
 from clp_jax.commands.upstream_flags import UpstreamFlags, with_upstream_defaults
 from clp_jax.data import CalibrationData, TrainingData
-from clp_jax.distributed import DistributedFlags, barrier, is_first, join
+from clp_jax.distributed import DistributedFlags, is_first, join
 from clp_jax.errors import InputError
 from clp_jax.loading import default_dtype, read_architecture
 from clp_jax.models import Architecture, Lengths, Remat, abstract_params, family_of
@@ -27,9 +28,10 @@ from clp_jax.training.adapters import with_adapters
 from clp_jax.training.assets import assets_writer
 from clp_jax.training.freezing import frozen_paths
 from clp_jax.training.held_out import held_out_loss
-from clp_jax.training.logs import LOG_FILE, Logs, import_wandb
+from clp_jax.training.logs import Logs, import_wandb
 from clp_jax.training.loop import Report
 from clp_jax.training.resumption import Entry, check_same_run
+from clp_jax.training.run_folder import run_folder
 from clp_jax.training.throughput import step_flops, utilisation
 from clp_jax.trees import flatten
 
@@ -113,6 +115,12 @@ class Finetune(DataFlags, ModelFlags, UpstreamFlags, DistributedFlags):
 
 def run(config: Finetune) -> None:
     """Run the command."""
+    with contextlib.ExitStack() as lifetime:
+        _run(config, lifetime)
+
+
+def _run(config: Finetune, lifetime: contextlib.ExitStack) -> None:
+    """Train; the folder of the run is taken when all that is read is known to be good, and given back at the end."""
     _check_numbers(config)
     if config.wandb is not None:
         import_wandb()  # now, not after minutes of reading
@@ -133,7 +141,7 @@ def run(config: Finetune) -> None:
     frozen = frozen_paths(tuple(names), freeze=config.freeze, train=config.train, default=rules)
     todo = _todo(config, frozen)
     check_batch_size(todo, mesh)
-    out = _open_folder(config)
+    out = lifetime.enter_context(run_folder(config.out, resume=config.resume, overwrite=config.overwrite))
     write_assets = assets_writer(spec, architecture, data, vlm_config=config.vlm_config, tokenizer=config.tokenizer)
     saved = Steps(out, write_assets=write_assets, keep_period=config.keep_period)
     entry = Entry(str(spec.path), fingerprint(spec), data.fingerprint, data.pictures, dataclasses.asdict(config))
@@ -259,22 +267,6 @@ def _rules(words: tuple[str, ...]) -> Rules:
             )
         rules.append((pattern, None if axis == "none" else int(axis)))
     return tuple(rules)
-
-
-def _open_folder(config: Finetune) -> epath.Path:
-    """RUN, empty unless the run is resumed. All processes agree before any goes on."""
-    out = epath.Path(config.out).expanduser()
-    if config.resume and config.overwrite:
-        raise InputError("give --resume or --overwrite, not both.")
-    used = out.exists() and any(out.iterdir())
-    if used and not (config.resume or config.overwrite):
-        raise InputError(f"{out} is not empty; go on with --resume, or delete it with --overwrite.")
-    if used and config.overwrite and is_first():
-        if not any((child / "params").is_dir() for child in out.iterdir()) and not (out / LOG_FILE).exists():
-            raise InputError(f"{out} does not look like a run of clp finetune; delete it yourself.")
-        out.rmtree()
-    barrier("folder")
-    return out
 
 
 def _go_on(console: Console, before: Mapping[str, Any], entry: Entry) -> None:

@@ -11,6 +11,7 @@ from clp_jax.checkpoint import read_spec
 from clp_jax.commands.data_flags import RobotFlags
 from clp_jax.data.recording import open_recording
 from clp_jax.errors import InputError
+from clp_jax.folders import check_inside
 from clp_jax.loading import read_architecture
 from clp_jax.models import family_of
 from clp_jax.outputs import staged
@@ -51,12 +52,14 @@ def run(config: NormStats) -> None:
         horizon = family_of(architecture).lengths(architecture).horizon
     if horizon < 1:
         raise InputError(f"an action chunk of {horizon} actions is none; give at least 1.")
-    with staged(config.out, overwrite=config.overwrite, sources=[config.data]) as folder:
+    if config.asset_id is not None:
+        check_inside(config.asset_id, "--asset-id")
+    with staged(config.out, by="clp norm-stats", overwrite=config.overwrite, sources=[config.data]) as folder:
         start = time.perf_counter()
         recording = open_recording(config.data, robot, pictures=False, tolerance=config.timestamp_tolerance)
         stats = recording.norm_stats(horizon)
         seconds = time.perf_counter() - start
-        asset_id = config.asset_id or recording.asset_id
+        asset_id = config.asset_id or check_inside(recording.asset_id, "the name of the data set")
         norm_stats.save(folder / asset_id, stats)
     _print(console, stats)
     for note in recording.proof.notes:
