@@ -9,6 +9,7 @@ from typing import Any
 import jax
 from etils import epath
 from rich.console import Console
+from rich.markup import escape
 
 from clp_jax.checkpoint import Spec, fingerprint, read_spec
 from clp_jax.commands.data_flags import DataFlags, open_data
@@ -183,7 +184,7 @@ def _conclude(console: Console, config: Finetune, out: epath.Path, report: Repor
         console.print(
             f"Stopped by SIGTERM after {report.done} of {config.steps} steps, all saved; go on with --resume."
         )
-    console.print(f"Checkpoint: [bold]{out / str(report.saved)}[/]")
+    console.print(f"Checkpoint: [bold]{escape(str(out / str(report.saved)))}[/]")
 
 
 class _Log:
@@ -273,7 +274,7 @@ def _go_on(console: Console, before: Mapping[str, Any], entry: Entry) -> None:
     """Say what is odd about a resumption, or refuse it."""
     note = check_same_run(before, entry, may_change=_MAY_CHANGE, defaults=_defaults())
     if note is not None:
-        console.print(f"[yellow]note:[/] {note}")
+        console.print(f"[yellow]note:[/] {escape(note)}")
 
 
 def _defaults() -> dict[str, Any]:
@@ -317,7 +318,7 @@ def _introduce(
 ) -> None:
     shape = " x ".join(f"{size} {name}" for name, size in mesh.shape.items())
     console.print(f"{jax.device_count()} {jax.devices()[0].device_kind} as {shape}, {jax.process_count()} processes")
-    other = "" if config.holdout_data is None else f"; held-out loss on {config.holdout_data}"
+    other = "" if config.holdout_data is None else f"; held-out loss on {escape(config.holdout_data)}"
     console.print(f"{len(data):,} observations for training, {len(data.held):,} held out{other}")
     console.print(f"{trained:,} of {total:,} parameters are trained")
     if trained < total and config.frozen_dtype != "keep":
@@ -325,7 +326,7 @@ def _introduce(
             f"The others are stored as {config.frozen_dtype}, as openpi does (--frozen-dtype keep: as they are)"
         )
     if chosen:
-        console.print(f"Settings of the model's authors: {chosen}", highlight=False)
+        console.print(f"Settings of the model's authors: {escape(chosen)}", highlight=False)
     if config.resume:
         console.print(
             f"Resuming after step {start - 1}" if start else "No step was saved yet: starting from the beginning"

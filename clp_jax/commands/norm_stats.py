@@ -68,7 +68,7 @@ def run(config: NormStats) -> None:
         f"{len(recording.data):,} rows of {len(recording.data.meta.episodes):,} episodes, chunks of {horizon} actions, "
         f"in {seconds:.1f} s"
     )
-    console.print(f"Statistics: [bold]{config.out}/{asset_id}/{norm_stats.FILE}[/]")
+    console.print(f"Statistics: [bold]{escape(f'{config.out}/{asset_id}/{norm_stats.FILE}')}[/]")
 
 
 def _print(console: Console, stats: dict[str, norm_stats.NormStats]) -> None:
