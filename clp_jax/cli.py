@@ -1,20 +1,28 @@
 """The command line ``clp NAME [flags]``: finds the command, reads its flags, turns errors into exit codes.
 
 Exit codes:
-  0    done
-  1    the machine failed (disk full, no permission, connection lost: one line), or a bug of ours (traceback)
+  0    done; `finetune` and `serve` also when SIGTERM ended them in good order
+  1    done, and the answer is no (`inspect --against` found a difference); or the machine failed (disk full, no
+       permission, connection lost: one line); or a bug of ours (traceback)
   2    what the user gave cannot be used: a flag, a path, a checkpoint, a plan, a data file
   130  interrupted (Ctrl-C)
+  143  ended by SIGTERM
+Nothing half-written is left behind in any of these cases.
 
 A command is a module ``clp_jax/commands/NAME.py`` with one frozen dataclass, whose fields are the flags, and a function
 ``run(config)``. Nothing here imports JAX, so ``clp --help`` answers at once.
 """
 
+import contextlib
 import difflib
 import importlib
+import os
+import signal
 import sys
+import threading
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import NoReturn
 
 from clp_jax.errors import InputError
 from clp_jax.version import __version__
@@ -34,6 +42,29 @@ COMMANDS = {
     "demo": "walk the whole road on the small example model",
 }
 
+_INTERRUPTED = 130
+_ENDED = 143
+
+
+class _Terminated(BaseException):
+    """SIGTERM, raised wherever the main thread is."""
+
+
+def program(argv: Sequence[str] | None = None) -> NoReturn:
+    """Runs one command line as a process of its own.
+
+    Args:
+      argv: as for `main`.
+    """
+    code = main(argv)
+    if code in (_INTERRUPTED, _ENDED):
+        # What was broken off may still compile or compute in threads of XLA. They crash when the interpreter is taken
+        # down under them (SIGSEGV instead of the exit code), or keep the process until they are done.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command line.
@@ -48,15 +79,36 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in words
     try:
-        return _dispatch([word for word in words if word != "--debug"])
+        with _unwinding_on_sigterm():
+            return _dispatch([word for word in words if word != "--debug"])
     except InputError as error:
         return _fail(str(error), code=2, debug=debug)
     except OSError as error:
         return _fail(f"{_sentence(error)} (--debug shows where)", code=1, debug=debug)
     except KeyboardInterrupt:
-        return _fail("interrupted", code=130, debug=debug)
+        return _fail("interrupted", code=_INTERRUPTED, debug=debug)
+    except _Terminated:
+        return _fail("ended by SIGTERM", code=_ENDED, debug=debug)
     except SystemExit as stop:  # tyro: 0 after --help, 2 after a wrong flag
         return int(stop.code or 0)
+
+
+@contextlib.contextmanager
+def _unwinding_on_sigterm() -> Iterator[None]:
+    """Turns SIGTERM into an exception, so that whoever writes something removes what is not complete."""
+
+    def unwind(*_: object) -> NoReturn:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one does not disturb the cleaning up
+        raise _Terminated
+
+    if threading.current_thread() is not threading.main_thread():  # of a program that uses commands as functions
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, unwind)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _dispatch(words: list[str]) -> int:

@@ -1,8 +1,10 @@
 """Several processes as one run: on TPU pods from the environment, elsewhere from three numbers."""
 
 import dataclasses
+from collections.abc import Callable
 
 import jax
+import numpy as np
 
 from clp_jax.errors import InputError
 
@@ -43,9 +45,26 @@ def is_first() -> bool:
     return jax.process_index() == 0
 
 
-def barrier(name: str) -> None:
-    """Wait for all processes."""
+def on_first(action: Callable[[], None], what: str) -> None:
+    """Does something on the first process while the others wait; where it fails, all of them do.
+
+    Args:
+      action: what to do.
+      what: its description, to follow "cannot".
+
+    Raises:
+      InputError: the action raised it.
+    """
+    failure = None
+    if is_first():
+        try:
+            action()
+        except InputError as error:
+            failure = error
     if jax.process_count() > 1:
         from jax.experimental import multihost_utils
 
-        multihost_utils.sync_global_devices(name)
+        if multihost_utils.broadcast_one_to_all(np.int32(failure is not None)) and failure is None:
+            raise InputError(f"the first process cannot {what}; its own message says why")
+    if failure is not None:
+        raise failure

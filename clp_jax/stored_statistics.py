@@ -7,10 +7,9 @@ from pathlib import Path
 from etils import epath
 
 from clp_jax.checkpoint import FolderSpec, Spec
-from clp_jax.checkpoint.orbax.chunks import files_below
 from clp_jax.checkpoint.safetensors.header import read_shard
 from clp_jax.errors import InputError
-from clp_jax.outputs import is_remote
+from clp_jax.folders import files_below, is_remote
 from clp_jax.processing import norm_stats
 
 

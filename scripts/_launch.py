@@ -1,12 +1,13 @@
 """What the scripts share: find clp_jax, or say how to install it."""
 
 import sys
+from typing import NoReturn
 
 
-def launch(name: str) -> int:
-    """Runs ``clp NAME`` with the flags of this process and returns the exit code."""
+def launch(name: str) -> NoReturn:
+    """Runs ``clp NAME`` with the flags of this process, and ends it."""
     try:
-        from clp_jax.cli import main
+        from clp_jax.cli import program
     except ModuleNotFoundError as error:
         if not (error.name or "").startswith("clp_jax"):
             raise
@@ -15,5 +16,5 @@ def launch(name: str) -> int:
             " `.venv/bin/python`, or run `pip install -e .` there with this Python",
             file=sys.stderr,
         )
-        return 2
-    return main([name, *sys.argv[1:]])
+        sys.exit(2)
+    program([name, *sys.argv[1:]])

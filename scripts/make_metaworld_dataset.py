@@ -83,7 +83,7 @@ def run(config: MakeMetaworldDataset) -> None:
         raise InputError(f"give each task once, at least one episode and 1 to {MAX_STEPS} steps.")
     config, out = dataclasses.replace(config, tasks=tasks), Path(config.out).absolute()
     parts = out.with_name(f".{out.name}.episodes")
-    with staged(out, overwrite=config.overwrite) as folder:
+    with staged(out, by="scripts/make_metaworld_dataset.py", overwrite=config.overwrite) as folder:
         _open_parts(parts, config)
         recorded = _record(parts, config)
         episodes = (_read(file, task) for task in tasks for file in recorded[task])

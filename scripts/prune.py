@@ -1,7 +1,5 @@
 """`python scripts/prune.py` is `clp prune`."""
 
-import sys
-
 from _launch import launch
 
-sys.exit(launch("prune"))
+launch("prune")

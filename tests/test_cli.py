@@ -5,6 +5,7 @@ import errno
 import importlib
 import os
 import runpy
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -188,3 +189,43 @@ def test_python_m_is_the_same_command_line():
     words = [sys.executable, "-m", "clp_jax", "prun"]
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (2, "error: there is no command 'prun': did you mean 'prune'?\n")
+
+
+BREAKS_OFF = """
+import dataclasses, sys, threading, time
+from types import ModuleType
+from clp_jax import cli
+from clp_jax.outputs import staged
+
+@dataclasses.dataclass(frozen=True)
+class Slow:
+    out: str
+
+def run(config):
+    with staged(config.out, by="clp slow") as folder:
+        (folder / "half").write_text("half")
+        threading.Thread(target=time.sleep, args=(600,)).start()  # as a compilation in a thread of XLA
+        print("ready", flush=True)
+        time.sleep(600)
+
+module = ModuleType("clp_jax.commands.slow")
+vars(module).update(Slow=Slow, run=run)
+sys.modules[module.__name__] = module
+cli.COMMANDS["slow"] = "only in the tests"
+cli.program(["slow", "--out", sys.argv[1]])
+"""
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "line"),
+    [(signal.SIGTERM, 143, "error: ended by SIGTERM\n"), (signal.SIGINT, 130, "error: interrupted\n")],
+)
+def test_a_signal_ends_the_process_at_once_and_leaves_nothing_behind(tmp_path, number, code, line):
+    words = [sys.executable, "-c", BREAKS_OFF, str(tmp_path / "out")]
+    with subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "ready\n"
+        assert len(list(tmp_path.iterdir())) == 1
+        process.send_signal(number)
+        assert process.communicate(timeout=30)[1] == line
+    assert process.returncode == code
+    assert list(tmp_path.iterdir()) == []

@@ -22,6 +22,7 @@ from clp_jax.cli import main
 from clp_jax.loading import load_model
 from clp_jax.models import Gates
 from clp_jax.processing import tokenizer
+from clp_jax.training.run_folder import run_folder
 from clp_jax.trees import flatten
 from scripts.make_lerobot_toy import write as write_toy_set
 
@@ -241,5 +242,22 @@ def test_bad_flags_are_one_line_and_leave_nothing(inputs, tmp_path, capsys, flag
 
 def test_overwrite_spares_what_is_no_run(inputs, tmp_path, capsys):
     (tmp_path / "thesis.tex").write_text("years of work")
-    assert "does not look like a run" in refusal(capsys, words(inputs, tmp_path, "--steps", "2", "--overwrite"))
+    assert "was written by something else" in refusal(capsys, words(inputs, tmp_path, "--steps", "2", "--overwrite"))
     assert (tmp_path / "thesis.tex").exists()
+
+
+def test_overwrite_spares_a_run_with_something_else_in_it(inputs, tmp_path, capsys):
+    with run_folder(tmp_path / "run", resume=False, overwrite=False) as run:
+        (run / "metrics.jsonl").touch()
+        (run / "notes.txt").write_text("mine")
+    told = refusal(capsys, words(inputs, run, "--steps", "2", "--overwrite"))
+    assert "holds notes.txt, which clp finetune did not write" in told
+    assert (run / "notes.txt").read_text() == "mine" and (run / "metrics.jsonl").exists()
+
+
+@pytest.mark.parametrize("flags", [(), ("--resume",), ("--overwrite",)])
+def test_a_folder_has_one_run_at_a_time(inputs, tmp_path, capsys, flags):
+    with run_folder(tmp_path / "run", resume=False, overwrite=False) as run:
+        told = refusal(capsys, words(inputs, run, "--steps", "2", *flags))
+        assert f"another process is writing a run to {run}" in told
+        assert [path.name for path in run.iterdir()] == ["clp-manifest.json"]

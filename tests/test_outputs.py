@@ -1,6 +1,8 @@
 """Output folders are complete or absent, whatever happens on the way."""
 
+import functools
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,13 +13,16 @@ import numpy as np
 import pytest
 from checkpoints import RECORDED, assert_bit_equal, save_by_orbax, toy_params
 
+from clp_jax import outputs
 from clp_jax.checkpoint import read_params, read_spec, rewrite
 from clp_jax.errors import InputError
-from clp_jax.outputs import staged
+from clp_jax.outputs import MANIFEST
+
+staged = functools.partial(outputs.staged, by="clp test")
 
 
 def names(folder: Path) -> set[str]:
-    return {path.name for path in folder.iterdir()}
+    return {path.name for path in folder.iterdir()} - {MANIFEST}
 
 
 def write_half(out: Path, error: type[BaseException], **options) -> None:
@@ -54,8 +59,8 @@ def test_a_folder_that_appears_meanwhile_is_kept(tmp_path):
 
 
 def test_overwrite_keeps_the_old_folder_until_the_new_one_is_complete(tmp_path):
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "old").touch()
+    with staged(tmp_path / "out") as folder:
+        (folder / "old").touch()
     with pytest.raises(RuntimeError):
         write_half(tmp_path / "out", RuntimeError, overwrite=True)
     assert names(tmp_path / "out") == {"old"}
@@ -94,8 +99,7 @@ def test_what_a_killed_run_left_is_removed_and_what_a_live_one_writes_is_not(tmp
             (folder / "second").touch()
         (live / "file").touch()
         assert names(tmp_path) == {"out", live.name}
-        (tmp_path / "out" / "second").unlink()
-        (tmp_path / "out").rmdir()
+        shutil.rmtree(tmp_path / "out")
     assert names(tmp_path) == {"out"} and names(tmp_path / "out") == {"file"}
 
 
@@ -157,3 +161,64 @@ def test_a_remote_folder_is_written_in_place_and_removed_on_failure(tmp_path, mo
     with staged(out, overwrite=True) as folder:
         (folder / "second").touch()
     assert names(out) == {"second"}
+
+
+@pytest.mark.parametrize("kind", ["folder", "file", "link", "other command", "one file more", "old output"])
+def test_overwrite_deletes_only_what_the_same_command_wrote(kind, tmp_path):
+    out, own = tmp_path / "out", tmp_path / "own"
+    with outputs.staged(own, by="clp test" if kind != "other command" else "clp other") as folder:
+        (folder / "data").write_text("mine")
+    if kind == "file":
+        out.write_text("mine")
+    elif kind == "link":
+        out.symlink_to(own)
+    elif kind == "folder":
+        out.mkdir()
+        (out / "thesis.tex").write_text("mine")
+    else:
+        own.rename(out)
+    if kind == "one file more":
+        (out / "notes.txt").write_text("mine")
+    if kind == "old output":
+        (out / MANIFEST).unlink()
+    before = {path: path.read_text() for path in sorted(tmp_path.rglob("*")) if path.is_file()}
+    wrong = {
+        "file": "is no folder",
+        "link": "is a link",
+        "folder": "was written by something else",
+        "old output": "was written by something else",
+        "other command": "was written by clp other",
+        "one file more": "holds notes.txt, which clp test did not write",
+    }[kind]
+    with pytest.raises(InputError, match=wrong), staged(out, overwrite=True):
+        pytest.fail("began to write")
+    assert before == {path: path.read_text() for path in sorted(tmp_path.rglob("*")) if path.is_file()}
+
+
+def test_overwrite_takes_an_empty_folder_and_what_a_mac_or_python_leaves_in_an_output(tmp_path):
+    (tmp_path / "out").mkdir()
+    with staged(tmp_path / "out", overwrite=True) as folder:
+        (folder / "first").touch()
+    (tmp_path / "out" / ".DS_Store").touch()
+    (tmp_path / "out" / "__pycache__").mkdir()
+    with staged(tmp_path / "out", overwrite=True) as folder:
+        (folder / "second").touch()
+    assert names(tmp_path / "out") == {"second"}
+
+
+def test_brackets_in_a_name_are_no_pattern(tmp_path):
+    for name in ("out[1]", "out1"):
+        (tmp_path / f".{name}.unfinished-0123abcd").mkdir()
+    (tmp_path / ".out[1].replaced-0123abcd").mkdir()
+    with pytest.raises(InputError, match="exists already"), staged(tmp_path / "out[1]"):
+        pytest.fail("began to write")
+    assert names(tmp_path) == {"out[1]", ".out1.unfinished-0123abcd"}
+
+
+def test_a_lock_on_a_file_lets_one_in_and_is_released_at_the_end(tmp_path):
+    (tmp_path / "file").touch()
+    lock = functools.partial(outputs.alone, tmp_path / "file", "writing")
+    with lock(), pytest.raises(InputError, match="another process is writing"), lock():
+        pytest.fail("two at once")
+    with lock():
+        pass

@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from clp_jax.benchmarks.small import SMALL, random_observations
@@ -127,7 +128,7 @@ def show(rows: list[Row], console: Console) -> None:
     first = rows[0]
     for row in rows:
         table.add_row(
-            row.name,
+            escape(row.name),
             f"{row.step_seconds * 1e3:.0f} ms",
             f"{row.step_seconds / first.step_seconds:.2f} ({row.train_flops:.2f})",
             f"{row.step_bytes / 1e6:.0f} MB",

@@ -4,6 +4,7 @@ import dataclasses
 import json
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from clp_jax.analysis import Analysis, loss_of
@@ -42,7 +43,9 @@ def run(config: Analyse) -> None:
     for name in config.compare:
         if name not in CRITERIA:
             raise InputError(f"--compare {name} is no criterion; choose from {', '.join(CRITERIA)}.")
-    with staged(config.out, overwrite=config.overwrite, sources=[config.checkpoint, *config.data]) as folder:
+    with staged(
+        config.out, by="clp analyse", overwrite=config.overwrite, sources=[config.checkpoint, *config.data]
+    ) as folder:
         model, calibration, evaluation = load(config.checkpoint, config.data, config)
         analysis = measure(model, calibration, config, {*config.compare, config.rule()})
         findings = find(model, analysis, calibration, evaluation, config, config.compare)
@@ -52,7 +55,8 @@ def run(config: Analyse) -> None:
         (folder / "config.json").write_text(json.dumps(dataclasses.asdict(config), indent=2) + "\n")
         write_report(folder, analysis, findings, evidence_options(config))
     print_findings(console, findings)
-    console.print(f"\nReport: [bold]{config.out}/report.html[/]   plan to edit: [bold]{config.out}/plan.json[/]")
+    out = escape(config.out)
+    console.print(f"\nReport: [bold]{out}/report.html[/]   plan to edit: [bold]{out}/plan.json[/]")
 
 
 def find(
@@ -100,20 +104,20 @@ def find(
 def print_findings(console: Console, findings: Findings) -> None:
     """The plan, what it saves and what it costs, as tables on the terminal."""
     for warning in findings.warnings:
-        console.print(f"[yellow]warning:[/] {warning}")
+        console.print(f"[yellow]warning:[/] {escape(warning)}")
     table = Table(title=f"Zero-shot loss on {findings.loss_data}; unpruned {findings.full_loss:.4f}")
     for column in ("criterion", "removed blocks", "loss", "x unpruned"):
         table.add_column(column, justify="left" if column in ("criterion", "removed blocks") else "right")
     for choice in findings.choices:
         table.add_row(
-            choice.criterion, _removed(choice), f"{choice.loss:.4f}", f"{choice.loss / findings.full_loss:.3f}"
+            escape(choice.criterion), _removed(choice), f"{choice.loss:.4f}", f"{choice.loss / findings.full_loss:.3f}"
         )
     console.print(table)
     before, after = findings.before, findings.after
     rows = [("parameters", before.parameters, after.parameters), ("FLOPs, forward", before.forward, after.forward)]
     if before.sample is not None and after.sample is not None:
         rows.append(("FLOPs, sampling", before.sample, after.sample))
-    sizes = Table(title=f"Size per observation under '{findings.plan.criterion}' (counted)")
+    sizes = Table(title=f"Size per observation under '{escape(findings.plan.criterion)}' (counted)")
     for column in ("", "before", "after", "share that stays"):
         sizes.add_column(column, justify="right" if column else "left")
     for label, full, pruned in rows:

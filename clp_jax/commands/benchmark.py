@@ -1,7 +1,7 @@
 """``clp benchmark``: our parts beside their peers, measured in one run."""
 
 import dataclasses
-import json
+import os
 import tempfile
 from pathlib import Path
 from typing import Any, Literal
@@ -12,6 +12,7 @@ from rich.table import Table
 from clp_jax.benchmarks import action_samples, analysis_overhead, checkpoint_io, cka_peers, depth
 from clp_jax.checkpoint import read_spec
 from clp_jax.commands.model_flags import ModelFlags
+from clp_jax.editable_json import write_json
 from clp_jax.errors import InputError
 from clp_jax.loading import default_dtype, read_architecture
 from clp_jax.models import Architecture, abstract_params
@@ -35,7 +36,7 @@ class Benchmark(ModelFlags):
     against: str | None = None
     """depth and serving: the checkpoint that it was made from."""
     out: str | None = None
-    """Also write the numbers to this JSON file."""
+    """Also write the numbers to this JSON file, which must not exist."""
     scratch: str | None = None
     """checkpoint and full-size: a folder with 30 GB of room, freed afterwards; the system's temporary one if absent."""
 
@@ -43,6 +44,8 @@ class Benchmark(ModelFlags):
 def run(config: Benchmark) -> None:
     """Run the command."""
     console, scratch = Console(), Path(config.scratch or tempfile.gettempdir())
+    if config.out is not None and os.path.lexists(config.out):
+        raise InputError(f"{config.out} exists already; choose another --out, or remove it.")
     if config.part == "cka":
         result: Any = cka_peers.run()
         console.print(cka_peers.table(result))
@@ -76,7 +79,7 @@ def run(config: Benchmark) -> None:
         _show_checkpoint(measured, console)
         result = [dataclasses.asdict(row) for row in measured]
     if config.out is not None:
-        Path(config.out).write_text(json.dumps(result, indent=2) + "\n")
+        write_json(config.out, result)
 
 
 def _models(config: Benchmark) -> dict[str, Architecture]:

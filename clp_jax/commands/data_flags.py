@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 
 from etils import epath
 
-from clp_jax.checkpoint.orbax.chunks import files_below
 from clp_jax.checkpoint.orbax.spec import POLICY
 from clp_jax.commands.processing_flags import ProcessingFlags
 from clp_jax.data import TrainingData, open_dataset
 from clp_jax.data.recordings import checked_sources
 from clp_jax.errors import InputError
+from clp_jax.folders import files_below
 from clp_jax.models import Architecture, family_of, robots
 from clp_jax.processing import norm_stats
 from clp_jax.processing.norm_stats import NormStats

@@ -1,14 +1,16 @@
 """``clp demo``: the whole road on the embedded example, a small π0 that was really trained, in a minute or two."""
 
 import dataclasses
-import shutil
+import os
 import statistics
 import time
 from pathlib import Path
 
 import jax
 import numpy as np
+from etils import epath
 from rich.console import Console
+from rich.markup import escape
 
 from clp_jax import example
 from clp_jax.commands import analyse as analyse_command
@@ -18,6 +20,7 @@ from clp_jax.commands import prune as prune_command
 from clp_jax.errors import InputError
 from clp_jax.loading import LoadedModel, load_model
 from clp_jax.models import Gates, build, family_of
+from clp_jax.outputs import check_own, sign
 from clp_jax.plan import PrunePlan
 from clp_jax.selection import CRITERIA
 from clp_jax.sensitivity import plan_gates
@@ -29,6 +32,7 @@ _DATA_FLAGS = {
     "max_token_len": example.PROMPT_TOKENS,
 }
 _REPEATS = 5
+_BY = "clp demo"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -48,9 +52,7 @@ class Demo:
 def run(config: Demo) -> None:
     """Run the command."""
     console, out = Console(), Path(config.out)
-    if out.exists() and not (out / "analysis").exists() and any(out.iterdir()):
-        raise InputError(f"{out} does not look like the output of a demo; choose another --out.")
-    shutil.rmtree(out, ignore_errors=True)
+    _make_room(epath.Path(out))
     analysis, pruned, run_folder = str(out / "analysis"), str(out / f"pruned-{config.keep_layers}"), out / "run"
     data = "--data DEMONSTRATIONS --robot metaworld"
     console.rule("clp demo: a π0 of 2 M parameters, trained on ten MetaWorld tasks, learns an eleventh at half depth")
@@ -81,8 +83,17 @@ def run(config: Demo) -> None:
         _roll_out(console, run_folder / str(config.steps - 1), out / "rollouts", config.episodes)
 
 
+def _make_room(out: epath.Path) -> None:
+    """An empty folder in the place of an earlier demo's."""
+    if os.path.lexists(out):
+        check_own(out, _BY, names=r"analysis|pruned-\d+|run|rollouts")
+        out.rmtree()
+    out.mkdir(parents=True)
+    sign(out, _BY)
+
+
 def _say(console: Console, command: str) -> None:
-    console.print(f"\n[bold]$ {command}[/]", soft_wrap=True)
+    console.print(f"\n[bold]$ {escape(command)}[/]", soft_wrap=True)
 
 
 def _finetuning(checkpoint: str, out: str, steps: int) -> finetune_command.Finetune:
@@ -122,9 +133,9 @@ def _roll_out(console: Console, checkpoint: Path, out: Path, episodes: int) -> N
             )
         )
     except InputError as error:
-        console.print(f"[yellow]no rollouts:[/] {error}")
+        console.print(f"[yellow]no rollouts:[/] {escape(str(error))}")
     else:
-        console.print(f"Pictures of them: [bold]{out}/{example.TASK}.png[/]")
+        console.print(f"Pictures of them: [bold]{escape(str(out))}/{example.TASK}.png[/]")
 
 
 def compare(console: Console, full: LoadedModel, pruned: LoadedModel, plan: PrunePlan) -> None:

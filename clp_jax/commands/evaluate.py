@@ -87,7 +87,7 @@ def run(config: Evaluate) -> None:
     check(config)
     make, tasks = _suite(config)
     sources = [] if config.checkpoint is None else [config.checkpoint]
-    with staged(config.out, overwrite=config.overwrite, sources=sources) as folder:
+    with staged(config.out, by="clp evaluate", overwrite=config.overwrite, sources=sources) as folder:
         policy = _policy(config)
         try:
             result, episodes = evaluate(make, tasks, policy, config)

@@ -83,10 +83,10 @@ def run(config: Export) -> None:
     _report(console, architecture, config)
     console.print(f"{check.weights_equal} parameters read back, bit for bit what was to be written.")
     if check.largest_difference is not None:
-        console.print(f"Largest difference of the {check.what}: [bold]{check.largest_difference:.1e}[/]")
+        console.print(f"Largest difference of the {escape(check.what)}: [bold]{check.largest_difference:.1e}[/]")
     else:
         console.print(f"[bold]Not compared:[/] {escape(f'{check.what}: {check.missing}')}")
-    console.print(f"Export: [bold]{config.out}[/]")
+    console.print(f"Export: [bold]{escape(config.out)}[/]")
 
 
 def _form(config: Export, spec: Spec, architecture: Architecture) -> tuple[bool, Dtype | None]:

@@ -1,5 +1,6 @@
 """``clp finetune``: train a checkpoint, pruned or not, on one device or a pod."""
 
+import contextlib
 import dataclasses
 import logging
 import re
@@ -9,13 +10,14 @@ from typing import Any
 import jax
 from etils import epath
 from rich.console import Console
+from rich.markup import escape
 
 from clp_jax.checkpoint import Spec, fingerprint, read_spec
 from clp_jax.commands.data_flags import DataFlags, open_data
 from clp_jax.commands.model_flags import ModelFlags
 from clp_jax.commands.upstream_flags import UpstreamFlags, with_upstream_defaults
 from clp_jax.data import CalibrationData, TrainingData
-from clp_jax.distributed import DistributedFlags, barrier, is_first, join
+from clp_jax.distributed import DistributedFlags, is_first, join
 from clp_jax.errors import InputError
 from clp_jax.loading import default_dtype, read_architecture
 from clp_jax.models import Architecture, Lengths, Remat, abstract_params, family_of
@@ -28,9 +30,10 @@ from clp_jax.training.adapters import with_adapters
 from clp_jax.training.assets import assets_writer
 from clp_jax.training.freezing import frozen_paths
 from clp_jax.training.held_out import held_out_loss
-from clp_jax.training.logs import LOG_FILE, Logs, import_wandb
+from clp_jax.training.logs import Logs, import_wandb
 from clp_jax.training.loop import Report
 from clp_jax.training.resumption import Entry, check_same_run
+from clp_jax.training.run_folder import run_folder
 from clp_jax.training.throughput import step_flops, utilisation
 from clp_jax.trees import flatten
 
@@ -114,6 +117,12 @@ class Finetune(DataFlags, ModelFlags, UpstreamFlags, DistributedFlags):
 
 def run(config: Finetune) -> None:
     """Run the command."""
+    with contextlib.ExitStack() as lifetime:
+        _run(config, lifetime)
+
+
+def _run(config: Finetune, lifetime: contextlib.ExitStack) -> None:
+    """Train; the folder of the run is taken when all that is read is known to be good, and given back at the end."""
     _check_numbers(config)
     if config.wandb is not None:
         import_wandb()  # now, not after minutes of reading
@@ -133,7 +142,7 @@ def run(config: Finetune) -> None:
     frozen, frozen_rows = _frozen(config, architecture, leaves)
     todo = _todo(config, frozen, frozen_rows)
     check_batch_size(todo, mesh)
-    out = _open_folder(config)
+    out = lifetime.enter_context(run_folder(config.out, resume=config.resume, overwrite=config.overwrite))
     write_assets = assets_writer(spec, architecture, data, vlm_config=config.vlm_config, tokenizer=config.tokenizer)
     saved = Steps(out, write_assets=write_assets, keep_period=config.keep_period)
     entry = Entry(str(spec.path), fingerprint(spec), data.fingerprint, data.pictures, dataclasses.asdict(config))
@@ -177,7 +186,7 @@ def _conclude(console: Console, config: Finetune, out: epath.Path, report: Repor
         console.print(
             f"Stopped by SIGTERM after {report.done} of {config.steps} steps, all saved; go on with --resume."
         )
-    console.print(f"Checkpoint: [bold]{out / str(report.saved)}[/]")
+    console.print(f"Checkpoint: [bold]{escape(str(out / str(report.saved)))}[/]")
 
 
 class _Log:
@@ -277,27 +286,11 @@ def _rules(words: tuple[str, ...]) -> Rules:
     return tuple(rules)
 
 
-def _open_folder(config: Finetune) -> epath.Path:
-    """RUN, empty unless the run is resumed. All processes agree before any goes on."""
-    out = epath.Path(config.out).expanduser()
-    if config.resume and config.overwrite:
-        raise InputError("give --resume or --overwrite, not both.")
-    used = out.exists() and any(out.iterdir())
-    if used and not (config.resume or config.overwrite):
-        raise InputError(f"{out} is not empty; go on with --resume, or delete it with --overwrite.")
-    if used and config.overwrite and is_first():
-        if not any((child / "params").is_dir() for child in out.iterdir()) and not (out / LOG_FILE).exists():
-            raise InputError(f"{out} does not look like a run of clp finetune; delete it yourself.")
-        out.rmtree()
-    barrier("folder")
-    return out
-
-
 def _go_on(console: Console, before: Mapping[str, Any], entry: Entry) -> None:
     """Say what is odd about a resumption, or refuse it."""
     note = check_same_run(before, entry, may_change=_MAY_CHANGE, defaults=_defaults())
     if note is not None:
-        console.print(f"[yellow]note:[/] {note}")
+        console.print(f"[yellow]note:[/] {escape(note)}")
 
 
 def _defaults() -> dict[str, Any]:
@@ -341,7 +334,7 @@ def _introduce(
 ) -> None:
     shape = " x ".join(f"{size} {name}" for name, size in mesh.shape.items())
     console.print(f"{jax.device_count()} {jax.devices()[0].device_kind} as {shape}, {jax.process_count()} processes")
-    other = "" if config.holdout_data is None else f"; held-out loss on {config.holdout_data}"
+    other = "" if config.holdout_data is None else f"; held-out loss on {escape(config.holdout_data)}"
     console.print(f"{len(data):,} observations for training, {len(data.held):,} held out{other}")
     console.print(f"{trained:,} of {total:,} parameters are trained")
     if trained < total and config.frozen_dtype != "keep":
@@ -349,7 +342,7 @@ def _introduce(
             f"The others are stored as {config.frozen_dtype}, as openpi does (--frozen-dtype keep: as they are)"
         )
     if chosen:
-        console.print(f"Settings of the model's authors: {chosen}", highlight=False)
+        console.print(f"Settings of the model's authors: {escape(chosen)}", highlight=False)
     if config.resume:
         console.print(
             f"Resuming after step {start - 1}" if start else "No step was saved yet: starting from the beginning"

@@ -11,6 +11,7 @@ from clp_jax.checkpoint import read_spec
 from clp_jax.commands.data_flags import MixtureFlags
 from clp_jax.data.recordings import open_recordings
 from clp_jax.errors import InputError
+from clp_jax.folders import check_inside
 from clp_jax.loading import read_architecture
 from clp_jax.models import family_of
 from clp_jax.outputs import staged
@@ -51,7 +52,9 @@ def run(config: NormStats) -> None:
         horizon = family_of(architecture).lengths(architecture).horizon
     if horizon < 1:
         raise InputError(f"an action chunk of {horizon} actions is none; give at least 1.")
-    with staged(config.out, overwrite=config.overwrite, sources=config.data) as folder:
+    if config.asset_id is not None:
+        check_inside(config.asset_id, "--asset-id")
+    with staged(config.out, by="clp norm-stats", overwrite=config.overwrite, sources=config.data) as folder:
         start = time.perf_counter()
         recordings = open_recordings(
             config.data,
@@ -63,7 +66,7 @@ def run(config: NormStats) -> None:
         )
         stats = recordings.norm_stats(horizon)
         seconds = time.perf_counter() - start
-        asset_id = config.asset_id or recordings.asset_id
+        asset_id = config.asset_id or check_inside(recordings.asset_id, "the name of the data set")
         norm_stats.save(folder / asset_id, stats)
     _print(console, stats)
     for note in (*(note for recording in recordings.each for note in recording.proof.notes), *recordings.notes):
@@ -71,7 +74,7 @@ def run(config: NormStats) -> None:
     rows = sum(len(recording.data) for recording in recordings.each)
     episodes = sum(len(recording.data.ends) for recording in recordings.each)
     console.print(f"{rows:,} rows of {episodes:,} episodes, chunks of {horizon} actions, in {seconds:.1f} s")
-    console.print(f"Statistics: [bold]{config.out}/{asset_id}/{norm_stats.FILE}[/]")
+    console.print(f"Statistics: [bold]{escape(f'{config.out}/{asset_id}/{norm_stats.FILE}')}[/]")
 
 
 def _print(console: Console, stats: dict[str, norm_stats.NormStats]) -> None:

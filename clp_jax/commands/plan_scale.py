@@ -1,5 +1,6 @@
 """``clp plan-scale``: what a model needs on a slice of TPUs that is not here, from the TPU compiler itself."""
 
+import contextlib
 import dataclasses
 import functools
 import json
@@ -11,6 +12,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from clp_jax.aliases import Tree
@@ -19,6 +21,7 @@ from clp_jax.commands.model_flags import ModelFlags
 from clp_jax.errors import InputError
 from clp_jax.loading import read_architecture, stored_tree
 from clp_jax.models import FAMILIES, Architecture, Remat, abstract_params
+from clp_jax.outputs import staged
 from clp_jax.plan import PrunePlan
 from clp_jax.planning import groups_of, per_group
 from clp_jax.progress import progress
@@ -77,7 +80,9 @@ class PlanScale(ModelFlags):
     max_token_len: int | None = None
     """Tokens of a prompt; the model's own if absent."""
     out: str | None = None
-    """Folder for plan-scale.json and plan-scale.png."""
+    """Folder to create: plan-scale.json and plan-scale.png."""
+    overwrite: bool = False
+    """Replace --out if it exists."""
 
 
 def run(config: PlanScale) -> None:
@@ -89,17 +94,23 @@ def run(config: PlanScale) -> None:
     fields = ("task", "batch_size", "accumulate", "ema_decay", "augment", "group_size", "num_steps", "action_horizon")
     workload = Workload(**{name: getattr(config, name) for name in fields}, prompt_length=config.max_token_len)
     found: list[Forecast] = []
-    with progress("compiling", total=None, unit="programs", console=lines) as advance:
-        for model in models.items():
-            for candidates in slices:
-                plan = functools.partial(_forecasts, config, workload, model, advance)
-                found += _first_that_fits(candidates, plan)
-    if all(one.problem and not one.needed for one in found):
-        raise InputError(found[0].problem)
+    with contextlib.ExitStack() as lifetime:
+        folder = None
+        if config.out is not None:
+            folder = lifetime.enter_context(staged(config.out, by="clp plan-scale", overwrite=config.overwrite))
+        with progress("compiling", total=None, unit="programs", console=lines) as advance:
+            for model in models.items():
+                for candidates in slices:
+                    plan = functools.partial(_forecasts, config, workload, model, advance)
+                    found += _first_that_fits(candidates, plan)
+        if all(one.problem and not one.needed for one in found):
+            raise InputError(found[0].problem)
+        if folder is not None:
+            _save(config, found, Path(folder))
     _show(found, console)
     if config.out is not None:
-        _save(config, found, Path(config.out))
-        console.print(f"Saved: [bold]{config.out}/plan-scale.json[/] and [bold]{config.out}/plan-scale.png[/]")
+        out = escape(config.out)
+        console.print(f"Saved: [bold]{out}/plan-scale.json[/] and [bold]{out}/plan-scale.png[/]")
 
 
 def _slices(words: tuple[str, ...]) -> list[list[Topology]]:
@@ -228,7 +239,7 @@ def _show(forecasts: list[Forecast], console: Console) -> None:
             console.print(f"{one.topology}, {one.model}: {one.problem}", soft_wrap=True, highlight=False, markup=False)
     found = smallest(forecasts)
     for model in dict.fromkeys(one.model for one in forecasts):
-        console.print(f"Smallest of these slices on which {model} fits: [bold]{found.get(model, 'none')}[/]")
+        console.print(f"Smallest of these slices on which {escape(model)} fits: [bold]{found.get(model, 'none')}[/]")
 
 
 def _print(console: Console, title: str, columns: Sequence[str], rows: list[tuple[Forecast, list[str]]]) -> None:
@@ -240,7 +251,7 @@ def _print(console: Console, title: str, columns: Sequence[str], rows: list[tupl
     for column in columns:
         table.add_column(column, justify="right", no_wrap=True)
     for one, cells in rows:
-        table.add_row(one.topology, one.model, *([one.program] if programs else []), *cells)
+        table.add_row(one.topology, escape(one.model), *([one.program] if programs else []), *cells)
     console.print(table)
 
 
@@ -261,7 +272,6 @@ def _collective_cells(one: Forecast, kinds: list[str]) -> list[str]:
 
 
 def _save(config: PlanScale, forecasts: list[Forecast], folder: Path) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
     content = {
         "config": dataclasses.asdict(config),
         "versions": {"jax": jax.__version__, "libtpu": _libtpu_version()},

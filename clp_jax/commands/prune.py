@@ -7,6 +7,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.filesize import decimal
+from rich.markup import escape
 
 from clp_jax.analysis import Analysis, loss_of
 from clp_jax.checkpoint import FolderSpec, RewriteReport, Spec, fingerprint, read_spec
@@ -72,10 +73,10 @@ def run(config: Prune) -> None:
         f"{decimal(report.bytes_out)} in {report.seconds:.1f} s"
     )
     for note in report.notes:
-        console.print(note)
+        console.print(escape(note))
     if (spec.path.parent / "train_state").exists():
         console.print("The optimiser state (train_state) was not carried over: it belongs to the old depth.")
-    console.print(f"Checkpoint: [bold]{config.out}[/]")
+    console.print(f"Checkpoint: [bold]{escape(config.out)}[/]")
 
 
 def _shape(config: Prune, spec: Spec) -> Architecture | Shape:

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from etils import epath
 from rich.console import Console
+from rich.markup import escape
 
 from clp_jax.checkpoint import Spec, read_spec
 from clp_jax.commands.data_flags import ObservationFlags, stats_of_checkpoint
@@ -169,6 +170,6 @@ def _introduce(console: Console, policy: Policy, host: str, port: int) -> None:
     told = policy.metadata
     depth = ", ".join(f"{name} {blocks}" for name, blocks in told["depth"].items())
     console.print(f"{told['model']} ({depth}) on {jax.device_count()} {jax.devices()[0].device_kind}")
-    console.print(f"requests ({told['robot']}): {', '.join(told['keys'])}", soft_wrap=True)
+    console.print(f"requests ({escape(str(told['robot']))}): {escape(', '.join(told['keys']))}", soft_wrap=True)
     console.print(f"answers: {told['action_horizon']} actions of {told['action_dim']} dimensions")
     console.print(f"ready: ws://{host}:{port}", soft_wrap=True)

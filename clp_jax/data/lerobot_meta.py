@@ -18,6 +18,7 @@ from typing import Any
 from clp_jax.data.episodes import chosen
 from clp_jax.data.lerobot_files import one_text, read_json, read_json_lines, read_rows
 from clp_jax.errors import InputError
+from clp_jax.folders import check_inside
 
 VERSIONS = ("v2.0", "v2.1", "v3.0")
 _MOST = 2**53
@@ -200,13 +201,25 @@ def _read_v2(folder: Path, info: Mapping[str, Any], videos: list[str]) -> tuple[
     for line in sorted(lines, key=lambda line: _count(line["episode_index"], "episode_index")):
         index = int(line["episode_index"])
         names = {"episode_chunk": index // int(info["chunks_size"]), "episode_index": index}
-        files = {key: folder / info["video_path"].format(video_key=key, **names) for key in videos}
-        table = folder / info["data_path"].format(**names)
+        files = {key: _place(folder, info, "video_path", video_key=key, **names) for key in videos}
+        table = _place(folder, info, "data_path", **names)
         length = _count(line["length"], f"length of episode {index}")
         episodes.append(Episode(index, length, table, files, dict.fromkeys(videos, 0.0)))
     file = folder / "meta" / "tasks.jsonl"
     lines = read_json_lines(file) if file.is_file() else []
     return episodes, _texts(file, [(line["task_index"], line.get("task")) for line in lines])
+
+
+def _place(folder: Path, info: Mapping[str, Any], template: str, **names: Any) -> Path:
+    """A file of the set, by the template in ``info.json``."""
+    try:
+        name = info[template].format(**names)
+    except (KeyError, IndexError, AttributeError, ValueError, TypeError):
+        raise InputError(
+            f"{folder}/meta/info.json: {template} is {info.get(template)!r}, where {', '.join(names)} can be put in; "
+            "correct it."
+        ) from None
+    return folder / check_inside(name, f"{folder}/meta/info.json: {template}")
 
 
 def _read_v3(folder: Path, info: Mapping[str, Any], videos: list[str]) -> tuple[list[Episode], dict[int, str | None]]:
@@ -220,17 +233,15 @@ def _read_v3(folder: Path, info: Mapping[str, Any], videos: list[str]) -> tuple[
     episodes = []
     for row in sorted(rows, key=lambda row: _count(row["dataset_from_index"], "dataset_from_index")):
         index = _count(row["episode_index"], "episode_index")
-        table = info["data_path"].format(chunk_index=row["data/chunk_index"], file_index=row["data/file_index"])
-        paths = {
-            key: folder
-            / info["video_path"].format(
-                video_key=key, chunk_index=row[f"videos/{key}/chunk_index"], file_index=row[f"videos/{key}/file_index"]
-            )
-            for key in videos
-        }
+        numbers = {"chunk_index": row["data/chunk_index"], "file_index": row["data/file_index"]}
+        table = _place(folder, info, "data_path", **numbers)
+        paths = {}
+        for key in videos:
+            numbers = {name: row[f"videos/{key}/{name}"] for name in ("chunk_index", "file_index")}
+            paths[key] = _place(folder, info, "video_path", video_key=key, **numbers)
         offset = {key: float(row[f"videos/{key}/from_timestamp"]) for key in videos}
         length = _count(row["length"], f"length of episode {index}")
-        episodes.append(Episode(index, length, folder / table, paths, offset, int(row["dataset_from_index"])))
+        episodes.append(Episode(index, length, table, paths, offset, int(row["dataset_from_index"])))
     file = folder / "meta" / "tasks.parquet"
     rows = read_rows(file) if file.is_file() else []
     return episodes, _texts(file, [(row["task_index"], one_text(file, row)) for row in rows])

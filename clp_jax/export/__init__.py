@@ -14,8 +14,9 @@ from clp_jax.export import lerobot, openpi, pytorch, stablehlo
 from clp_jax.export.model_card import model_card
 from clp_jax.export.result import EXPORT_FILE, Check, Options, export_record, write_json
 from clp_jax.export.weights import Weights
+from clp_jax.folders import is_remote
 from clp_jax.models import family_of
-from clp_jax.outputs import is_remote, staged
+from clp_jax.outputs import staged
 
 Target = Literal["openpi", "openpi-pytorch", "lerobot", "stablehlo"]
 
@@ -58,7 +59,7 @@ def export_checkpoint(
     if target == "stablehlo":
         stablehlo.check_possible(weights.architecture, options)
     exporter = _EXPORTERS[target]
-    with staged(out, overwrite=overwrite, sources=[weights.source_folder]) as folder:
+    with staged(out, by="clp export", overwrite=overwrite, sources=[weights.source_folder]) as folder:
         exporter.write(weights, Path(folder), options)
         check = exporter.check(weights, Path(folder), options)
         load = exporter.load or family_of(weights.architecture).LEROBOT.LOAD

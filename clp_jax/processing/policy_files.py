@@ -13,6 +13,7 @@ import numpy as np
 from etils import epath
 
 from clp_jax.errors import InputError
+from clp_jax.folders import check_inside
 from clp_jax.processing.norm_stats import NormStats
 
 PREPROCESSOR, POSTPROCESSOR = "policy_preprocessor.json", "policy_postprocessor.json"
@@ -39,7 +40,11 @@ def read_steps(folder: epath.Path, name: str) -> list[dict[str, Any]]:
 def state_files(folder: epath.Path) -> list[str]:
     """Names of the files with the statistics of both processors."""
     steps = [step for name in (PREPROCESSOR, POSTPROCESSOR) for step in read_steps(folder, name)]
-    return [step["state_file"] for step in steps if step.get("registry_name") in _NORMALISERS and "state_file" in step]
+    return [
+        check_inside(str(step["state_file"]), f"{folder}: state_file")
+        for step in steps
+        if step.get("registry_name") in _NORMALISERS and "state_file" in step
+    ]
 
 
 def norm_maps(folder: epath.Path) -> dict[str, dict[str, str]]:

@@ -8,6 +8,7 @@ from etils import epath
 from clp_jax.checkpoint import CheckpointSpec, Spec, copy_files
 from clp_jax.checkpoint.orbax.spec import POLICY
 from clp_jax.data import TrainingData
+from clp_jax.folders import check_inside
 from clp_jax.models import Architecture, family_of
 from clp_jax.processing import norm_stats
 from clp_jax.processing.tokenizer import FILE
@@ -33,6 +34,8 @@ def assets_writer(
       vlm_config: ``config.json`` of the vision-language model, or its folder, if it was given.
       tokenizer: the tokenizer's file or folder, if it was given.
     """
+    if data.asset_id is not None:
+        check_inside(data.asset_id, "--asset-id")
     files = family_of(architecture).side_files(
         spec.folder,
         vlm_config=vlm_config,

@@ -9,7 +9,7 @@ from typing import Any
 from etils import epath
 
 from clp_jax.errors import InputError
-from clp_jax.outputs import is_remote
+from clp_jax.folders import is_remote
 
 LOG_FILE = "metrics.jsonl"
 

@@ -112,14 +112,6 @@ def stored_arrays(item: epath.Path) -> dict[str, StoredArray]:
     return arrays
 
 
-def files_below(folder: epath.Path) -> list[epath.Path]:
-    """Returns all files below a folder, sorted by their path (etils has no recursive glob)."""
-    files = []
-    for child in folder.iterdir():
-        files.extend(files_below(child) if child.is_dir() else [child])
-    return sorted(files)
-
-
 def store_address(folder: epath.Path) -> str:
     """Returns the address of a folder as tensorstore spells it."""
     text = str(folder)

@@ -10,12 +10,13 @@ import numpy as np
 from etils import epath
 
 from clp_jax.aliases import Tree
-from clp_jax.checkpoint.orbax.chunks import files_below, stored_arrays
+from clp_jax.checkpoint.orbax.chunks import stored_arrays
 from clp_jax.checkpoint.orbax.decoding import BLOCK_BYTES, read_array, read_slabs
 from clp_jax.checkpoint.orbax.spec import RECORD_FILE, CheckpointSpec, translated
 from clp_jax.checkpoint.orbax.writer import ArrayForm, ItemWriter, rows_per_chunk, writing
 from clp_jax.checkpoint.threads import run_in_threads
 from clp_jax.errors import InputError
+from clp_jax.folders import files_below
 from clp_jax.outputs import staged
 from clp_jax.trees import check_same_structure, flatten, unflatten
 
@@ -141,7 +142,9 @@ def write_params(
         if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
             raise InputError(f"{path} is spread over several hosts; gather it before writing")
     suffix = ["value"] * value_suffix
-    with staged(out, overwrite=overwrite, sources=[] if assets is None else [assets]) as folder:
+    with staged(
+        out, by="clp_jax.write_params", overwrite=overwrite, sources=[] if assets is None else [assets]
+    ) as folder:
         with ItemWriter(folder / "params", allow_nonfinite=allow_nonfinite) as writer:
             names = {path: ".".join(["params", *path.split("/"), *suffix]) for path in leaves}
             run_in_threads([_put_array(writer, names[path], leaf) for path, leaf in leaves.items()], lambda _: None)

@@ -95,7 +95,7 @@ def rewrite(
         if progress is not None:
             progress(done, total)
 
-    with staged(out, overwrite=overwrite, sources=[source]) as folder, unchanged(spec):
+    with staged(out, by="clp prune", overwrite=overwrite, sources=[source]) as folder, unchanged(spec):
         with ItemWriter(folder / "params", allow_nonfinite=allow_nonfinite) as writer:
             # The longest first, so that the threads end together.
             columns = [column for array, rows in leaves for column in _columns(array, rows, writer)]

@@ -14,6 +14,7 @@ from etils import epath
 
 from clp_jax.checkpoint.orbax import chunks
 from clp_jax.errors import InputError
+from clp_jax.folders import files_below
 from clp_jax.trees import describe, flatten, unflatten
 
 RECORD_FILE = "clp.json"
@@ -89,6 +90,8 @@ def read_spec(path: str | os.PathLike, *, live: bool = False) -> CheckpointSpec:
             leaves["/".join(key[1 : -1 if value_suffix else None])] = jax.ShapeDtypeStruct(array.shape, array.dtype)
         step = item.parent if item.name in ("params", _LIVE) else None
         assets = step / "assets" if step is not None and (step / "assets").is_dir() else None
+        if assets is not None:
+            files_below(assets)  # what is read and copied later is known to lie in the checkpoint
         record = step / RECORD_FILE if step is not None and (step / RECORD_FILE).exists() else None
         return CheckpointSpec(
             item, unflatten(leaves), value_suffix, assets, None if record is None else _read_record(record)
@@ -111,7 +114,7 @@ def fingerprint(spec: CheckpointSpec) -> str:
     for path, leaf in sorted(flatten(spec.tree).items()):
         digest.update(f"{spec.stored_name(path)} {describe(leaf)}\n".encode())
     with translated(spec.path):
-        for file in chunks.files_below(spec.path):
+        for file in files_below(spec.path):
             size = file.stat().length
             digest.update(f"{file.relative_to(spec.path).as_posix()} {size}\n".encode())
             with file.open("rb") as stream:

@@ -21,9 +21,9 @@ from clp_jax.checkpoint.orbax.spec import RECORD_FILE
 from clp_jax.checkpoint.safetensors.header import Shard, Stamp, StoredTensor, opened_to_read, read_exactly, stamp_of
 from clp_jax.checkpoint.safetensors.listing import INDEX_FILE, Files, list_files, read_json_file, read_shards
 from clp_jax.errors import InputError
+from clp_jax.folders import is_remote
 from clp_jax.models.family import Shape, Tower
 from clp_jax.models.stored import StoredFamily, StoredTower, stored_families
-from clp_jax.outputs import is_remote
 
 CONFIG_FILE = "config.json"
 _END_BYTES = 512

@@ -10,6 +10,7 @@ from typing import Any
 
 from clp_jax.checkpoint.safetensors.header import Shard, read_shard, stamp_of, without_repetition
 from clp_jax.errors import InputError
+from clp_jax.folders import linked_file
 
 WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -59,29 +60,15 @@ def _walk(top: Path, real: Path, folder: Path, left_out: tuple[str, ...]) -> Ite
         if name in left_out:
             continue
         if stat.S_ISLNK(mode):
-            yield name, _target(path, real)
+            target = linked_file(path, real)
+            stamp_of(target)
+            yield name, target
         elif stat.S_ISDIR(mode):
             yield from _walk(top, real, path, left_out)
         elif stat.S_ISREG(mode):
             yield name, path
         else:
             raise InputError(f"{path} is a pipe, socket or device, which no checkpoint has; remove it")
-
-
-def _target(link: Path, real: Path) -> Path:
-    """The file that a link leads to: one of the folder, or one in the ``blobs`` of the hub's cache around it."""
-    try:
-        target = link.resolve(strict=True)
-    except (OSError, RuntimeError) as error:  # RuntimeError: links in a circle, before Python 3.13
-        raise InputError(f"{link} is a link to {link.readlink()}, which is not there; download it again") from error
-    blobs = [parent / "blobs" for parent in (real.parent, real.parent.parent)]
-    if not any(target.is_relative_to(place) for place in [real, *blobs]):
-        raise InputError(
-            f"{link} is a link to {target}, outside of the checkpoint; put the file in its place, or make the folder "
-            "anew without links"
-        )
-    stamp_of(target)
-    return target
 
 
 def read_json_file(path: Path) -> dict[str, Any]:

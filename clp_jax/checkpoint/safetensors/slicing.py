@@ -21,8 +21,9 @@ from clp_jax.checkpoint.safetensors.header import StoredTensor, header_of, stamp
 from clp_jax.checkpoint.safetensors.listing import INDEX_FILE
 from clp_jax.checkpoint.threads import run_in_threads
 from clp_jax.errors import InputError
+from clp_jax.folders import is_remote
 from clp_jax.models.stored import numbered
-from clp_jax.outputs import is_remote, staged
+from clp_jax.outputs import staged
 from clp_jax.plan import check_period
 
 
@@ -77,7 +78,7 @@ def slice_folder(
 
     before = fingerprint_folder(spec)
     _check_unchanged(spec, None)
-    with staged(out, overwrite=overwrite, sources=[spec.path, spec.path.resolve()]) as staging:
+    with staged(out, by="clp prune", overwrite=overwrite, sources=[spec.path, spec.path.resolve()]) as staging:
         folder = Path(staging)
         with contextlib.ExitStack() as opened:
             spans = [span for file in files for span in file.open(folder, opened, check=not allow_nonfinite)]

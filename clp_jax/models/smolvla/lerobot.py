@@ -8,6 +8,7 @@ import jax
 from etils import epath
 
 from clp_jax.errors import InputError
+from clp_jax.folders import check_inside
 from clp_jax.models.layers.lerobot import PolicyFiles, Wanted
 from clp_jax.models.smolvla.architecture import Architecture
 from clp_jax.models.smolvla.layout import config_with_depths
@@ -93,7 +94,7 @@ def policy_files(architecture: Architecture, wanted: Wanted) -> PolicyFiles:
     for name in ("policy_preprocessor.json", "policy_postprocessor.json"):
         contents[name] = _with_prompt(_read(folder, name), architecture, wanted.lengths.prompt)
         for file in (step["state_file"] for step in contents[name]["steps"] if "state_file" in step):
-            copies[file] = _existing(folder, file)
+            copies[file] = _existing(folder, check_inside(str(file), f"{folder / name}: state_file"))
     return PolicyFiles(contents, {}, copies | _vlm_files(folder, config))
 
 

@@ -9,6 +9,7 @@ from etils import epath
 from clp_jax.errors import InputError
 from clp_jax.models.smolvla.layout import config_with_depths
 from clp_jax.models.smolvla.tokenizer import BESIDE, FILE, find_tokenizer
+from clp_jax.models.smolvla.vlm import vlm_places
 from clp_jax.processing import policy_files
 from clp_jax.processing.norm_stats import NormStats
 
@@ -66,8 +67,7 @@ def _of_vlm(
         places = [given if given.is_dir() else given.parent]
         files["vlm/config.json"] = ((given / "config.json") if given.is_dir() else given).read_bytes()
     else:
-        places = [folder / "vlm"]
-        places = [folder / name, folder.parent / name, *places] if name is not None else places
+        places = vlm_places(folder, name)
         found = next((place / "config.json" for place in places if (place / "config.json").exists()), None)
         files |= {} if found is None else {"vlm/config.json": found.read_bytes()}
     beside = [place / FILE for place in places if (place / FILE).exists()]

@@ -8,6 +8,7 @@ from etils import epath
 from jaxtyping import Bool, Int
 
 from clp_jax.errors import InputError
+from clp_jax.folders import leads_out
 from clp_jax.processing.policy_files import tokenizer_name
 
 FILE = "tokenizer.json"
@@ -84,7 +85,8 @@ def find_tokenizer(path: str | os.PathLike[str] | None, assets: epath.Path | Non
     """``tokenizer.json``: the one given, or that of a checkpoint; None if a checkpoint has none.
 
     It is looked for in the checkpoint, in its folder ``vlm``, and in the folders that ``vlm_model_name`` of its
-    ``config.json`` and the tokenizer's name in its ``policy_preprocessor.json`` point at, in or beside it.
+    ``config.json`` and the tokenizer's name in its ``policy_preprocessor.json`` point at, in or beside it. A
+    name that leads out of a folder is not followed.
 
     Args:
       path: file or folder, which must exist if given.
@@ -103,7 +105,8 @@ def find_tokenizer(path: str | os.PathLike[str] | None, assets: epath.Path | Non
     folders = [folder for folder in folders if (folder / "config.json").exists()]
     for folder in folders:
         config = json.loads((folder / "config.json").read_text())
-        names = [name for name in (config.get("vlm_model_name"), tokenizer_name(folder)) if name]
+        named = (config.get("vlm_model_name"), tokenizer_name(folder))
+        names = [name for name in named if name and not leads_out(name)]
         places = [folder, folder / "vlm", *(base / name for name in names for base in (folder, folder.parent))]
         if (file := next((place / FILE for place in places if (place / FILE).exists()), None)) is not None:
             return file

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from etils import epath
 
 from clp_jax.errors import InputError
+from clp_jax.folders import leads_out
 from clp_jax.models.smolvla.measured import Measured
 
 
@@ -34,7 +35,7 @@ def vlm_settings(name: str, folder: epath.Path, given: str | os.PathLike[str] | 
     """From the first of: the file that is given, a folder in or beside the checkpoint, the published sizes.
 
     Args:
-      name: of the vision-language model, for lerobot.
+      name: of the vision-language model, for lerobot; one that leads out of a folder is not followed.
       folder: of the policy.
       given: ``config.json`` of the vision-language model, or its folder.
       sizes: told by the shapes.
@@ -65,9 +66,9 @@ def vlm_places(folder: epath.Path, name: str | None) -> list[epath.Path]:
 
     Args:
       folder: of the policy.
-      name: of the vision-language model, for lerobot.
+      name: of the vision-language model, for lerobot; one that leads out of a folder is not followed.
     """
-    named = [] if name is None else [folder / name, folder.parent / name]
+    named = [] if name is None or leads_out(name) else [folder / name, folder.parent / name]
     return [*named, folder / "vlm"]
 
 

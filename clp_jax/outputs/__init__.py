@@ -1,7 +1,6 @@
-"""Output folders that are complete or absent."""
+"""Output folders that are complete or absent, and deleted only by the command that wrote them."""
 
 import contextlib
-import fcntl
 import os
 import secrets
 import shutil
@@ -11,6 +10,11 @@ from pathlib import Path
 from etils import epath
 
 from clp_jax.errors import InputError
+from clp_jax.folders import is_remote
+from clp_jax.outputs.locks import alone, locked
+from clp_jax.outputs.ownership import MANIFEST, check_own, read_manifest, sign
+
+__all__ = ["MANIFEST", "alone", "check_own", "locked", "read_manifest", "sign", "staged"]
 
 _NEW = ".unfinished-"
 _OLD = ".replaced-"
@@ -18,7 +22,7 @@ _OLD = ".replaced-"
 
 @contextlib.contextmanager
 def staged(
-    out: str | os.PathLike, *, overwrite: bool = False, sources: Sequence[str | os.PathLike] = ()
+    out: str | os.PathLike, *, by: str, overwrite: bool = False, sources: Sequence[str | os.PathLike] = ()
 ) -> Iterator[epath.Path]:
     """Yields a temporary sibling of `out` that becomes `out` when the block ends without an exception.
 
@@ -30,49 +34,47 @@ def staged(
 
     Args:
       out: folder to create; its parents are created as needed.
-      overwrite: replace an existing folder.
+      by: what writes it, such as "clp prune"; the manifest will say so.
+      overwrite: replace an existing folder that `by` wrote.
       sources: what the block reads; `out` must not be, hold or lie in any of them.
 
     Yields:
       The folder to write to, which exists and is empty.
 
     Raises:
-      InputError: `out` exists and `overwrite` is false, or it overlaps with a source.
+      InputError: `out` exists, and `overwrite` is false or it is no output of `by`, or it overlaps with a
+        source.
     """
     for source in sources:
         _check_apart(out, source)
-    with (_staged_remote if is_remote(out) else _staged_local)(out, overwrite=overwrite) as folder:
+    with (_staged_remote if is_remote(out) else _staged_local)(out, by, overwrite=overwrite) as folder:
         yield folder
-
-
-def is_remote(path: str | os.PathLike) -> bool:
-    """Whether a path is an address such as gs://bucket/folder."""
-    return "://" in os.fspath(path)
+        sign(folder, by)
 
 
 @contextlib.contextmanager
-def _staged_local(out: str | os.PathLike, *, overwrite: bool) -> Iterator[epath.Path]:
+def _staged_local(out: str | os.PathLike, by: str, *, overwrite: bool) -> Iterator[epath.Path]:
     target = Path(out).expanduser().absolute()
     with contextlib.ExitStack() as lifetime:
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
-            with _locked(target.parent):
+            with locked(target.parent):
                 _clean(target)
-                _refuse_existing(target, overwrite=overwrite)
+                _refuse_existing(target, by, overwrite=overwrite)
                 folder = target.with_name(f".{target.name}{_NEW}{secrets.token_hex(4)}")
                 folder.mkdir()
-                lifetime.enter_context(_locked(folder))
+                lifetime.enter_context(locked(folder))
         except OSError as error:
             raise InputError(f"cannot create {target}: {error.strerror}; choose another output folder") from error
         lifetime.callback(_remove, folder)
         yield epath.Path(folder)
-        _publish(folder, target, overwrite=overwrite)
+        _publish(folder, target, by, overwrite=overwrite)
 
 
 @contextlib.contextmanager
-def _staged_remote(out: str | os.PathLike, *, overwrite: bool) -> Iterator[epath.Path]:
+def _staged_remote(out: str | os.PathLike, by: str, *, overwrite: bool) -> Iterator[epath.Path]:
     target = epath.Path(out)
-    _refuse_existing(target, overwrite=overwrite)
+    _refuse_existing(target, by, overwrite=overwrite)
     if target.exists():
         target.rmtree()
     try:
@@ -83,11 +85,11 @@ def _staged_remote(out: str | os.PathLike, *, overwrite: bool) -> Iterator[epath
         raise
 
 
-def _publish(folder: Path, target: Path, *, overwrite: bool) -> None:
+def _publish(folder: Path, target: Path, by: str, *, overwrite: bool) -> None:
     """Renames the finished folder; between the two renames of an overwrite the old one lies beside, see `_clean`."""
     replaced = target.with_name(f".{target.name}{_OLD}{secrets.token_hex(4)}")
-    with _locked(target.parent):
-        _refuse_existing(target, overwrite=overwrite)
+    with locked(target.parent):
+        _refuse_existing(target, by, overwrite=overwrite)
         if target.exists():
             target.rename(replaced)
         folder.rename(target)
@@ -96,15 +98,20 @@ def _publish(folder: Path, target: Path, *, overwrite: bool) -> None:
 
 def _clean(target: Path) -> None:
     """Removes what killed runs left beside `target`; a live run holds a lock on its folder."""
-    for replaced in target.parent.glob(f".{target.name}{_OLD}*"):
+    for replaced in _siblings(target, _OLD):
         if target.exists():
             _remove(replaced)
         else:
             replaced.rename(target)
-    for folder in target.parent.glob(f".{target.name}{_NEW}*"):
-        with _locked(folder, wait=False) as alone:
+    for folder in _siblings(target, _NEW):
+        with locked(folder, wait=False) as alone:
             if alone:
                 _remove(folder)
+
+
+def _siblings(target: Path, kind: str) -> list[Path]:
+    """What lies beside `target` under its temporary names; a pattern would read brackets in its name."""
+    return [path for path in target.parent.iterdir() if path.name.startswith(f".{target.name}{kind}")]
 
 
 def _remove(path: Path) -> None:
@@ -114,28 +121,12 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-@contextlib.contextmanager
-def _locked(folder: Path, *, wait: bool = True) -> Iterator[bool]:
-    """Holds an exclusive lock on a folder, which the kernel releases however the process ends.
-
-    Yields whether there is a lock: some network file systems have none for folders, and with `wait` false another
-    process may hold it.
-    """
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-            alone = True
-        except OSError:
-            alone = False
-        yield alone
-    finally:
-        os.close(descriptor)
-
-
-def _refuse_existing(target: Path | epath.Path, *, overwrite: bool) -> None:
-    if target.exists() and not overwrite:
+def _refuse_existing(target: Path | epath.Path, by: str, *, overwrite: bool) -> None:
+    if not (target.exists() or (isinstance(target, Path) and target.is_symlink())):
+        return
+    if not overwrite:
         raise InputError(f"{target} exists already; choose another output folder or pass --overwrite")
+    check_own(epath.Path(target), by)
 
 
 def _check_apart(out: str | os.PathLike, source: str | os.PathLike) -> None:

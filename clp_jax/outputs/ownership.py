@@ -1,0 +1,87 @@
+"""Whose a folder is: in each of our outputs a manifest says which command wrote it, and what it put there.
+
+Only what a manifest lists is ever deleted, so that ``--overwrite`` with a wrong path costs nobody his work.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from etils import epath
+
+from clp_jax.errors import InputError
+from clp_jax.folders import is_remote
+
+MANIFEST = "clp-manifest.json"
+
+_NOBODYS = (MANIFEST, ".DS_Store", "__pycache__")
+"""Names that say nothing about whose a folder is."""
+
+
+def sign(folder: epath.Path, by: str, **more: Any) -> None:
+    """Write into a finished output who wrote it and what it holds; what its manifest says already stays.
+
+    Args:
+      folder: the output.
+      by: what wrote it, such as "clp prune".
+      more: further keys of the manifest.
+    """
+    held = sorted(child.name for child in folder.iterdir() if child.name not in _NOBODYS)
+    content = {**read_manifest(folder), **more, "written_by": by, "holds": held}
+    (folder / MANIFEST).write_text(json.dumps(content, indent=1) + "\n")
+
+
+def read_manifest(folder: epath.Path) -> dict[str, Any]:
+    """Content of a folder's manifest; empty without one.
+
+    Raises:
+      InputError: it is no JSON object.
+    """
+    file = folder / MANIFEST
+    if not file.exists():
+        return {}
+    try:
+        content = json.loads(file.read_text())
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{file} is no valid JSON: {error}; copy the folder again, or remove this file") from None
+    if not isinstance(content, dict):
+        raise InputError(f"{file} must hold a JSON object {{...}}; copy the folder again, or remove this file")
+    return content
+
+
+def check_own(folder: epath.Path, by: str, *, names: str | None = None) -> None:
+    """Raise unless a folder is empty, or what would replace it wrote all that lies in it.
+
+    Args:
+      folder: an existing path.
+      by: what would replace it, such as "clp prune".
+      names: regular expression over the whole names of what it may hold, where that is not written in its manifest.
+
+    Raises:
+      InputError: says what it is instead; nothing was deleted.
+    """
+    if not is_remote(folder) and Path(folder).is_symlink():
+        raise InputError(f"{folder} is a link, which --overwrite does not follow; give the folder that it leads to")
+    if not folder.is_dir():
+        raise InputError(f"{folder} is no folder; --overwrite replaces only what {by} wrote: remove it yourself")
+    found = sorted(child.name for child in folder.iterdir() if child.name not in _NOBODYS)
+    if not found:
+        return
+    manifest = read_manifest(folder)
+    if manifest.get("written_by") != by:
+        raise InputError(
+            f"{folder} was written by {manifest.get('written_by', 'something else')}; --overwrite replaces only what "
+            f"{by} wrote: choose another --out, or remove it yourself"
+        )
+    foreign = [name for name in found if not _is_listed(name, manifest, names)]
+    if foreign:
+        raise InputError(
+            f"{folder} holds {foreign[0]}, which {by} did not write; move it elsewhere, then --overwrite again"
+        )
+
+
+def _is_listed(name: str, manifest: Mapping[str, Any], names: str | None) -> bool:
+    held = manifest.get("holds")
+    return re.fullmatch(names, name) is not None if names is not None else isinstance(held, list) and name in held
