@@ -29,6 +29,7 @@ from clp_jax.training.freezing import frozen_paths
 from clp_jax.training.held_out import held_out_loss
 from clp_jax.training.logs import LOG_FILE, Logs, import_wandb
 from clp_jax.training.loop import Report
+from clp_jax.training.optimizer import undecayed
 from clp_jax.training.resumption import Entry, check_same_run
 from clp_jax.training.throughput import step_flops, utilisation
 from clp_jax.trees import flatten
@@ -131,7 +132,7 @@ def run(config: Finetune) -> None:
     names = {path: leaf.size for path, leaf in flatten(abstract_params(architecture)).items()}
     rules = family_of(architecture).frozen_rules(architecture)
     frozen = frozen_paths(tuple(names), freeze=config.freeze, train=config.train, default=rules)
-    todo = _todo(config, frozen)
+    todo = _todo(config, tuple(names), frozen)
     check_batch_size(todo, mesh)
     out = _open_folder(config)
     write_assets = assets_writer(spec, architecture, data, vlm_config=config.vlm_config, tokenizer=config.tokenizer)
@@ -226,7 +227,12 @@ def _architecture(config: Finetune, spec: Spec) -> Architecture:
     return dataclasses.replace(architecture, **changes)
 
 
-def _todo(config: Finetune, frozen: frozenset[str]) -> Run:
+def _todo(config: Finetune, names: tuple[str, ...], frozen: frozenset[str]) -> Run:
+    if config.not_decayed and not undecayed(config.not_decayed, set(names) - frozen):
+        raise InputError(
+            f"--not-decayed {config.not_decayed!r} matches the name of no parameter that is trained; correct it, or "
+            "give '' to decay all."
+        )
     optimizer = {field.name: getattr(config, field.name) for field in dataclasses.fields(OptimizerSettings)}
     return Run(
         steps=config.steps,

@@ -204,6 +204,7 @@ def training_defaults(architecture: Architecture, steps: int) -> dict[str, Any]:
         "b2": 0.95,
         "eps": 1e-8,
         "weight_decay": 1e-10,
+        "not_decayed": "",
         "clip_norm": 1.0,
         "ema_decay": 0.99,
         "frozen_dtype": "bfloat16",
