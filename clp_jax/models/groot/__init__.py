@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float
 from clp_jax.aliases import AnyArray, Array, Leaf, Tree
 from clp_jax.errors import InputError
 from clp_jax.models.family import Gates, Lengths, Loss, TowerStates
+from clp_jax.models.groot import nvidia
 from clp_jax.models.groot.architecture import (
     GROOT_N15,
     Architecture,
@@ -49,7 +50,9 @@ ROBOTS: dict[str, Robot] = {}
 
 LORA = None
 
-TARGETS = ("stablehlo",)
+NVIDIA = nvidia
+
+TARGETS = ("groot", "stablehlo")
 
 TITLES = {"groot_n15": "GR00T-N1.5"}
 
@@ -61,6 +64,7 @@ _MODEL_READY = "a GR00T-N1.5 takes a .npz of model-ready observations; robots an
 
 _PROMPT_TOKENS = 64
 _TOKENS_AROUND_AN_IMAGE = 8
+_TEXT_OF_AN_EXAMPLE = 4
 
 
 architecture_of_tensors = architecture_of
@@ -119,6 +123,16 @@ def inputs(
         "action_mask": (actions, jnp.bool_),
     }
     return {key: jax.ShapeDtypeStruct(*entry) for key, entry in shapes.items()}
+
+
+def as_example(architecture: Architecture, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Random arrays with prompts of the model's form: padded on the left, the places of the images before the text."""
+    count = len(_cameras(arrays)) * architecture.vision.num_tokens
+    tokens, mask = arrays["tokenized_prompt"].copy(), arrays["tokenized_prompt_mask"][:, ::-1].copy()
+    places = slice(-count - _TEXT_OF_AN_EXAMPLE, -_TEXT_OF_AN_EXAMPLE)
+    tokens[tokens == architecture.image_token] = 0
+    tokens[:, places], mask[:, places.start :] = architecture.image_token, True
+    return complete(architecture, {**arrays, "tokenized_prompt": tokens, "tokenized_prompt_mask": mask})
 
 
 def stored_layout(leaves: Mapping[str, Any], names: Iterable[str]) -> Layout:
