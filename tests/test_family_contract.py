@@ -34,7 +34,7 @@ RELEASED = [(family, name) for family in FAMILIES for name in FAMILIES[family].R
 SAME = 2e-5
 """Relative to the largest value: float32 sums of another order."""
 
-OPTIONAL = {"LEROBOT", "zero_tensors", "torch_config", "why_no_torch"}
+OPTIONAL = {"LEROBOT", "NVIDIA", "zero_tensors", "torch_config", "why_no_torch"}
 """Names that only the targets of a family ask for."""
 
 COUNTED = {
@@ -71,6 +71,7 @@ def test_family_has_every_name_of_the_protocol(name):
 def test_targets_come_with_what_they_ask_for(name):
     family = FAMILIES[name]
     assert hasattr(family, "LEROBOT") or "lerobot" not in family.TARGETS
+    assert hasattr(family, "NVIDIA") or "groot" not in family.TARGETS
     for needed in ("why_no_torch", "zero_tensors", "torch_config"):
         assert hasattr(family, needed) or "openpi-pytorch" not in family.TARGETS
 

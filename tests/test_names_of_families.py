@@ -21,6 +21,8 @@ ALLOWED = {
     ("models/layers/lerobot.py", "action"): "the column of a data set of lerobot",
     ("processing/robots.py", "action"): "the column of a data set of lerobot",
     ("processing/policy_files.py", "action"): "the feature in lerobot's statistics",
+    ("export/__init__.py", "groot"): "the target, whose code loads the export",
+    ("export/groot.py", "groot"): "the same",
     ("commands/inspect.py", "action"): "the unit of a chunk, for people",
 }
 """Constants that are one of the names, by file, and why they are there."""

@@ -17,6 +17,7 @@ from clp_jax.models import Architecture, abstract_params, family_of
 from clp_jax.training import OptimizerSettings, Run, Steps, StepSettings, TrainState, make_optimizer, make_state, train
 from clp_jax.training.adapters import init_adapters, with_adapters
 from clp_jax.training.freezing import frozen_paths, merge_parts, split_frozen
+from clp_jax.training.optimizer import learning_rate
 from clp_jax.training.state import training_dtypes
 from clp_jax.training.step import train_step
 from clp_jax.training.throughput import peak_flops
@@ -216,8 +217,13 @@ def test_rules_freeze_and_except():
     paths = ["PaliGemma/img/head/kernel", "PaliGemma/llm/final_norm/scale", "action_in_proj/bias"]
     assert frozen_paths(paths) == frozenset()
     assert frozen_paths(paths, freeze=["PaliGemma/.*"], train=[".*/scale"]) == {paths[0]}
+    default = (("PaliGemma/.*", True),)
+    assert frozen_paths(paths, train=[".*/scale"], default=default) == {paths[0]}
+    assert frozen_paths(paths, train=["PaliGemma/.*"], default=default) == frozenset()  # nothing is left to the default
     with pytest.raises(InputError, match="match no path"):
         frozen_paths(paths, freeze=["PaliGema/.*"])
+    with pytest.raises(InputError, match="match no path"):
+        frozen_paths(paths, default=(("PaliGema/.*", True),))
     with pytest.raises(InputError, match="nothing to train"):
         frozen_paths(paths, freeze=[".*"])
     with pytest.raises(InputError, match="no regular expression"):
@@ -276,6 +282,28 @@ def test_optimizer_clips_and_follows_openpis_schedule():
     state = tx.init({"w": jnp.zeros(3)})
     updates, _ = tx.update({"w": jnp.full(3, 1e6)}, state, {"w": jnp.zeros(3)})
     assert updates["w"].tolist() == pytest.approx([-0.5] * 3, rel=1e-3)  # half the peak, Adam's sign
+
+
+def test_warm_up_from_zero_is_transformers():
+    rate = learning_rate(OptimizerSettings(schedule="zero-warmup-cosine", warmup_steps=2, decay_steps=10, decay_lr=0.0))
+    expected = [0.0, 0.5, 1.0, 0.5 * (1 + np.cos(np.pi / 8))]
+    assert [float(rate(step)) / 2.5e-5 for step in range(4)] == pytest.approx(expected)
+    assert float(rate(10)) == pytest.approx(0.0, abs=1e-12)
+    short = learning_rate(OptimizerSettings(schedule="zero-warmup-cosine", warmup_steps=1, decay_steps=1))
+    assert float(short(0)) == 0.0  # a run of one step ends with its warm-up
+
+
+def test_names_without_weight_decay():
+    settings = {"peak_lr": 1.0, "warmup_steps": 0, "weight_decay": 0.1}
+    params = {"dense": {"kernel": jnp.ones(2), "bias": jnp.ones(2)}}
+    tx = make_optimizer(OptimizerSettings(**settings, not_decayed=".*/bias"))
+    updates, _ = tx.update(jax.tree.map(jnp.zeros_like, params), tx.init(params), params)
+    assert updates["dense"]["bias"].tolist() == [0.0, 0.0]
+    assert updates["dense"]["kernel"].tolist() == pytest.approx([-0.1, -0.1])
+    plain = make_optimizer(OptimizerSettings(**settings))
+    assert jax.tree.structure(plain.init(params)) != jax.tree.structure(tx.init(params))  # openpi's has no mask
+    with pytest.raises(InputError, match="--not-decayed '\\(' is no regular expression"):
+        make_optimizer(OptimizerSettings(not_decayed="(")).init(params)
 
 
 def test_peak_is_known_for_chips_and_not_for_cpus():

@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import logging
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import jax
@@ -32,6 +32,7 @@ from clp_jax.training.freezing import frozen_paths
 from clp_jax.training.held_out import held_out_loss
 from clp_jax.training.logs import Logs, import_wandb
 from clp_jax.training.loop import Report
+from clp_jax.training.optimizer import undecayed
 from clp_jax.training.resumption import Entry, check_same_run
 from clp_jax.training.run_folder import run_folder
 from clp_jax.training.throughput import step_flops, utilisation
@@ -131,6 +132,7 @@ def _run(config: Finetune, lifetime: contextlib.ExitStack) -> None:
     console = Console(quiet=not is_first())
     spec = read_spec(config.checkpoint)
     architecture = _architecture(config, spec)
+    asked = config.not_decayed
     config, chosen = with_upstream_defaults(
         config, family_of(architecture).training_defaults(architecture, config.steps)
     )
@@ -140,6 +142,7 @@ def _run(config: Finetune, lifetime: contextlib.ExitStack) -> None:
     mesh = make_mesh(config.fsdp_devices)
     leaves = flatten(abstract_params(architecture))
     frozen, frozen_rows = _frozen(config, architecture, leaves)
+    _check_not_decayed(asked, set(leaves) - frozen)
     todo = _todo(config, frozen, frozen_rows)
     check_batch_size(todo, mesh)
     out = lifetime.enter_context(run_folder(config.out, resume=config.resume, overwrite=config.overwrite))
@@ -248,6 +251,14 @@ def _frozen(
     decided = {path for path in leaves if any(re.fullmatch(rule, path) for rule in config.train)} | frozen
     rows = family.frozen_rows(architecture, leaves)
     return frozen, {path: numbers for path, numbers in rows.items() if path not in decided}
+
+
+def _check_not_decayed(pattern: str | None, trained: Collection[str]) -> None:
+    if pattern and not undecayed(pattern, trained):
+        raise InputError(
+            f"--not-decayed {pattern!r} matches the name of no parameter that is trained; correct it, or give '' to "
+            "decay all."
+        )
 
 
 def _todo(config: Finetune, frozen: frozenset[str], frozen_rows: Mapping[str, tuple[int, ...]]) -> Run:

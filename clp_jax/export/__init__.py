@@ -1,4 +1,4 @@
-"""Carry a checkpoint, pruned or not, to where it runs: openpi (JAX, PyTorch), lerobot, or nothing but JAX.
+"""Carry a checkpoint, pruned or not, to where it runs: openpi (JAX, PyTorch), lerobot, Isaac-GR00T, or nothing but JAX.
 
 Every target is a module with ``write`` and ``check``. An export is read back and compared before it gets its name: the
 weights bit for bit, and the answers of the exported model wherever its code is installed.
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from clp_jax.errors import InputError
-from clp_jax.export import lerobot, openpi, pytorch, stablehlo
+from clp_jax.export import groot, lerobot, openpi, pytorch, stablehlo
 from clp_jax.export.model_card import model_card
 from clp_jax.export.result import EXPORT_FILE, Check, Options, export_record, write_json
 from clp_jax.export.weights import Weights
@@ -18,20 +18,21 @@ from clp_jax.folders import is_remote
 from clp_jax.models import family_of
 from clp_jax.outputs import staged
 
-Target = Literal["openpi", "openpi-pytorch", "lerobot", "stablehlo"]
+Target = Literal["openpi", "openpi-pytorch", "lerobot", "groot", "stablehlo"]
 
 
 class _Exporter(NamedTuple):
     write: Callable[[Weights, Path, Options], None]
     check: Callable[[Weights, Path, Options], Check]
-    load: str | None
+    load: Callable[[Weights], str]
 
 
 _EXPORTERS: Mapping[Target, _Exporter] = {
-    "openpi": _Exporter(openpi.write, openpi.check, openpi.LOAD),
-    "openpi-pytorch": _Exporter(pytorch.write, pytorch.check, pytorch.LOAD),
-    "lerobot": _Exporter(lerobot.write, lerobot.check, None),
-    "stablehlo": _Exporter(stablehlo.write, stablehlo.check, stablehlo.LOAD),
+    "openpi": _Exporter(openpi.write, openpi.check, lambda _: openpi.LOAD),
+    "openpi-pytorch": _Exporter(pytorch.write, pytorch.check, lambda _: pytorch.LOAD),
+    "lerobot": _Exporter(lerobot.write, lerobot.check, lambda weights: family_of(weights.architecture).LEROBOT.LOAD),
+    "groot": _Exporter(groot.write, groot.check, lambda weights: family_of(weights.architecture).NVIDIA.LOAD),
+    "stablehlo": _Exporter(stablehlo.write, stablehlo.check, lambda _: stablehlo.LOAD),
 }
 
 
@@ -62,8 +63,7 @@ def export_checkpoint(
     with staged(out, by="clp export", overwrite=overwrite, sources=[weights.source_folder]) as folder:
         exporter.write(weights, Path(folder), options)
         check = exporter.check(weights, Path(folder), options)
-        load = exporter.load or family_of(weights.architecture).LEROBOT.LOAD
-        card = model_card(weights, target, options, check, load=load)
+        card = model_card(weights, target, options, check, load=exporter.load(weights))
         (Path(folder) / "README.md").write_text(card)
         write_json(Path(folder) / EXPORT_FILE, export_record(weights, target, options, check))
     return check
@@ -82,7 +82,12 @@ def check_target(weights: Weights, target: Target) -> None:
         raise InputError(f"{target} has no {title} to export to; use {targets}.")
     if target == "openpi-pytorch":
         pytorch.check_architecture(architecture)
-    if target == "lerobot" and (reason := family.LEROBOT.why_not(architecture, weights.spec.plan_record)) is not None:
+    reason, record = None, weights.spec.plan_record
+    if target == "lerobot":
+        reason = family.LEROBOT.why_not(architecture, record)
+    elif target == "groot":
+        reason = family.NVIDIA.why_not(architecture, record)
+    if reason is not None:
         raise InputError(reason)
 
 

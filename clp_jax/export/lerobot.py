@@ -13,8 +13,9 @@ from etils import epath
 
 from clp_jax.checkpoint import write_beside
 from clp_jax.checkpoint.safetensors.tensorfile import TensorWriter, read_tensors
-from clp_jax.export.pytorch import TEMPLATES, WEIGHTS_FILE, check_tensors, write_reference, write_tensors
+from clp_jax.export.pytorch import TEMPLATES, write_reference
 from clp_jax.export.result import Check, Options, check_tolerance, export_record, run_check, write_json
+from clp_jax.export.tensors import check_tensors, write_tensors
 from clp_jax.export.weights import Weights
 from clp_jax.models import family_of
 from clp_jax.models.layers.lerobot import Wanted
@@ -34,7 +35,7 @@ def write(weights: Weights, folder: Path, options: Options) -> None:
     )
     files = policy.policy_files(weights.architecture, wanted)
     unused = policy.unused_tensors(weights.architecture, weights.leaves)
-    write_tensors(weights, folder / WEIGHTS_FILE, zeros=unused, prefix=policy.PREFIX)
+    write_tensors(weights, folder, zeros=unused, prefix=policy.PREFIX)
     for name, content in files.contents.items():
         write_json(folder / name, content)
     for name, statistics in files.tensors.items():
@@ -49,7 +50,7 @@ def write(weights: Weights, folder: Path, options: Options) -> None:
 def check(weights: Weights, folder: Path, options: Options) -> Check:
     """Maps the file back to the JAX tree, bit for bit, and runs lerobot's policy if lerobot is there."""
     policy = family_of(weights.architecture).LEROBOT
-    count = check_tensors(weights, folder / WEIGHTS_FILE, prefix=policy.PREFIX)
+    count = check_tensors(weights, folder, prefix=policy.PREFIX)
     missing = None if options.run else "not asked for (--check bits)"
     if options.run:
         write_reference(weights, folder, options)

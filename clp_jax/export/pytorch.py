@@ -1,25 +1,20 @@
 """openpi's PyTorch π0 and π0.5: ``model.safetensors``, ``config.json`` and norm stats where openpi looks for them."""
 
-import functools
 import importlib.util
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
 
-import jax
 import numpy as np
 from etils import epath
 
 from clp_jax.checkpoint import write_beside
-from clp_jax.checkpoint.safetensors.tensorfile import TensorWriter, read_tensors
 from clp_jax.errors import InputError
 from clp_jax.export import reference
-from clp_jax.export.result import Check, Options, check_tolerance, export_record, run_check, same_bits, write_json
+from clp_jax.export.result import Check, Options, check_tolerance, export_record, run_check, write_json
+from clp_jax.export.tensors import check_tensors, write_tensors
 from clp_jax.export.weights import Weights
-from clp_jax.models import Architecture, blocks_of, family_of
-from clp_jax.models.layers.torch_rules import Blocks, Layout, from_tensors, tensors_of, to_tensors
+from clp_jax.models import Architecture, family_of
 
-WEIGHTS_FILE = "model.safetensors"
 LOADER = "check_openpi.py"
 TEMPLATES = Path(__file__).resolve().parent / "templates"
 
@@ -41,7 +36,7 @@ def write(weights: Weights, folder: Path, options: Options) -> None:
     """Writes everything but the comparison into a folder that is being staged."""
     family = family_of(weights.architecture)
     zeros = family.zero_tensors(weights.architecture, weights.leaves)
-    write_tensors(weights, folder / WEIGHTS_FILE, zeros=zeros)
+    write_tensors(weights, folder, zeros=zeros)
     config = family.torch_config
     write_json(folder / "config.json", config(weights.architecture, options.lengths, weights.dtype or "float32"))
     write_beside(epath.Path(folder), assets=weights.spec.assets, record=weights.spec.plan_record)
@@ -50,7 +45,7 @@ def write(weights: Weights, folder: Path, options: Options) -> None:
 
 def check(weights: Weights, folder: Path, options: Options) -> Check:
     """Maps the file back to the JAX tree, bit for bit, and runs openpi's model if openpi is there."""
-    count = check_tensors(weights, folder / WEIGHTS_FILE)
+    count = check_tensors(weights, folder)
     what = "sampled actions of openpi's PI0Pytorch and of the JAX model, float32 on CPU"
     missing = None if options.run else "not asked for (--check bits)"
     if options.run:
@@ -70,48 +65,6 @@ def check_architecture(architecture: Architecture) -> None:
     """
     if (reason := family_of(architecture).why_no_torch(architecture, "openpi-pytorch")) is not None:
         raise InputError(reason)
-
-
-def write_tensors(weights: Weights, file: Path, *, zeros: Mapping[str, jax.ShapeDtypeStruct], prefix: str = "") -> None:
-    """Streams the weights into a safetensors file in PyTorch's names.
-
-    Args:
-      weights: without adapters.
-      file: to create.
-      zeros: tensors that the file needs and no parameter stands for.
-      prefix: of every name.
-    """
-    layout, blocks = _layout(weights)
-    tensors = tensors_of(weights.leaves, layout, blocks) | dict(zeros)
-    tensors = {prefix + name: tensor for name, tensor in tensors.items()}
-    with TensorWriter(file, tensors, {"format": "pt"}) as writer:
-        for name, tensor in to_tensors(weights.leaves, layout, blocks, weights.parts):
-            writer.write(prefix + name, [tensor])
-        for name in zeros:
-            writer.write(prefix + name, None)
-
-
-def check_tensors(weights: Weights, file: Path, *, prefix: str = "") -> int:
-    """Compares a file with what was to be written, in JAX's layout, bit for bit; returns how many parameters.
-
-    Raises:
-      InputError: they differ.
-    """
-    tensors = {name.removeprefix(prefix): tensor for name, tensor in read_tensors(file).items()}
-    source = ((path, i, part) for path in weights.leaves for i, part in enumerate(weights.parts(path)))
-    layout, blocks = _layout(weights)
-    read_back = from_tensors(weights.leaves, layout, blocks, tensors)
-    for (path, i, back), (expected_path, j, part) in zip(read_back, source, strict=True):
-        assert (path, i) == (expected_path, j)
-        if not same_bits(back, part):
-            raise InputError(f"layer {i} of {path} does not read back as it was written; check the disk, export again.")
-    return len(weights.leaves)
-
-
-def _layout(weights: Weights) -> tuple[Layout, Blocks]:
-    """The rule of every leaf, and which leaves are stacked."""
-    family = family_of(weights.architecture)
-    return family.stored_layout(weights.leaves, ()), functools.partial(blocks_of, family.STACKS)
 
 
 def write_reference(weights: Weights, folder: Path, options: Options) -> None:

@@ -10,14 +10,14 @@ from jaxtyping import Float
 
 from clp_jax.models import Architecture, Gates, Lengths, build, family_of
 
-_OF_TRAINING = ("actions", "token_loss_mask")
+_OF_TRAINING = ("actions", "action_mask", "token_loss_mask")
 
 CHECK_FILE = "check.npz"
 """Inputs, noise and the JAX model's actions, beside an export: whoever loads it can compare again."""
 
 
 def example_inputs(architecture: Architecture, lengths: Lengths, *, batch_size: int = 2) -> dict[str, np.ndarray]:
-    """Random observations by flat key, the same in every run; of several cameras the last is absent.
+    """Random observations by flat key, the same in every run; of several cameras the last is absent, where that can be.
 
     Args:
       architecture: of the model.
@@ -31,13 +31,13 @@ def example_inputs(architecture: Architecture, lengths: Lengths, *, batch_size: 
         if key not in _OF_TRAINING
     }
     *others, last = family.camera_names(architecture)
-    if others:
+    if others and f"image_mask/{last}" in arrays:
         arrays[f"image_mask/{last}"][:] = False
     sizes = np.linspace(lengths.prompt, max(1, lengths.prompt // 2), batch_size).astype(int)
     arrays["tokenized_prompt_mask"] = np.arange(lengths.prompt) < sizes[:, None]
     if architecture.action_dim is not None:
         arrays["noise"] = rng.standard_normal((batch_size, lengths.horizon, architecture.action_dim), np.float32)
-    return arrays
+    return family.as_example(architecture, arrays)
 
 
 def _random(rng: np.random.Generator, key: str, shape: tuple[int, ...], dtype: Any, vocab_size: int) -> np.ndarray:

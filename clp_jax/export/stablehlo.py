@@ -12,10 +12,11 @@ from etils import epath
 from clp_jax.checkpoint import FolderSpec, Spec, write_beside
 from clp_jax.checkpoint.orbax.spec import POLICY
 from clp_jax.checkpoint.safetensors.folder import CONFIG_FILE
+from clp_jax.checkpoint.safetensors.listing import WEIGHTS_FILE
 from clp_jax.checkpoint.safetensors.tensorfile import TensorWriter, read_tensors
 from clp_jax.errors import InputError
 from clp_jax.export import reference
-from clp_jax.export.pytorch import TEMPLATES, WEIGHTS_FILE
+from clp_jax.export.pytorch import TEMPLATES
 from clp_jax.export.result import TOLERANCE, Check, Options, check_tolerance, run_check, same_bits, write_json
 from clp_jax.export.weights import Weights
 from clp_jax.models import Architecture, Gates, build, family_of

@@ -27,12 +27,14 @@ class Weights:
       source: its architecture, adapters included.
       merge: multiply LoRA adapters into their weights.
       dtype: cast every parameter to this; None keeps what is stored (a merged weight is float32).
+      tied: parameters that are written with the values of others, from path to path.
     """
 
     spec: Spec
     source: Architecture
     merge: bool
     dtype: Dtype | None
+    tied: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     @property
     def source_folder(self) -> str:
@@ -71,7 +73,9 @@ class Weights:
         Args:
           path: of a parameter in `leaves`.
         """
-        dtype, factors = self.leaves[path].dtype, self._factors(path)
+        dtype = self.leaves[path].dtype
+        path = self.tied.get(path, path)
+        factors = self._factors(path)
         streams = [self._rows(name, stacked=self.stacked(path)) for name in (path, *factors)]
         for w, *factor in zip(*streams, strict=True):
             if factor:

@@ -269,7 +269,9 @@ class Family(Protocol):
         ``is_adapter``, ``adapter_paths``, ``merge_lora``, ``merge_weight``, ``lora_scale``.
       TARGETS: of ``clp export``, those that have such a model; with "lerobot" there is ``LEROBOT``, the module of its
         policy folders: ``LOADER``, ``INSTALL``, ``LOAD``, ``PREFIX``, ``ONE_DTYPE``, ``why_not``, ``unused_tensors``,
-        ``policy_files``; with "openpi-pytorch" ``why_no_torch``, ``zero_tensors`` and ``torch_config``.
+        ``policy_files``; with "groot" ``NVIDIA``, that of NVIDIA's folders: ``LOADER``, ``INSTALL``, ``LOAD``,
+        ``TIED``, ``why_not``, ``folder_files``; with "openpi-pytorch" ``why_no_torch``, ``zero_tensors`` and
+        ``torch_config``.
       TITLES: names of the kinds for people.
       LICENCES: under which terms the weights are, for whoever passes them on.
     """
@@ -333,6 +335,10 @@ class Family(Protocol):
           lengths: chunk and prompt.
           cameras: those that are there; all of the model's if None.
         """
+        ...
+
+    def as_example(self, architecture: Any, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Random arrays with the prompts that this model reads, where not any tokens will do."""
         ...
 
     def camera_names(self, architecture: Any) -> tuple[str, ...]:

@@ -1,7 +1,7 @@
 """Which parameters are trained: rules over their names, and trees split in two by them."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from clp_jax.aliases import Tree
 from clp_jax.errors import InputError
@@ -22,7 +22,8 @@ def frozen_paths(
       paths: names of all parameters, keys joined by "/".
       freeze: regular expressions; a parameter whose whole name matches one is frozen...
       train: ... unless its name matches one of these.
-      default: what is frozen where neither says anything; all is trained that no rule names.
+      default: what is frozen where neither says anything; all is trained that no rule names. A rule for which they
+        leave nothing has no say.
 
     Raises:
       InputError: an expression decides about no parameter, or nothing is left to train.
@@ -31,18 +32,28 @@ def frozen_paths(
     ['img/kernel']
     """
     rules = [(rule, _TRAINED) for rule in train] + [(rule, _FROZEN) for rule in freeze]
-    rules += default
     for rule, _ in rules:
         try:
             re.compile(rule)
         except re.error as error:
             raise InputError(f"{rule!r} is no regular expression: {error}.") from None
-    undecided = [path for path in paths if not any(re.fullmatch(rule, path) for rule, _ in rules)]
-    rules += [(".*", _TRAINED)] if undecided else []
+    overruled = set(paths) - set(_undecided(rules, paths))
+    rules += [
+        (rule, value) for rule, value in default if not _matched(rule, paths) or _matched(rule, paths) - overruled
+    ]
+    rules += [(".*", _TRAINED)] if _undecided(rules, paths) else []
     frozen = frozenset(path for path, is_frozen in assign(rules, paths).items() if is_frozen)
     if len(frozen) == len(paths):
         raise InputError("all parameters are frozen, there is nothing to train; correct --freeze.")
     return frozen
+
+
+def _matched(rule: str, paths: Iterable[str]) -> set[str]:
+    return {path for path in paths if re.fullmatch(rule, path)}
+
+
+def _undecided(rules: Rules, paths: Iterable[str]) -> list[str]:
+    return [path for path in paths if not any(re.fullmatch(rule, path) for rule, _ in rules)]
 
 
 def split_frozen(tree: Tree, frozen: frozenset[str]) -> tuple[dict, dict]:

@@ -1,15 +1,20 @@
 """AdamW with clipping by the global norm and a warm-up cosine schedule; defaults are openpi's."""
 
 import dataclasses
+import re
+from collections.abc import Iterable
 from typing import Literal
 
 import jax.numpy as jnp
 import optax
 
-from clp_jax.aliases import Array, Leaf
+from clp_jax.aliases import Array, Leaf, Tree
+from clp_jax.errors import InputError
+from clp_jax.trees import flatten, unflatten
 
-Schedule = Literal["warmup-cosine", "cosine-from-start"]
-"""The cosine begins at the end of the warm-up (openpi), or at the first step, hidden by the warm-up (lerobot)."""
+Schedule = Literal["warmup-cosine", "zero-warmup-cosine", "cosine-from-start"]
+"""The cosine begins at the end of the warm-up, which climbs from peak / (steps + 1) (openpi) or from 0 (transformers);
+or at the first step, hidden by the warm-up (lerobot)."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -32,10 +37,12 @@ class OptimizerSettings:
     """Added to the root of the second moment."""
     weight_decay: float = 1e-10
     """Decoupled weight decay."""
+    not_decayed: str = ""
+    """Regular expression over whole names of parameters without weight decay; an empty one decays all."""
     clip_norm: float = 1.0
     """The gradient's global norm is clipped to this."""
     schedule: Schedule = "warmup-cosine"
-    """Where the cosine begins: after the warm-up, as in openpi, or at the start, as in lerobot."""
+    """Where warm-up and cosine begin: see `Schedule`."""
 
 
 def learning_rate(settings: OptimizerSettings) -> optax.Schedule:
@@ -46,11 +53,13 @@ def learning_rate(settings: OptimizerSettings) -> optax.Schedule:
     """
     if settings.schedule == "cosine-from-start":
         return _cosine_from_start(settings)
+    from_zero = settings.schedule == "zero-warmup-cosine"
     return optax.warmup_cosine_decay_schedule(
-        init_value=settings.peak_lr / (settings.warmup_steps + 1),
+        init_value=0.0 if from_zero else settings.peak_lr / (settings.warmup_steps + 1),
         peak_value=settings.peak_lr,
         warmup_steps=settings.warmup_steps,
-        decay_steps=settings.decay_steps,
+        # A run may end with its warm-up; optax wants one step of the cosine.
+        decay_steps=max(settings.decay_steps, settings.warmup_steps + 1),
         end_value=settings.decay_lr,
     )
 
@@ -69,13 +78,35 @@ def _cosine_from_start(settings: OptimizerSettings) -> optax.Schedule:
     return rate
 
 
+def undecayed(pattern: str, paths: Iterable[str]) -> frozenset[str]:
+    """The parameters whose whole names match, which have no weight decay.
+
+    Raises:
+      InputError: the pattern is no regular expression.
+
+    >>> sorted(undecayed(".*/bias", ["dense/kernel", "dense/bias"]))
+    ['dense/bias']
+    """
+    try:
+        rule = re.compile(pattern)
+    except re.error as error:
+        raise InputError(f"--not-decayed {pattern!r} is no regular expression: {error}.") from None
+    return frozenset(path for path in paths if rule.fullmatch(path))
+
+
 def make_optimizer(settings: OptimizerSettings) -> optax.GradientTransformation:
-    """The transformation; its state has openpi's structure, so that openpi can go on with our runs."""
+    """The transformation; where all is decayed its state has openpi's structure, so openpi can go on with our runs."""
+
+    def decayed(params: Tree) -> Tree:
+        exempt = undecayed(settings.not_decayed, flatten(params))
+        return unflatten({path: path not in exempt for path in flatten(params)})
+
     adamw = optax.adamw(
         learning_rate(settings),
         b1=settings.b1,
         b2=settings.b2,
         eps=settings.eps,
         weight_decay=settings.weight_decay,
+        mask=decayed if settings.not_decayed else None,
     )
     return optax.chain(optax.clip_by_global_norm(settings.clip_norm), adamw)

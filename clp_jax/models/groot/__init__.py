@@ -1,6 +1,5 @@
 """GR00T-N1.5 with NVIDIA's weights, at any size. Functions are those of `models.family.Family`."""
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -13,6 +12,7 @@ from jaxtyping import Bool, Float
 from clp_jax.aliases import AnyArray, Array, Leaf, Tree
 from clp_jax.errors import InputError
 from clp_jax.models.family import Gates, Lengths, Loss, TowerStates
+from clp_jax.models.groot import nvidia
 from clp_jax.models.groot.architecture import (
     GROOT_N15,
     Architecture,
@@ -34,8 +34,8 @@ from clp_jax.models.groot.layout import (
 )
 from clp_jax.models.groot.model import Groot, model_image, sample_actions
 from clp_jax.models.groot.model import cameras as _cameras
-from clp_jax.models.groot.training import FROZEN, TrainingDefaults, frozen_paths
-from clp_jax.models.groot.training import training_defaults as upstream_settings
+from clp_jax.models.groot.side_files import side_files
+from clp_jax.models.groot.training import FROZEN, training_defaults
 from clp_jax.models.layers.flow import fixed_noise, per_draw, spread
 from clp_jax.models.layers.scan import Rows
 from clp_jax.models.layers.torch_rules import Layout
@@ -50,7 +50,9 @@ ROBOTS: dict[str, Robot] = {}
 
 LORA = None
 
-TARGETS = ("stablehlo",)
+NVIDIA = nvidia
+
+TARGETS = ("groot", "stablehlo")
 
 TITLES = {"groot_n15": "GR00T-N1.5"}
 
@@ -62,6 +64,7 @@ _MODEL_READY = "a GR00T-N1.5 takes a .npz of model-ready observations; robots an
 
 _PROMPT_TOKENS = 64
 _TOKENS_AROUND_AN_IMAGE = 8
+_TEXT_OF_AN_EXAMPLE = 4
 
 
 architecture_of_tensors = architecture_of
@@ -120,6 +123,16 @@ def inputs(
         "action_mask": (actions, jnp.bool_),
     }
     return {key: jax.ShapeDtypeStruct(*entry) for key, entry in shapes.items()}
+
+
+def as_example(architecture: Architecture, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Random arrays with prompts of the model's form: padded on the left, the places of the images before the text."""
+    count = len(_cameras(arrays)) * architecture.vision.num_tokens
+    tokens, mask = arrays["tokenized_prompt"].copy(), arrays["tokenized_prompt_mask"][:, ::-1].copy()
+    places = slice(-count - _TEXT_OF_AN_EXAMPLE, -_TEXT_OF_AN_EXAMPLE)
+    tokens[tokens == architecture.image_token] = 0
+    tokens[:, places], mask[:, places.start :] = architecture.image_token, True
+    return complete(architecture, {**arrays, "tokenized_prompt": tokens, "tokenized_prompt_mask": mask})
 
 
 def stored_layout(leaves: Mapping[str, Any], names: Iterable[str]) -> Layout:
@@ -193,18 +206,6 @@ def fixed_draw(architecture: Architecture, batch: Mapping[str, AnyArray]) -> dic
     return {"noise": fixed_noise(shape), "time": np.asarray(_time_at(architecture, spread(shape[0])), np.float32)}
 
 
-def training_defaults(architecture: Architecture, steps: int) -> dict[str, Any]:
-    """`upstream_settings` needs what ``clp finetune`` cannot express: no decay of biases and norms, a warm-up from 0.
-
-    Raises:
-      InputError: always.
-    """
-    del architecture, steps
-    raise InputError(
-        "fine-tuning a GR00T-N1.5 is not there yet; analyse and prune it, and fine-tune it with NVIDIA's code."
-    )
-
-
 def own_robot(architecture: Architecture) -> None:
     """NVIDIA's checkpoint names embodiments, not the columns of a data set."""
     del architecture
@@ -241,16 +242,6 @@ def processing(
 def norm_stats_of(folder: epath.Path) -> None:
     """Statistics in NVIDIA's form are not read."""
     del folder
-
-
-def side_files(folder: epath.Path | None, **changes: Any) -> dict[str, bytes]:
-    """The policy's ``config.json``, with other depths if they are given."""
-    if folder is None or not (folder / "config.json").exists():
-        return {}
-    config = json.loads((folder / "config.json").read_text())
-    if (depths := changes.get("depths")) is not None:
-        config = config_with_depths(config, {tower: depth for tower, depth in depths.items() if tower != "vision"})
-    return {"config.json": (json.dumps(config, indent=2) + "\n").encode()}
 
 
 def augment(architecture: Architecture, key: jax.Array, inputs: Mapping[str, Leaf]) -> dict[str, Leaf]:
@@ -327,7 +318,6 @@ __all__ = [
     "Groot",
     "Padding",
     "QwenSizes",
-    "TrainingDefaults",
     "architecture_of",
     "augment",
     "build",
@@ -339,7 +329,6 @@ __all__ = [
     "error_weights",
     "fixed_draw",
     "forward",
-    "frozen_paths",
     "init_params",
     "inputs",
     "layout",
@@ -350,7 +339,8 @@ __all__ = [
     "recognises",
     "sample",
     "sample_actions",
-    "upstream_settings",
+    "side_files",
+    "training_defaults",
     "without_unseen",
     "why_no_actions",
 ]

@@ -12,7 +12,8 @@ from clp_jax.errors import InputError
 Found = tuple[str, Mapping[str, Any]]
 """Name of a file, for errors, and its content."""
 
-_FOLDER = "eagle"
+EAGLE = "eagle"
+"""Of Eagle's files, in a checkpoint or beside it."""
 
 
 def checkpoint_config(folder: epath.Path | None) -> Found | None:
@@ -26,7 +27,14 @@ def checkpoint_config(folder: epath.Path | None) -> Found | None:
 
 
 def eagle_config(given: str | os.PathLike | None, folder: epath.Path | None) -> Found | None:
-    """Eagle's config.json: the given one, or that of a folder ``eagle`` in or beside the checkpoint's.
+    """Eagle's config.json, if there is one: see `eagle_file`."""
+    path = eagle_file(given, folder)
+    config = None if path is None else _read(path)
+    return None if config is None else (str(path), config)
+
+
+def eagle_file(given: str | os.PathLike | None, folder: epath.Path | None) -> epath.Path | None:
+    """Where Eagle's config.json is: the given one, or that of a folder ``eagle`` in or beside the checkpoint's.
 
     Raises:
       InputError: the given file does not exist.
@@ -34,17 +42,11 @@ def eagle_config(given: str | os.PathLike | None, folder: epath.Path | None) -> 
     if given is not None:
         path = epath.Path(os.fspath(given)).expanduser()
         path = path / "config.json" if path.is_dir() else path
-        config = _read(path)
-        if config is None:
+        if not path.exists():
             raise InputError(f"there is no file {path}; give Eagle's config.json or its folder with --vlm-config.")
-        return str(path), config
-    if folder is None:
-        return None
-    for path in (folder / _FOLDER / "config.json", folder.parent / _FOLDER / "config.json"):
-        config = _read(path)
-        if config is not None:
-            return str(path), config
-    return None
+        return path
+    places = () if folder is None else (folder / EAGLE / "config.json", folder.parent / EAGLE / "config.json")
+    return next((path for path in places if path.exists()), None)
 
 
 def _read(path: epath.Path) -> dict[str, Any] | None:

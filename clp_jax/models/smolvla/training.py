@@ -70,6 +70,7 @@ def training_defaults(architecture: Architecture, steps: int) -> dict[str, Any]:
         "b2": t.betas[1],
         "eps": t.eps,
         "weight_decay": t.weight_decay,
+        "not_decayed": "",
         "clip_norm": t.clip_norm,
         "warmup_steps": warmup,
         "decay_steps": decay,

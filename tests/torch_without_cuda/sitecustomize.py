@@ -1,0 +1,20 @@
+"""Lets torchvision be imported where its compiled library asks for CUDA and torch has none. Python runs this first.
+
+Its Python code registers two operators that only that library declares. Nothing here computes with them.
+"""
+
+import importlib.util
+from pathlib import Path
+
+import torch
+
+_SIGNATURE = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
+
+found = importlib.util.find_spec("torchvision")
+if found is not None and found.origin is not None:
+    try:
+        torch.ops.load_library(Path(found.origin).parent / "_C.so")
+    except OSError:
+        library = torch.library.Library("torchvision", "DEF")
+        for name in ("nms", "qnms"):
+            library.define(name + _SIGNATURE)
