@@ -150,9 +150,7 @@ def _run(config: Finetune, lifetime: contextlib.ExitStack) -> None:
     saved = Steps(out, write_assets=write_assets, keep_period=config.keep_period)
     entry = Entry(str(spec.path), fingerprint(spec), data.fingerprint, data.pictures, dataclasses.asdict(config))
     start = 0 if saved.latest is None else saved.latest + 1
-    total = sum(leaf.size for leaf in leaves.values())
-    trained = total - sum(leaves[path].size for path in frozen)
-    trained -= sum(len(rows) * leaves[path].size // leaves[path].shape[0] for path, rows in frozen_rows.items())
+    trained, total = _counts(leaves, frozen, frozen_rows)
     _introduce(console, config, chosen, data, mesh, start, trained, total)
     if saved.latest is not None:
         _go_on(console, saved.record(saved.latest)["steps"][-1], entry)
@@ -251,6 +249,16 @@ def _frozen(
     decided = {path for path in leaves if any(re.fullmatch(rule, path) for rule in config.train)} | frozen
     rows = family.frozen_rows(architecture, leaves)
     return frozen, {path: numbers for path, numbers in rows.items() if path not in decided}
+
+
+def _counts(
+    leaves: Mapping[str, Any], frozen: frozenset[str], frozen_rows: Mapping[str, tuple[int, ...]]
+) -> tuple[int, int]:
+    """Trained parameters, and all."""
+    total = sum(leaf.size for leaf in leaves.values())
+    still = sum(leaves[path].size for path in frozen)
+    still += sum(len(rows) * leaves[path].size // leaves[path].shape[0] for path, rows in frozen_rows.items())
+    return total - still, total
 
 
 def _check_not_decayed(pattern: str | None, trained: Collection[str]) -> None:

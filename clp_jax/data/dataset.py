@@ -133,10 +133,11 @@ def _notes_on_prompts(over_long: tuple[str, ...], long_prompts: LongPrompts) -> 
     """Says, before a night of training, which prompts will be cut, or refuses them."""
     if not over_long:
         return ()
-    more = f" (too long are {len(over_long)} prompts)" if len(over_long) > 1 else ""
+    first, *others = over_long
+    more = f" (too long are {len(over_long)} prompts)" if others else ""
     if long_prompts == "refuse":
-        raise InputError(f"{over_long[0]}{more}; give a larger --max-token-len.")
-    return (f"{over_long[0]}{more}: the rest is cut, as upstream does; a larger --max-token-len keeps it.",)
+        raise InputError(f"{first}{more}; give a larger --max-token-len.")
+    return (f"{first}{more}: the rest is cut, as upstream does; a larger --max-token-len keeps it.",)
 
 
 def chosen_lengths(architecture: Architecture, action_horizon: int | None, max_token_len: int | None) -> Lengths:
