@@ -7,6 +7,7 @@ from typing import Any
 
 from clp_jax.errors import InputError
 from clp_jax.plan import PrunePlan, compose
+from clp_jax.processing.conventions import Conventions, conventions_of_json
 from clp_jax.version import __version__
 
 SCHEMA = 1
@@ -98,11 +99,38 @@ def training_record(
     return Record(PrunePlan.from_json(previous["plan"]), (*previous.get("steps", ()), step), dict(training))
 
 
+def was_trained(record: Mapping[str, Any] | None) -> bool:
+    """Whether a fine-tuning of ours made the checkpoint what it is."""
+    return _last_training(record) is not None
+
+
+def conventions_of(record: Mapping[str, Any] | None) -> Conventions | None:
+    """What the last fine-tuning used between robot and model; None if there was none, or it did not record them.
+
+    Raises:
+      InputError: they are damaged.
+    """
+    step = _last_training(record)
+    if step is None or step.get("conventions") is None:
+        return None
+    try:
+        return conventions_of_json(step["conventions"])
+    except InputError as error:
+        raise InputError(f"the checkpoint's clp.json is damaged: {error}.") from error
+
+
 def trained_with(record: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Horizon, prompt length and state in the prompt that the last fine-tuning was told, where it was."""
+    """Horizon, prompt length and state in the prompt of the last fine-tuning, where it recorded them."""
+    step, conventions = _last_training(record), conventions_of(record)
+    if step is None:
+        return {}
+    found = step.get("config", {}) if conventions is None else dataclasses.asdict(conventions)
+    return {key: found[key] for key in _OF_TRAINING if found.get(key) is not None}
+
+
+def _last_training(record: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
     steps = [] if record is None else [step for step in record.get("steps", ()) if step.get("command") == "finetune"]
-    config = steps[-1].get("config", {}) if steps else {}
-    return {key: config[key] for key in _OF_TRAINING if config.get(key) is not None}
+    return steps[-1] if steps else None
 
 
 def _check_schema(record: Mapping[str, Any]) -> None:

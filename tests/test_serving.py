@@ -31,6 +31,7 @@ from clp_jax.commands import serve as serve_command
 from clp_jax.errors import InputError
 from clp_jax.models import Lengths, build
 from clp_jax.models.pi0 import Observation, Pi0, sample_actions
+from clp_jax.provenance import trained_with
 from clp_jax.serving import wire
 from clp_jax.serving.policy import Policy, noise_of
 from clp_jax.serving.requests import ModelRequests
@@ -340,8 +341,8 @@ def test_lengths_of_the_last_fine_tuning_are_taken():
         {"command": "finetune", "config": {"action_horizon": 10, "max_token_len": None, "state_in_prompt": False}},
         {"command": "prune", "config": {"action_horizon": 99}},
     ]
-    assert serve_command.trained_with({"steps": steps}) == {"action_horizon": 10, "state_in_prompt": False}
-    assert serve_command.trained_with({"steps": steps[2:]}) == serve_command.trained_with(None) == {}
+    assert trained_with({"steps": steps}) == {"action_horizon": 10, "state_in_prompt": False}
+    assert trained_with({"steps": steps[2:]}) == trained_with(None) == {}
 
 
 @pytest.fixture(scope="module")

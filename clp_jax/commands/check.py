@@ -6,6 +6,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from clp_jax.commands.conventions import configuration, robot_told, told_by
 from clp_jax.commands.data_flags import RobotFlags
 from clp_jax.data.proof import Check as Checked
 from clp_jax.data.proof import check_set
@@ -29,7 +30,9 @@ class Check(RobotFlags):
 def run(config: Check) -> None:
     """Run the command."""
     console = Console()
-    robot = config.find_robot(None)
+    told = told_by(config)
+    named = None if told.openpi_config is None else configuration(told.openpi_config, None).conventions.robot
+    robot = robot_told(told, None, start=named)
     wrong = [
         _check(config, source, episodes, robot, console)
         for source, episodes in checked_sources(config.data, (), config.episodes)

@@ -3,53 +3,35 @@
 import dataclasses
 import sys
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from etils import epath
 
 from clp_jax.checkpoint.orbax.spec import POLICY
+from clp_jax.commands.conventions import choose_conventions, configuration, robot_told, told_by
 from clp_jax.commands.processing_flags import ProcessingFlags
 from clp_jax.data import TrainingData, open_dataset
 from clp_jax.data.recordings import checked_sources
 from clp_jax.errors import InputError
 from clp_jax.folders import files_below
-from clp_jax.models import Architecture, family_of, robots
+from clp_jax.models import Architecture, family_of
 from clp_jax.processing import norm_stats
 from clp_jax.processing.norm_stats import NormStats
-from clp_jax.processing.robots import Robot, find_robot
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ObservationFlags:
     """Which value of a robot is what."""
 
+    openpi_config: str | None = None
+    """Name of openpi's training configuration, such as pi0_libero or pi05_droid: robot, actions of a chunk, prompt and
+    name of the statistics are its."""
     robot: str | None = None
     """Robot of a LeRobot data set: libero, aloha, aloha-sim, droid, metaworld, or a .json file."""
     image: tuple[str, ...] = ()
     """camera=key pairs on top of the robot's, e.g. base_0_rgb=observation.images.top."""
     state_key: tuple[str, ...] = ()
     """The state's parts instead of the robot's: keys of columns, or some dimensions of them as 'key[0:7]' 'key[14]'."""
-
-    def find_robot(self, architecture: Architecture | None) -> Robot | None:
-        """The robot; None if neither a flag nor the checkpoint says anything about one.
-
-        Args:
-          architecture: of the checkpoint; without one, no camera is checked.
-        """
-        return self._robot_with((), architecture)
-
-    def names_robot(self) -> bool:
-        """Whether a flag says something about a robot."""
-        return bool(self.robot or self.image or self.state_key or getattr(self, "action_key", ()))
-
-    def _robot_with(self, actions: tuple[str, ...], architecture: Architecture | None) -> Robot | None:
-        own = None if architecture is None else family_of(architecture).own_robot(architecture)
-        if not self.names_robot():
-            return own
-        known = robots() if architecture is None else family_of(architecture).ROBOTS
-        cameras = None if architecture is None else family_of(architecture).camera_names(architecture)
-        return find_robot(
-            self.robot, known, cameras=cameras, start=own, images=self.image, state=self.state_key, actions=actions
-        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -62,10 +44,6 @@ class RobotFlags(ObservationFlags):
     """Episodes to keep, 0:100,120 (100 is one past the last), or to leave out, '!17,23'; one text for each data set."""
     timestamp_tolerance: float | None = None
     """Seconds by which the time between two rows may differ from one period; 1e-4 s or 1 % of a period if absent."""
-
-    def find_robot(self, architecture: Architecture | None) -> Robot | None:
-        """As `ObservationFlags.find_robot`, with the parts of the actions."""
-        return self._robot_with(self.action_key, architecture)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -90,6 +68,8 @@ def open_data(
     hold_out_ratio: float,
     seed: int,
     stats: Mapping[str, NormStats] | None = None,
+    record: Mapping[str, Any] | None = None,
+    new_run: bool = False,
 ) -> TrainingData:
     """Open ``--data`` for a checkpoint.
 
@@ -101,43 +81,90 @@ def open_data(
       hold_out_ratio: share of the episodes kept apart.
       seed: of their choice.
       stats: to normalise with, whatever the flags say.
+      record: the checkpoint's ``clp.json``, whose conventions hold; or on a resumption the run's own.
+      new_run: whether a training begins, which may leave the conventions of the record.
 
     Raises:
-      InputError: as `open_dataset`; or several statistics in the checkpoint, of which none was chosen.
+      InputError: as `open_dataset` and `choose_conventions`; or several statistics in the checkpoint, of which none was
+        chosen.
     """
-    ready = checked_sources(source, flags.weights, flags.episodes)[0][0].endswith(".npz")
-    robot = None if ready and not flags.names_robot() else flags.find_robot(architecture)
-    asset_id = flags.asset_id
-    stats_file = None
+    if checked_sources(source, flags.weights, flags.episodes)[0][0].endswith(".npz"):
+        return _open_npz(flags, source, architecture, hold_out_ratio=hold_out_ratio, seed=seed, stats=stats)
+    chosen = choose_conventions(told_by(flags), architecture, record, new_run=new_run)
+    _check_readable(chosen.conventions.config)
+    asset_id, stats_file, computed = chosen.conventions.asset_id, None, stats is None
     if stats is None and flags.norm_stats not in (None, "data"):
         stats, stats_file = norm_stats.load(flags.norm_stats), flags.norm_stats
-    elif stats is None and flags.norm_stats is None and not ready and assets is not None:
-        stats, asset_id = stats_of_checkpoint(assets, flags.asset_id, architecture)
-    wants_tokenizer = flags.tokenizer is not None or (robot is not None and not ready)
+    elif stats is None and flags.norm_stats is None and assets is not None:
+        stats, asset_id = stats_of_checkpoint(assets, asset_id, architecture)
+    conventions = dataclasses.replace(chosen.conventions, asset_id=asset_id)
+    tokenizer = None
+    if flags.tokenizer is not None or conventions.robot is not None:
+        tokenizer = family_of(architecture).load_tokenizer(architecture, flags.tokenizer, assets)
     data = open_dataset(
         source,
         architecture,
+        **{field.name: getattr(conventions, field.name) for field in dataclasses.fields(conventions)},
         weights=flags.weights,
         episodes=flags.episodes,
-        robot=robot,
-        tokenizer=family_of(architecture).load_tokenizer(architecture, flags.tokenizer, assets)
-        if wants_tokenizer
-        else None,
+        tokenizer=tokenizer,
         norm_stats=stats,
-        asset_id=asset_id,
-        action_horizon=flags.action_horizon,
-        max_token_len=flags.max_token_len,
-        state_in_prompt=flags.state_in_prompt,
-        prompt=flags.prompt,
         long_prompts=flags.long_prompts,
         hold_out_ratio=hold_out_ratio,
         seed=seed,
         stats_file=stats_file,
         tolerance=flags.timestamp_tolerance,
     )
+    if computed and chosen.assumed:
+        data = dataclasses.replace(
+            data, notes=(str(dataclasses.replace(chosen, conventions=data.conventions)), *data.notes)
+        )
     for note in data.notes:
         print(f"note: {note}", file=sys.stderr)
     return data
+
+
+def _open_npz(
+    flags: DataFlags,
+    source: str | Sequence[str],
+    architecture: Architecture,
+    *,
+    hold_out_ratio: float,
+    seed: int,
+    stats: Mapping[str, NormStats] | None,
+) -> TrainingData:
+    """Model-ready observations, which no convention can change any more."""
+    told, first = told_by(flags), source if isinstance(source, str) else source[0]
+    if told.openpi_config is not None:
+        raise InputError(f"{first} is model-ready: --openpi-config cannot change what it holds.")
+    if stats is None and flags.norm_stats not in (None, "data"):
+        stats = norm_stats.load(flags.norm_stats)
+    return open_dataset(
+        source,
+        architecture,
+        weights=flags.weights,
+        episodes=flags.episodes,
+        robot=robot_told(told, architecture),
+        tokenizer=flags.tokenizer,
+        norm_stats=stats,
+        asset_id=told.asset_id,
+        action_horizon=told.action_horizon,
+        max_token_len=told.max_token_len,
+        state_in_prompt=told.state_in_prompt,
+        prompt=told.prompt,
+        long_prompts=flags.long_prompts,
+        hold_out_ratio=hold_out_ratio,
+        seed=seed,
+    )
+
+
+def _check_readable(config: str | None) -> None:
+    """Raise where openpi trains a configuration from files that nothing here reads."""
+    if config is not None and (form := configuration(config, None).trained_from) != "lerobot":
+        raise InputError(
+            f"openpi trains {config} from {form.upper()} files, which clp_jax does not read; with --openpi-config "
+            f"{config} checkpoints are served and exported only. For a LeRobot data set give --robot FILE.json."
+        )
 
 
 def stats_of_checkpoint(

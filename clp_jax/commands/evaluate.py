@@ -68,6 +68,9 @@ class Evaluate(ProcessingFlags, ModelFlags):
     overwrite: bool = False
     """Replace an existing output."""
 
+    openpi_config: str | None = None
+    """With a checkpoint: name of openpi's training configuration, where the checkpoint does not record how it was
+    trained."""
     robot: str | None = None
     """With a checkpoint: a .json file instead of the suite's robot; a SmolVLA's is its own config.json's."""
     num_steps: int | None = None
@@ -115,10 +118,10 @@ def check(config: Evaluate) -> None:
     if config.seed < 0 or config.filmed < 0:
         raise InputError("--seed and --filmed are at least 0.")
     if config.server is not None:
-        names = [field.name for flags in (ProcessingFlags, ModelFlags) for field in dataclasses.fields(flags)]
-        fields = dict.fromkeys(("robot", "num_steps", "dtype", *names)) | {"params_dtype": "keep"}
-        del fields["prompt"]
-        given = [f"--{name.replace('_', '-')}" for name, default in fields.items() if getattr(config, name) != default]
+        names = {field.name for flags in (ProcessingFlags, ModelFlags) for field in dataclasses.fields(flags)}
+        names |= {"openpi_config", "robot", "num_steps", "dtype", "params_dtype"}
+        fields = [field for field in dataclasses.fields(config) if field.name in names - {"prompt"}]
+        given = [f"--{f.name.replace('_', '-')}" for f in fields if getattr(config, f.name) != f.default]
         if given:
             raise InputError(f"{' and '.join(given)} cannot change a server; give it to clp serve.")
 
@@ -200,14 +203,25 @@ def _policy(config: Evaluate) -> Answering:
     from clp_jax.evaluation.local import LocalPolicy
     from clp_jax.loading import read_architecture
     from clp_jax.models import family_of
+    from clp_jax.provenance import conventions_of
 
     assert config.checkpoint is not None
     spec = read_spec(config.checkpoint)
-    robots = family_of(read_architecture(spec, **config.model_settings())).ROBOTS
+    suite = family_of(read_architecture(spec, **config.model_settings())).ROBOTS.get(config.suite)
+    recorded = conventions_of(spec.plan_record)
+    robot, keys = config.robot, {}
+    if robot is None and suite is not None:
+        if config.openpi_config is not None or (recorded is not None and recorded.robot is not None):
+            # What the simulator calls the values whose meaning the conventions know.
+            keys = {"image": tuple("=".join(pair) for pair in suite.images.items()), "state_key": suite.state}
+        else:
+            robot = config.suite
     shared = [field.name for flags in (ProcessingFlags, ModelFlags) for field in dataclasses.fields(flags)]
     serve = Serve(
         checkpoint=config.checkpoint,
-        robot=config.robot or (config.suite if config.suite in robots else None),
+        openpi_config=config.openpi_config,
+        robot=robot,
+        **keys,
         max_batch=config.processes,
         num_steps=config.num_steps,
         dtype=config.dtype,

@@ -7,14 +7,13 @@ from rich.console import Console
 from rich.markup import escape
 
 from clp_jax.checkpoint import Spec, read_spec
+from clp_jax.commands.conventions import Told, choose_conventions
 from clp_jax.commands.model_flags import ModelFlags
-from clp_jax.data.dataset import chosen_lengths
 from clp_jax.errors import InputError
 from clp_jax.export import Options, Target, Weights, export_checkpoint
 from clp_jax.export.weights import Dtype
 from clp_jax.loading import read_architecture, stored_tree
-from clp_jax.models import Architecture, family_of
-from clp_jax.provenance import trained_with
+from clp_jax.models import Architecture, Lengths, family_of
 from clp_jax.trees import flatten
 
 
@@ -37,6 +36,9 @@ class Export(ModelFlags):
     """What a StableHLO program computes in."""
     merge_lora: bool = False
     """openpi: multiply LoRA adapters into their weights (all other targets always do)."""
+    openpi_config: str | None = None
+    """Name of openpi's training configuration whose conventions the checkpoint has. Default: those that the run was
+    trained with, else the released ones of this kind of model."""
     asset_id: str | None = None
     """lerobot: which norm stats, if the checkpoint has several."""
     action_horizon: int | None = None
@@ -64,17 +66,18 @@ def run(config: Export) -> None:
             raise InputError(f"--{flag.replace('_', '-')} {value} must be at least 1.")
     spec = read_spec(config.checkpoint, live=config.raw)
     architecture = read_architecture(spec, dtype=config.activations, **config.model_settings())
-    trained = trained_with(spec.plan_record)
-    horizon, prompt = config.action_horizon, config.prompt_length
+    told = Told(
+        openpi_config=config.openpi_config,
+        action_horizon=config.action_horizon,
+        max_token_len=config.prompt_length,
+        asset_id=config.asset_id,
+    )
+    conventions = choose_conventions(told, architecture, spec.plan_record).conventions
     weights = Weights(spec, architecture, *_form(config, spec, architecture))
     options = Options(
-        lengths=chosen_lengths(
-            architecture,
-            trained.get("action_horizon") if horizon is None else horizon,
-            trained.get("max_token_len") if prompt is None else prompt,
-        ),
+        lengths=Lengths(conventions.action_horizon, conventions.max_token_len),
         num_steps=family_of(architecture).num_steps(architecture) if config.num_steps is None else config.num_steps,
-        asset_id=config.asset_id,
+        asset_id=conventions.asset_id,
         batch_size=config.batch_size,
         platforms=tuple(name.strip() for name in config.platforms.split(",")),
         run=config.check == "actions",

@@ -22,6 +22,7 @@ from clp_jax.errors import InputError
 from clp_jax.loading import default_dtype, read_architecture
 from clp_jax.models import Architecture, Lengths, Remat, abstract_params, family_of
 from clp_jax.plan import PrunePlan
+from clp_jax.processing import norm_stats
 from clp_jax.progress import progress
 from clp_jax.provenance import training_record
 from clp_jax.sharding import Rules, make_mesh
@@ -35,6 +36,7 @@ from clp_jax.training.loop import Report
 from clp_jax.training.optimizer import undecayed
 from clp_jax.training.resumption import Entry, check_same_run
 from clp_jax.training.run_folder import run_folder
+from clp_jax.training.saving import saved_record
 from clp_jax.training.throughput import step_flops, utilisation
 from clp_jax.trees import flatten
 
@@ -137,8 +139,18 @@ def _run(config: Finetune, lifetime: contextlib.ExitStack) -> None:
         config, family_of(architecture).training_defaults(architecture, config.steps)
     )
     ratio = config.holdout_ratio if config.holdout_data is None else 0.0
-    data = open_data(config, config.data, architecture, assets=spec.assets, hold_out_ratio=ratio, seed=config.seed)
-    held = _held_out(config, architecture, spec, data)
+    begun = saved_record(config.out) if config.resume else None
+    data = open_data(
+        config,
+        config.data,
+        architecture,
+        assets=spec.assets,
+        hold_out_ratio=ratio,
+        seed=config.seed,
+        record=spec.plan_record if begun is None else begun,
+        new_run=begun is None,
+    )
+    held = _held_out(config, architecture, spec, data, begun)
     mesh = make_mesh(config.fsdp_devices)
     leaves = flatten(abstract_params(architecture))
     frozen, frozen_rows = _frozen(config, architecture, leaves)
@@ -148,7 +160,15 @@ def _run(config: Finetune, lifetime: contextlib.ExitStack) -> None:
     out = lifetime.enter_context(run_folder(config.out, resume=config.resume, overwrite=config.overwrite))
     write_assets = assets_writer(spec, architecture, data, vlm_config=config.vlm_config, tokenizer=config.tokenizer)
     saved = Steps(out, write_assets=write_assets, keep_period=config.keep_period)
-    entry = Entry(str(spec.path), fingerprint(spec), data.fingerprint, data.pictures, dataclasses.asdict(config))
+    entry = Entry(
+        str(spec.path),
+        fingerprint(spec),
+        data.fingerprint,
+        data.pictures,
+        dataclasses.asdict(config),
+        data.conventions,
+        None if data.norm_stats is None else norm_stats.fingerprint(data.norm_stats),
+    )
     start = 0 if saved.latest is None else saved.latest + 1
     trained, total = _counts(leaves, frozen, frozen_rows)
     _introduce(console, config, chosen, data, mesh, start, trained, total)
@@ -323,8 +343,10 @@ def _lengths(data: TrainingData) -> Lengths:
     return CalibrationData(data.read(data.rows[:1]), data.fingerprint).lengths
 
 
-def _held_out(config: Finetune, architecture: Architecture, spec: Spec, data: TrainingData) -> CalibrationData | None:
-    """The observations of the held-out loss; None if there is none."""
+def _held_out(
+    config: Finetune, architecture: Architecture, spec: Spec, data: TrainingData, begun: Mapping[str, Any] | None
+) -> CalibrationData | None:
+    """The observations of the held-out loss; None if there is none. ``begun`` is the record of a resumed run."""
     if not config.evaluate_every:
         return None
     if config.holdout_data is None:
@@ -337,6 +359,8 @@ def _held_out(config: Finetune, architecture: Architecture, spec: Spec, data: Tr
         hold_out_ratio=0.0,
         seed=config.seed,
         stats=data.norm_stats,
+        record=spec.plan_record if begun is None else begun,
+        new_run=begun is None,
     )
     return other.calibration(config.evaluate_observations)
 
@@ -355,6 +379,8 @@ def _introduce(
     console.print(f"{jax.device_count()} {jax.devices()[0].device_kind} as {shape}, {jax.process_count()} processes")
     other = "" if config.holdout_data is None else f"; held-out loss on {escape(config.holdout_data)}"
     console.print(f"{len(data):,} observations for training, {len(data.held):,} held out{other}")
+    if data.conventions is not None and data.conventions.robot is not None:
+        console.print(f"Conventions: {data.conventions}", highlight=False, markup=False, soft_wrap=True)
     console.print(f"{trained:,} of {total:,} parameters are trained")
     if trained < total and config.frozen_dtype != "keep":
         console.print(

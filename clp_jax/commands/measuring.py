@@ -128,7 +128,13 @@ def load(
         check_depth(config.depth(), config.rule(), architecture)
     # Small things first: a mistake in the data should not wait for gigabytes of parameters.
     observations = open_data(
-        config, data, architecture, assets=spec.assets, hold_out_ratio=config.holdout_ratio, seed=config.seed
+        config,
+        data,
+        architecture,
+        assets=spec.assets,
+        hold_out_ratio=config.holdout_ratio,
+        seed=config.seed,
+        record=spec.plan_record,
     )
     most = config.max_observations
     if most is None and not observations.source.endswith(".npz"):

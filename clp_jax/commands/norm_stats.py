@@ -8,14 +8,16 @@ from rich.markup import escape
 from rich.table import Table
 
 from clp_jax.checkpoint import read_spec
+from clp_jax.commands.conventions import Told, choose_conventions, of_configuration, robot_told, told_by
 from clp_jax.commands.data_flags import MixtureFlags
 from clp_jax.data.recordings import open_recordings
 from clp_jax.errors import InputError
 from clp_jax.folders import check_inside
 from clp_jax.loading import read_architecture
-from clp_jax.models import family_of
+from clp_jax.models import configurations
 from clp_jax.outputs import staged
 from clp_jax.processing import norm_stats
+from clp_jax.processing.robots import Robot
 
 _OPENPI_HORIZON = 50
 
@@ -41,19 +43,17 @@ class NormStats(MixtureFlags):
 def run(config: NormStats) -> None:
     """Run the command."""
     console = Console()
-    architecture = None if config.checkpoint is None else read_architecture(read_spec(config.checkpoint))
-    # Only a checkpoint that describes its robot says anything here; the others' cameras do not matter.
-    described = architecture is not None and family_of(architecture).own_robot(architecture) is not None
-    robot = config.find_robot(architecture if described else None)
+    robot, horizon, named, note = _chosen(config)
     if robot is None:
-        raise InputError("say which robot the data are of: --robot, or --image, --state-key and --action-key.")
-    horizon = _OPENPI_HORIZON if config.action_horizon is None else config.action_horizon
-    if architecture is not None and config.action_horizon is None:
-        horizon = family_of(architecture).lengths(architecture).horizon
+        raise InputError(
+            "say which robot the data are of: --openpi-config, --robot, or --image, --state-key and --action-key."
+        )
     if horizon < 1:
         raise InputError(f"an action chunk of {horizon} actions is none; give at least 1.")
     if config.asset_id is not None:
         check_inside(config.asset_id, "--asset-id")
+    if note is not None:
+        console.print(f"[yellow]note:[/] {escape(note)}", highlight=False, soft_wrap=True)
     with staged(config.out, by="clp norm-stats", overwrite=config.overwrite, sources=config.data) as folder:
         start = time.perf_counter()
         recordings = open_recordings(
@@ -66,7 +66,7 @@ def run(config: NormStats) -> None:
         )
         stats = recordings.norm_stats(horizon)
         seconds = time.perf_counter() - start
-        asset_id = config.asset_id or check_inside(recordings.asset_id, "the name of the data set")
+        asset_id = named or check_inside(recordings.asset_id, "the name of the data set")
         norm_stats.save(folder / asset_id, stats)
     _print(console, stats)
     for note in (*(note for recording in recordings.each for note in recording.proof.notes), *recordings.notes):
@@ -75,6 +75,36 @@ def run(config: NormStats) -> None:
     episodes = sum(len(recording.data.ends) for recording in recordings.each)
     console.print(f"{rows:,} rows of {episodes:,} episodes, chunks of {horizon} actions, in {seconds:.1f} s")
     console.print(f"Statistics: [bold]{escape(f'{config.out}/{asset_id}/{norm_stats.FILE}')}[/]")
+
+
+def _chosen(config: NormStats) -> tuple[Robot | None, int, str | None, str | None]:
+    """The robot, the actions of a chunk, the statistics' name if one is said, and what was assumed."""
+    told = told_by(config)
+    if config.checkpoint is not None:
+        spec = read_spec(config.checkpoint)
+        chosen = choose_conventions(told, read_architecture(spec), spec.plan_record)
+    elif told.openpi_config is not None:
+        chosen = of_configuration(told, None)
+    else:
+        horizon = _OPENPI_HORIZON if told.action_horizon is None else told.action_horizon
+        return robot_told(told, None), horizon, told.asset_id, _ambiguity(told, horizon)
+    found = chosen.conventions
+    return found.robot, found.action_horizon, found.asset_id, str(chosen) if chosen.assumed else None
+
+
+def _ambiguity(told: Told, horizon: int) -> str | None:
+    """What a robot's name leaves open without a checkpoint, where openpi's configurations of it differ."""
+    found = {
+        name: entry.conventions
+        for name, entry in configurations().items()
+        if entry.conventions.robot is not None and entry.conventions.robot.name == told.robot
+    }
+    if len({(entry.robot.delta, entry.action_horizon) for entry in found.values() if entry.robot is not None}) < 2:
+        return None
+    return (
+        f"--robot {told.robot} without --checkpoint: chunks of {horizon} actions, relative as the robot alone has "
+        f"them; openpi's {', '.join(found)} differ in that: choose with --openpi-config."
+    )
 
 
 def _print(console: Console, stats: dict[str, norm_stats.NormStats]) -> None:

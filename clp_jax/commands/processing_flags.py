@@ -17,10 +17,10 @@ class ProcessingFlags:
     asset_id: str | None = None
     """Name of the statistics in the checkpoint's assets: which to take, and where they are saved."""
     action_horizon: int | None = None
-    """Actions of a chunk; 50 if absent, as in openpi."""
+    """Actions of a chunk. Default: as the checkpoint was trained, or of openpi's configuration; else 50."""
     max_token_len: int | None = None
-    """Tokens of a prompt; 48 for pi0 and 200 for pi0.5 if absent, as in openpi."""
+    """Tokens of a prompt. Default: as for --action-horizon; else 48 for pi0 and 200 for pi0.5, as in openpi."""
     long_prompts: Literal["cut", "refuse"] = "cut"
     """Prompts with more tokens: cut, as upstream does, with a warning that names them, or refused."""
     state_in_prompt: bool | None = None
-    """Whether the prompt spells the state; only for pi0.5 if absent. (openpi's pi05_libero does not.)"""
+    """Whether the prompt spells the state. Default: as for --action-horizon; else only that of pi0.5."""

@@ -15,17 +15,17 @@ from rich.console import Console
 from rich.markup import escape
 
 from clp_jax.checkpoint import Spec, read_spec
+from clp_jax.commands.conventions import choose_conventions, told_by
 from clp_jax.commands.data_flags import ObservationFlags, stats_of_checkpoint
 from clp_jax.commands.model_flags import ModelFlags
 from clp_jax.commands.processing_flags import ProcessingFlags
-from clp_jax.data.dataset import chosen_lengths
 from clp_jax.errors import InputError
 from clp_jax.loading import check_finite, load_model, read_architecture
 from clp_jax.models import Architecture, Lengths, family_of
 from clp_jax.processing import norm_stats
+from clp_jax.processing.conventions import Conventions
 from clp_jax.processing.norm_stats import NormStats
 from clp_jax.progress import progress
-from clp_jax.provenance import trained_with
 from clp_jax.serving.policy import Policy, check_servable
 from clp_jax.serving.requests import ModelRequests, Requests, RobotRequests
 from clp_jax.serving.server import ServerSettings, run_server
@@ -89,43 +89,41 @@ def make_policy(config: Serve, spec: Spec) -> Policy:
     Raises:
       InputError: a checkpoint, statistics, tokenizer or flags that cannot be used.
     """
-    architecture, trained = read_architecture(spec, **config.model_settings()), trained_with(spec.plan_record)
-    lengths = _lengths(config, architecture, trained)
+    architecture = read_architecture(spec, **config.model_settings())
+    for name in ("action_horizon", "max_token_len"):
+        if (value := getattr(config, name)) is not None and value < 1:
+            raise InputError(f"--{name.replace('_', '-')} is {value}; give at least 1.")
+    chosen = choose_conventions(told_by(config), architecture, spec.plan_record)
     steps = family_of(architecture).num_steps(architecture) if config.num_steps is None else config.num_steps
-    sizes = {"action_horizon": lengths.horizon, "max_batch": config.max_batch, "num_steps": steps}
+    sizes = {"action_horizon": chosen.conventions.action_horizon, "max_batch": config.max_batch, "num_steps": steps}
     check_servable(architecture, **sizes)
-    requests = _requests(config, spec, architecture, trained, lengths)
+    requests, conventions = _requests(config, spec, architecture, chosen.conventions)
     model = load_model(spec, dtype=config.dtype, fsdp_devices=config.fsdp_devices, **config.model_settings())
     check_finite(model.params)
     if config.params_dtype != "keep":
         cast = jax.jit(lambda tree: jax.tree.map(lambda x: x.astype(jnp.dtype(config.params_dtype)), tree))
         model = dataclasses.replace(model, params=cast(model.params))
-    return Policy(model, requests, **sizes, seed=config.seed)
+    policy = Policy(model, requests, **sizes, seed=config.seed)
+    policy.metadata["conventions"] = str(dataclasses.replace(chosen, conventions=conventions))
+    return policy
 
 
 def _requests(
-    config: Serve, spec: Spec, architecture: Architecture, trained: Mapping[str, Any], lengths: Lengths
-) -> Requests:
-    robot = config.find_robot(architecture)
-    if robot is None:
+    config: Serve, spec: Spec, architecture: Architecture, chosen: Conventions
+) -> tuple[Requests, Conventions]:
+    """How requests are read, and the conventions with what the checkpoint and the kind of model add."""
+    lengths = Lengths(chosen.action_horizon, chosen.max_token_len)
+    if chosen.robot is None:
         _refuse_robot_flags(config)
-        return ModelRequests(architecture, lengths)
+        return ModelRequests(architecture, lengths), chosen
     family = family_of(architecture)
-    in_prompt = trained.get("state_in_prompt") if config.state_in_prompt is None else config.state_in_prompt
     tokenizer = family.load_tokenizer(architecture, config.tokenizer, spec.assets)
-    statistics = _statistics(config, spec.assets, architecture)
-    processing = family.processing(architecture, robot, statistics, tokenizer, lengths, state_in_prompt=in_prompt)
-    return RobotRequests(processing, architecture, config.prompt, config.long_prompts)
-
-
-def _lengths(config: Serve, architecture: Architecture, trained: Mapping[str, Any]) -> Lengths:
-    """Chunk and prompt as given, else as trained, else as the model has them."""
-    given = {name: getattr(config, name) for name in ("action_horizon", "max_token_len")}
-    for name, value in given.items():
-        if value is not None and value < 1:
-            raise InputError(f"--{name.replace('_', '-')} is {value}; give at least 1.")
-    chosen = {name: trained.get(name) if value is None else value for name, value in given.items()}
-    return chosen_lengths(architecture, **chosen)
+    statistics, asset_id = _statistics(config, spec.assets, architecture, chosen.asset_id)
+    processing = family.processing(
+        architecture, chosen.robot, statistics, tokenizer, lengths, state_in_prompt=chosen.state_in_prompt
+    )
+    used = dataclasses.replace(chosen, state_in_prompt=processing.state_in_prompt, asset_id=asset_id)
+    return RobotRequests(processing, architecture, long_prompts=config.long_prompts), used
 
 
 def _refuse_robot_flags(config: Serve) -> None:
@@ -133,17 +131,23 @@ def _refuse_robot_flags(config: Serve) -> None:
     given = [f"--{name.replace('_', '-')}" for name in names if getattr(config, name) is not None]
     given += ["--long-prompts"] if config.long_prompts != "cut" else []
     if given:
-        raise InputError(f"{' and '.join(given)} says nothing about model-ready requests; say which --robot it is.")
+        raise InputError(
+            f"{' and '.join(given)} says nothing about model-ready requests; say which robot with --openpi-config "
+            "or --robot."
+        )
 
 
-def _statistics(config: Serve, assets: epath.Path | None, architecture: Architecture) -> Mapping[str, NormStats]:
+def _statistics(
+    config: Serve, assets: epath.Path | None, architecture: Architecture, asset_id: str | None
+) -> tuple[Mapping[str, NormStats], str | None]:
+    """The statistics, and their name in the checkpoint if they are its own."""
     if config.norm_stats is not None:
-        return norm_stats.load(config.norm_stats)
-    stats, _ = (None, None) if assets is None else stats_of_checkpoint(assets, config.asset_id, architecture)
+        return norm_stats.load(config.norm_stats), None
+    stats, name = (None, None) if assets is None else stats_of_checkpoint(assets, asset_id, architecture)
     if stats is None:
-        named = "" if config.asset_id is None else f" named {config.asset_id}"
+        named = "" if asset_id is None else f" named {asset_id}"
         raise InputError(f"the checkpoint has no norm stats{named}; give a norm_stats.json with --norm-stats.")
-    return stats
+    return stats, name
 
 
 async def _serve(policy: Policy, settings: ServerSettings, on_ready: Any) -> None:
@@ -171,5 +175,7 @@ def _introduce(console: Console, policy: Policy, host: str, port: int) -> None:
     depth = ", ".join(f"{name} {blocks}" for name, blocks in told["depth"].items())
     console.print(f"{told['model']} ({depth}) on {jax.device_count()} {jax.devices()[0].device_kind}")
     console.print(f"requests ({escape(str(told['robot']))}): {escape(', '.join(told['keys']))}", soft_wrap=True)
+    if "conventions" in told:
+        console.print(f"conventions {told['conventions']}", soft_wrap=True, highlight=False, markup=False)
     console.print(f"answers: {told['action_horizon']} actions of {told['action_dim']} dimensions")
     console.print(f"ready: ws://{host}:{port}", soft_wrap=True)

@@ -14,6 +14,7 @@ from clp_jax.data.training_data import TrainingData, mixed
 from clp_jax.errors import InputError
 from clp_jax.models import Architecture, Lengths, family_of
 from clp_jax.models.family import LongPrompts, Processing
+from clp_jax.processing.conventions import Conventions
 from clp_jax.processing.norm_stats import NormStats, check_spread, warning
 from clp_jax.processing.robots import Robot
 
@@ -31,6 +32,7 @@ def open_dataset(
     action_horizon: int | None = None,
     max_token_len: int | None = None,
     state_in_prompt: bool | None = None,
+    config: str | None = None,
     prompt: str | None = None,
     long_prompts: LongPrompts = "cut",
     hold_out_ratio: float = 0.0,
@@ -54,6 +56,7 @@ def open_dataset(
       action_horizon: actions of a chunk; the model's, or upstream's for its kind, if None.
       max_token_len: tokens of a prompt, padding included; likewise.
       state_in_prompt: whether the prompt spells the state; upstream's rule for the kind of model if None.
+      config: name of upstream's configuration that says all this, for the record.
       prompt: for every observation, instead of the data set's tasks.
       long_prompts: what becomes of prompts with more tokens: cut as upstream does, and noted, or an error.
       hold_out_ratio: share of the episodes of each source kept apart, in [0, 1).
@@ -82,9 +85,11 @@ def open_dataset(
         sets = [_of_npz(path, architecture, text, norm_stats, asset_id, hold_out_ratio, seed) for path, text in chosen]
         return sets[0] if len(sets) == 1 else mixed(sets, weights)
     if robot is None:
-        raise InputError(f"{first} is a LeRobot data set: say which robot it is of (--robot).")
+        raise InputError(f"{first} is a LeRobot data set: say which robot it is of (--robot or --openpi-config).")
     family = family_of(architecture)
     lengths = chosen_lengths(architecture, action_horizon, max_token_len)
+    if prompt is not None:
+        robot = dataclasses.replace(robot, prompt=prompt, prompt_from_task=False)
     recordings = open_recordings(source, robot, weights=weights, episodes=episodes, tolerance=tolerance)
     processing = family.processing(
         architecture,
@@ -95,25 +100,28 @@ def open_dataset(
         state_in_prompt=state_in_prompt,
     )
     notes = (*_notes_on_spread(recordings.each[0], processing, stats_file), *recordings.notes)
+    asset_id = asset_id or recordings.asset_id
+    used = Conventions(recordings.robot, *lengths, processing.state_in_prompt, asset_id, config)
     sets = []
     for recorded in recordings.each:
         rows, held = hold_out(recorded.episodes, hold_out_ratio, seed=seed)
-        own = (*recorded.proof.notes, *_notes_on_prompts(recorded.over_long(processing, prompt), long_prompts))
+        own = (*recorded.proof.notes, *_notes_on_prompts(recorded.over_long(processing), long_prompts))
         sets.append(
             TrainingData(
                 source=recorded.source,
                 architecture=architecture,
-                read=recorded.reader(processing, prompt),
+                read=recorded.reader(processing),
                 episodes=recorded.episodes,
                 rows=rows,
                 held=held,
                 cameras=processing.cameras,
                 action_dim=processing.action_dim,
                 norm_stats=processing.norm_stats,
-                asset_id=asset_id or recordings.asset_id,
+                asset_id=asset_id,
                 fingerprint=recorded.fingerprint(),
                 pictures=recorded.video_fingerprint(),
                 notes=own,
+                conventions=used,
             )
         )
     data = sets[0] if len(sets) == 1 else mixed(sets, weights)
@@ -172,6 +180,8 @@ def _of_npz(
         kept = chosen_episodes(episodes, np.unique(data.episodes).tolist())
         data = data.take(np.flatnonzero(np.isin(data.episodes, sorted(kept))))
     rows, held = hold_out(data.episodes, hold_out_ratio, seed=seed)
+    horizon, prompt = data.lengths
+    horizon = horizon or family_of(architecture).lengths(architecture).horizon  # tokens have none
     return TrainingData(
         source=source,
         architecture=architecture,
@@ -184,4 +194,5 @@ def _of_npz(
         norm_stats=norm_stats,
         asset_id=asset_id,
         fingerprint=data.fingerprint,
+        conventions=Conventions(None, horizon, prompt, asset_id=asset_id),
     )

@@ -45,18 +45,17 @@ class Recording:
         """The episode of each row."""
         return self.data.episodes
 
-    def reader(self, processing: Processing, prompt: str | None = None) -> Read:
+    def reader(self, processing: Processing) -> Read:
         """What reads rows as a model's inputs, with ``action_is_pad``; for use by several threads.
 
         Args:
           processing: between the robot and the model.
-          prompt: for every row, instead of the data set's tasks.
 
         Raises:
-          InputError: a row has no task and there is no other prompt.
+          InputError: a row has no task and the robot has no prompt.
         """
         self._check_fits(processing)
-        numbers, texts = self._prompts(prompt)
+        numbers, texts = self._prompts()
 
         def observation(row: int) -> dict[str, np.ndarray]:
             chunk, is_pad = self.data.chunk(row, processing.action_horizon)
@@ -72,9 +71,9 @@ class Recording:
 
         return read
 
-    def over_long(self, processing: Processing, prompt: str | None = None) -> tuple[str, ...]:
-        """A phrase for each prompt of which the model would not read the end; arguments as for `reader`."""
-        texts = dict.fromkeys(self._prompts(prompt)[1].values())
+    def over_long(self, processing: Processing) -> tuple[str, ...]:
+        """A phrase for each prompt of which the model would not read the end."""
+        texts = dict.fromkeys(self._prompts()[1].values())
         found = (over_long(processing, text, self.state.shape[1]) for text in texts)
         return tuple(phrase for phrase in found if phrase is not None)
 
@@ -86,10 +85,11 @@ class Recording:
         """An identity of the videos and pictures that the robot's cameras read."""
         return fingerprint_of_pictures(self.proof.pictures)
 
-    def _prompts(self, prompt: str | None) -> tuple[Int[np.ndarray, " n"], dict[int, str]]:
+    def _prompts(self) -> tuple[Int[np.ndarray, " n"], dict[int, str]]:
         """The task number of each row, and the prompt of each task that occurs."""
         numbers = self.data.numbers(self.robot.task)[0][:, 0].astype(np.int64)
-        texts = {int(n): prompt or self.data.meta.tasks.get(int(n)) or self.robot.prompt for n in np.unique(numbers)}
+        tasks = self.data.meta.tasks if self.robot.prompt_from_task else {}
+        texts = {int(n): tasks.get(int(n)) or self.robot.prompt for n in np.unique(numbers)}
         nameless = [number for number, text in texts.items() if not text]
         if nameless:
             raise InputError(f"the data set has no text for task {nameless[0]}; give --prompt.")

@@ -11,6 +11,7 @@ from clp_jax.data.calibration import CalibrationData
 from clp_jax.data.loader import BatchIterator, Read
 from clp_jax.errors import InputError
 from clp_jax.models import Architecture, family_of
+from clp_jax.processing.conventions import Conventions
 from clp_jax.processing.norm_stats import NormStats
 
 _NOT_IN_BATCHES = ("noise", "time", "episode_index")
@@ -36,6 +37,7 @@ class TrainingData:
       notes: what is odd about the data, one sentence each, for the user to see.
       shares: of a mixture, how many of ``rows`` are each set's, one set after the other, and its weight in the draws;
         empty where every row is drawn as often as another.
+      conventions: what the observations were made with; its robot is None for a ``.npz``.
     """
 
     source: str
@@ -52,6 +54,7 @@ class TrainingData:
     pictures: str | None = None
     notes: tuple[str, ...] = ()
     shares: tuple[tuple[int, float], ...] = ()
+    conventions: Conventions | None = None
 
     def __len__(self) -> int:
         return len(self.rows)

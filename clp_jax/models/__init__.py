@@ -13,6 +13,7 @@ from clp_jax.models import groot, pi0, smolvla
 from clp_jax.models.family import Architecture, Family, Gates, Lengths, Loss, Remat, Shape, Stack, Tower, TowerStates
 from clp_jax.models.layers.scan import Rows
 from clp_jax.models.stacks import blocks_of, rows_kept, stack_of, towers_measured
+from clp_jax.processing.conventions import Configuration
 from clp_jax.processing.robots import Robot
 from clp_jax.trees import flatten
 
@@ -56,6 +57,11 @@ def robots() -> dict[str, Robot]:
     return {name: robot for family in FAMILIES.values() for name, robot in family.ROBOTS.items()}
 
 
+def configurations() -> dict[str, Configuration]:
+    """Every configuration that some family's upstream names."""
+    return {name: found for family in FAMILIES.values() for name, found in family.CONFIGURATIONS.items()}
+
+
 def build(architecture: Architecture, rows: Rows = None) -> Any:
     """The model of an architecture, without parameters; ``rows`` is how a batch is split over devices."""
     return family_of(architecture).build(architecture, rows)
@@ -91,6 +97,7 @@ __all__ = [
     "abstract_params",
     "blocks_of",
     "build",
+    "configurations",
     "family_of",
     "family_of_kind",
     "family_of_tree",

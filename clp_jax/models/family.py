@@ -17,6 +17,7 @@ from jaxtyping import Bool, Float
 from clp_jax.aliases import AnyArray, Array, Leaf, Tree
 from clp_jax.models.layers.scan import Rows
 from clp_jax.models.layers.torch_rules import Layout
+from clp_jax.processing.conventions import Configuration
 from clp_jax.processing.norm_stats import NormStats
 from clp_jax.processing.robots import Robot
 
@@ -206,6 +207,11 @@ class Processing(Protocol):
     max_token_len: int
 
     @property
+    def state_in_prompt(self) -> bool:
+        """Whether the prompt spells the state."""
+        ...
+
+    @property
     def cameras(self) -> tuple[str, ...]:
         """The model's cameras that the robot has, in the model's order."""
         ...
@@ -265,6 +271,8 @@ class Family(Protocol):
       RELEASED: sizes as published, by the name that people give.
       STACKS: the stacked leaves; the first match wins.
       ROBOTS: robots that upstream knows, by name.
+      UNRECORDED_ROBOTS: what these names meant to runs that recorded no conventions.
+      CONFIGURATIONS: conventions that upstream names, by name.
       LORA: the module of its adapters, None without: ``with_adapters``, ``without_adapters``, ``has_adapters``,
         ``is_adapter``, ``adapter_paths``, ``merge_lora``, ``merge_weight``, ``lora_scale``.
       TARGETS: of ``clp export``, those that have such a model; with "lerobot" there is ``LEROBOT``, the module of its
@@ -280,6 +288,8 @@ class Family(Protocol):
     RELEASED: Mapping[str, Any]
     STACKS: tuple[Stack, ...]
     ROBOTS: Mapping[str, Robot]
+    UNRECORDED_ROBOTS: Mapping[str, Robot]
+    CONFIGURATIONS: Mapping[str, Configuration]
     LORA: Any
     TARGETS: tuple[str, ...]
     TITLES: Mapping[str, str]

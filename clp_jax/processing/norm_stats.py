@@ -1,6 +1,7 @@
 """Statistics for normalisation: computed from tables alone, kept in openpi's file format."""
 
 import dataclasses
+import hashlib
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -116,6 +117,17 @@ def save(folder: str | os.PathLike[str], stats: Mapping[str, NormStats]) -> None
     path = epath.Path(folder)
     path.mkdir(parents=True, exist_ok=True)
     (path / FILE).write_text(json.dumps({"norm_stats": values}, indent=2, allow_nan=False))
+
+
+def fingerprint(stats: Mapping[str, NormStats]) -> str:
+    """Identity of the values, whatever file they are from."""
+    digest = hashlib.sha256()
+    for name in sorted(stats):
+        for field, values in dataclasses.asdict(stats[name]).items():
+            digest.update(
+                f"{name} {field} {None if values is None else np.asarray(values, np.float64).tolist()}".encode()
+            )
+    return digest.hexdigest()
 
 
 def load(path: str | os.PathLike[str]) -> dict[str, NormStats]:

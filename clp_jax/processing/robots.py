@@ -30,7 +30,8 @@ class Robot:
       action_dim: dimensions of the actions; None leaves it to the data set.
       widths: dimensions that columns must have, by key; columns that are not named may have any number.
       task: key of the column with the number of each row's task.
-      prompt: where the data set has no tasks.
+      prompt: where a request has none, and a data set no tasks.
+      prompt_from_task: whether the tasks of a data set are its prompts; if not, ``prompt`` is the one of every row.
       client: per key of the data set the one that openpi's clients send to a server, where it is another. Clients send
         whole columns, of which the server chooses; a part ``key[0:7]`` that has an entry of its own is sent as it is.
     """
@@ -45,6 +46,7 @@ class Robot:
     widths: Mapping[str, int] = dataclasses.field(default_factory=dict)
     task: str = "task_index"
     prompt: str | None = None
+    prompt_from_task: bool = True
     client: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     @property
@@ -129,21 +131,38 @@ def read_robot(path: str | os.PathLike[str], cameras: Sequence[str] | None = Non
         value = read_json(path)
         if isinstance(value, dict) and "video" in value:
             return Robot(Path(path).name, **modality.robot_fields(value, cameras))
-        known = [field.name for field in dataclasses.fields(Robot) if field.name != "images"]
-        value = json_object(value, "the robot", ["images"], known)
-        fields: dict[str, Any] = {"name": Path(path).name} | value
-        for key, wanted in (("name", str), ("units", str), ("task", str), ("prompt", str), ("action_dim", int)):
-            if key in value:
-                typed(value[key], wanted, key)
-        fields |= {name: _pairs(value[name], name, str) for name in ("images", "client") if name in value}
-        fields |= {"widths": _pairs(value["widths"], "widths", int)} if "widths" in value else {}
-        fields |= {name: _texts(value[name], name) for name in ("state", "actions") if name in value}
-        fields |= {"delta": _delta(typed(value["delta"], list, "delta"))} if "delta" in value else {}
-        if fields.get("units", "own") not in get_args(Units):
-            raise InputError(f"units {fields['units']!r} are unknown; give {' or '.join(get_args(Units))}.")
-        return Robot(**fields)
+        return robot_of_json({"name": Path(path).name} | typed(value, dict, "the robot"), "the robot")
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
+
+
+def robot_of_json(value: Any, where: str) -> Robot:
+    """A robot from JSON values by the names of its fields; ``delta`` may be counts as for `mask`.
+
+    Args:
+      value: from a file.
+      where: its name in messages.
+
+    Raises:
+      InputError: a field is missing, unknown or of the wrong type.
+    """
+    known = [field.name for field in dataclasses.fields(Robot)]
+    value = json_object(value, where, ["name", "images"], known)
+    fields: dict[str, Any] = dict(value)
+    for key, wanted in (("name", str), ("units", str), ("task", str), ("prompt", str), ("action_dim", int)):
+        if key in value:
+            typed(value[key], wanted, key)
+    if not isinstance(value.get("prompt_from_task", True), bool):
+        raise InputError(f"prompt_from_task must be true or false, not {value['prompt_from_task']!r}")
+    fields |= {name: _pairs(value[name], name, str) for name in ("images", "client") if name in value}
+    fields |= {"widths": _pairs(value["widths"], "widths", int)} if "widths" in value else {}
+    fields |= {name: _texts(value[name], name) for name in ("state", "actions") if name in value}
+    fields |= {"delta": _delta(typed(value["delta"], list, "delta"))} if "delta" in value else {}
+    if fields.get("units", "own") not in get_args(Units):
+        raise InputError(f"units {fields['units']!r} are unknown; give {' or '.join(get_args(Units))}.")
+    if fields.get("prompt") is None and not fields.get("prompt_from_task", True):
+        raise InputError("prompt_from_task is false, and there is no prompt to take instead")
+    return Robot(**fields)
 
 
 def _pairs(value: Any, name: str, wanted: type) -> dict[str, Any]:

@@ -6,10 +6,16 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from clp_jax.errors import InputError
+from clp_jax.processing.conventions import Conventions, conventions_of_json
 
 _CONTENT = ("source_fingerprint", "data_fingerprint")
 _PLACES = ("checkpoint", "data")
 """Flags that say where something is: another path to the same content is the same run."""
+_DECIDES_CONVENTIONS = (
+    *("openpi_config", "robot", "image", "state_key", "action_key", "prompt", "asset_id", "norm_stats"),
+    *("action_horizon", "max_token_len", "state_in_prompt"),
+)
+"""Flags whose outcome is recorded and compared in their place: a robot's file may move, but not change."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,6 +28,8 @@ class Entry:
       data_fingerprint: identity of the data's rows.
       pictures_fingerprint: identity of its videos or pictures; None without.
       config: resolved flags of the command.
+      conventions: between the robot and the model, which several flags and files decide.
+      statistics_fingerprint: identity of the values that normalise; None where the data are normalised.
     """
 
     source: str
@@ -29,10 +37,13 @@ class Entry:
     data_fingerprint: str
     pictures_fingerprint: str | None
     config: Mapping[str, Any]
+    conventions: Conventions | None = None
+    statistics_fingerprint: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """JSON values for the record."""
-        return json.loads(json.dumps(dataclasses.asdict(self)))
+        conventions = None if self.conventions is None else self.conventions.to_json()
+        return json.loads(json.dumps(dataclasses.asdict(self) | {"conventions": conventions}))
 
 
 def check_same_run(
@@ -57,10 +68,15 @@ def check_same_run(
         {name: _unset(value) for name, value in (dict(defaults) | entry["config"]).items() if name not in may_change}
         for entry in (before, new)
     )
-    old = {name: value for name, value in old_flags.items() if name not in _PLACES}
+    recorded = before.get("conventions") is not None
+    by_content = (*_PLACES, *(_DECIDES_CONVENTIONS if recorded else ()))
+    old = {name: value for name, value in old_flags.items() if name not in by_content}
     old |= {name: before.get(name) for name in _CONTENT}
-    wanted = {name: value for name, value in new_flags.items() if name not in _PLACES}
+    wanted = {name: value for name, value in new_flags.items() if name not in by_content}
     wanted |= {name: new[name] for name in _CONTENT}
+    if recorded:
+        old |= _conventions(before)
+        wanted |= dict.fromkeys(_conventions(before)) | _conventions(new)
     changed = [f"{name} was {old.get(name)}, is {value}" for name, value in wanted.items() if old.get(name) != value]
     if changed:
         raise InputError(f"--resume goes on with the same settings: {'; '.join(changed)}. Or begin in another --out.")
@@ -68,6 +84,13 @@ def check_same_run(
     if pictures is None or pictures == now.pictures_fingerprint:
         return None
     return "The rows are those of the run, but its videos or pictures have changed since; going on with what is there."
+
+
+def _conventions(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """Everything between robot and model by name, without the name of the robot's file."""
+    values = conventions_of_json(entry["conventions"]).to_json()
+    robot = {f"robot.{name}": value for name, value in (values.pop("robot") or {}).items() if name != "name"}
+    return values | robot | {"statistics_fingerprint": entry.get("statistics_fingerprint")}
 
 
 def _unset(value: Any) -> Any:

@@ -149,6 +149,14 @@ class Steps:
         self._manager.close()
 
 
+def saved_record(folder: str | os.PathLike[str]) -> dict[str, Any] | None:
+    """Content of ``clp.json`` of a run's newest saved step; None without steps, or without the file in it."""
+    run = epath.Path(folder).expanduser()
+    steps = [int(child.name) for child in run.iterdir() if child.name.isdigit()] if run.is_dir() else []
+    file = run / str(max(steps, default="")) / RECORD_FILE
+    return json.loads(file.read_text()) if steps and file.exists() else None
+
+
 def _to_items(state: TrainState) -> tuple[dict, _Stored]:
     """The trees of the items ``params`` and ``train_state``."""
     averaged = state.ema_params is not None

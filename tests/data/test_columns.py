@@ -179,8 +179,8 @@ def test_tasks_are_read_from_the_column_that_the_robot_names(tmp_path):
         sets.edit_table(file, lambda t: t.append_column("other", [1 - t.column("task_index").to_numpy()]))
     robot = Robot("toy", {"base_0_rgb": STILL})
     other = dataclasses.replace(robot, task="other")
-    numbers, texts = open_recording(folder, other)._prompts(None)
-    usual, _ = open_recording(folder, robot)._prompts(None)
+    numbers, texts = open_recording(folder, other)._prompts()
+    usual, _ = open_recording(folder, robot)._prompts()
     assert (numbers == 1 - usual).all() and len(texts) == 2
     assert open_recording(folder, other).fingerprint() != open_recording(folder, robot).fingerprint()
     with pytest.raises(InputError, match="has no column absent"):

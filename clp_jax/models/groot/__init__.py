@@ -39,6 +39,7 @@ from clp_jax.models.groot.training import FROZEN, training_defaults
 from clp_jax.models.layers.flow import fixed_noise, per_draw, spread
 from clp_jax.models.layers.scan import Rows
 from clp_jax.models.layers.torch_rules import Layout
+from clp_jax.processing.conventions import Configuration
 from clp_jax.processing.norm_stats import NormStats
 from clp_jax.processing.robots import Robot
 
@@ -47,6 +48,10 @@ KINDS = ("groot_n15",)
 RELEASED = {"gr00t-n1.5": GROOT_N15}
 
 ROBOTS: dict[str, Robot] = {}
+
+UNRECORDED_ROBOTS = ROBOTS
+
+CONFIGURATIONS: dict[str, Configuration] = {}
 
 LORA = None
 

@@ -26,13 +26,14 @@ from clp_jax.models.pi0.architecture import (
     is_pi0,
 )
 from clp_jax.models.pi0.augmentation import augment_images
+from clp_jax.models.pi0.conventions import CONFIGURATIONS
 from clp_jax.models.pi0.fast import Pi0Fast, sample_tokens
 from clp_jax.models.pi0.fast import compute_loss as fast_loss
 from clp_jax.models.pi0.flow import Pi0, compute_loss, draw_noise_and_time, sample_actions
 from clp_jax.models.pi0.layout import layout, torch_config, why_no_torch, zero_tensors
 from clp_jax.models.pi0.observation import Observation, model_image
 from clp_jax.models.pi0.processing import CAMERAS, Processing
-from clp_jax.models.pi0.robots import ALOHA, ALOHA_SIM, DROID, LIBERO, METAWORLD
+from clp_jax.models.pi0.robots import ROBOTS, UNRECORDED_ROBOTS
 from clp_jax.processing.norm_stats import NormStats
 from clp_jax.processing.robots import Robot
 from clp_jax.processing.tokenizer import PromptTokenizer
@@ -64,8 +65,6 @@ LICENCES = """The weights derive from Gemma and PaliGemma: they are under Google
 (https://ai.google.dev/gemma/terms), pruned, fine-tuned or converted; who passes them on passes the terms and the
 prohibited-use policy on, too, and says that the files were changed. openpi's own weights and code are under
 Apache-2.0."""
-
-ROBOTS = {robot.name: robot for robot in (LIBERO, ALOHA, ALOHA_SIM, DROID, METAWORLD)}
 
 _LENGTHS = {"pi0": Lengths(50, 48), "pi05": Lengths(50, 200), "pi0_fast": Lengths(32, 250)}
 _UNREAD_STATE = 32
@@ -350,10 +349,13 @@ def why_no_actions(architecture: Architecture) -> str | None:
 
 __all__ = [
     "CAMERAS",
+    "CONFIGURATIONS",
     "FAST_CAMERAS",
     "PI0",
     "PI05",
     "PI0_FAST",
+    "ROBOTS",
+    "UNRECORDED_ROBOTS",
     "Architecture",
     "GemmaSizes",
     "Observation",

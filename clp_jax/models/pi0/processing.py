@@ -120,6 +120,7 @@ class Processing:
         """
         robot, dim = self.robot, self.architecture.action_dim
         assert dim is not None
+        self.check_dims(len(state), self.action_dim if actions is None else actions.shape[1])
         state, actions = to_model_units(robot, state, actions)
         if actions is not None:
             actions = transforms.to_delta(actions, state, robot.delta)
@@ -128,7 +129,8 @@ class Processing:
         result = self._images(images)
         ids, mask = self.tokenizer(prompt, self.max_token_len, state if self.state_in_prompt else None)
         result |= {"tokenized_prompt": ids, "tokenized_prompt_mask": mask}
-        result["state"] = transforms.pad(state, dim).astype(np.float32)
+        # Only a π0 reads this array; a wider state, which is spelled alone, is cut to the array that others are given.
+        result["state"] = transforms.pad(state, dim)[:dim].astype(np.float32)
         if actions is not None:
             actions = transforms.normalise(actions, self.norm_stats["actions"], quantiles=self.quantiles)
             result["actions"] = transforms.pad(actions, dim).astype(np.float32)

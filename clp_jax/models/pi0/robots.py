@@ -15,7 +15,7 @@ LIBERO = Robot(
     actions=("actions",),
     action_dim=7,
 )
-"""openpi's LIBERO sets, whose actions are differences already."""
+"""openpi's LIBERO sets, whose actions are differences already. π0's configurations add a delta; see `conventions`."""
 
 ALOHA = Robot(
     "aloha",
@@ -34,10 +34,12 @@ ALOHA_SIM = dataclasses.replace(
     ALOHA,
     name="aloha-sim",
     images={"base_0_rgb": "observation.images.top"},
+    delta=(),
     prompt="Transfer cube",
+    prompt_from_task=False,
     client={"observation.images.top": "images/cam_high"},
 )
-"""lerobot's simulated ALOHA sets: one camera."""
+"""lerobot's simulated ALOHA sets: one camera, absolute actions and one prompt, whatever the sets' tasks say."""
 
 DROID = Robot(
     "droid",
@@ -53,3 +55,6 @@ METAWORLD = Robot("metaworld", {"base_0_rgb": "observation.image"}, action_dim=4
 """lerobot's MetaWorld sets: one camera, position and gripper as state and action."""
 
 ROBOTS = {robot.name: robot for robot in (LIBERO, ALOHA, ALOHA_SIM, DROID, METAWORLD)}
+
+UNRECORDED_ROBOTS = ROBOTS | {"aloha-sim": dataclasses.replace(ALOHA_SIM, delta=ALOHA.delta, prompt_from_task=True)}
+"""What the names meant to the runs of a clp_jax that did not record their conventions."""

@@ -33,6 +33,7 @@ from clp_jax.models.smolvla.training import (
     trainable,
     training_defaults,
 )
+from clp_jax.processing.conventions import Configuration
 from clp_jax.processing.norm_stats import NormStats
 from clp_jax.processing.policy_files import norm_stats_of
 from clp_jax.processing.robots import Robot
@@ -43,6 +44,10 @@ RELEASED = {"smolvla": SMOLVLA}
 
 
 ROBOTS: dict[str, Robot] = {}
+
+UNRECORDED_ROBOTS = ROBOTS
+
+CONFIGURATIONS: dict[str, Configuration] = {}
 
 LORA = None
 

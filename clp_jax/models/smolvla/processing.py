@@ -56,6 +56,11 @@ class Processing:
             )
 
     @property
+    def state_in_prompt(self) -> bool:
+        """The state is projected; no word spells it."""
+        return False
+
+    @property
     def cameras(self) -> tuple[str, ...]:
         """The model's cameras that the robot has, in the model's order."""
         return tuple(camera for camera in self.architecture.cameras if camera in self.robot.images)
