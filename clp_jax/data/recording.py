@@ -52,10 +52,19 @@ class Recording:
           processing: between the robot and the model.
 
         Raises:
+<<<<<<< HEAD
           InputError: a row has no task and the robot has no prompt.
         """
         self._check_fits(processing)
         numbers, texts = self._prompts()
+=======
+          InputError: a row has no task and there is no other prompt, or a camera has pictures of several sizes that the
+            model does not make alike.
+        """
+        self._check_fits(processing)
+        self._check_sizes(processing)
+        numbers, texts = self._prompts(prompt)
+>>>>>>> h/data
 
         def observation(row: int) -> dict[str, np.ndarray]:
             chunk, is_pad = self.data.chunk(row, processing.action_horizon)
@@ -94,6 +103,22 @@ class Recording:
         if nameless:
             raise InputError(f"the data set has no text for task {nameless[0]}; give --prompt.")
         return numbers, {number: text or "" for number, text in texts.items()}
+
+    def _check_sizes(self, processing: Processing) -> None:
+        """Pictures of one batch must be of one size in the end: some models resize them themselves."""
+        for camera, key in self.robot.images.items():
+            sizes = sorted(self.proof.sizes[key])
+            if camera not in processing.cameras or len(sizes) < 2:
+                continue
+            made = set()
+            for size in sizes:
+                images = {name: np.zeros((*size, 3), np.uint8) for name in self.robot.images}
+                made.add(processing.inputs(state=self.state[0], images=images, prompt="")[f"image/{camera}"].shape)
+            if len(made) > 1:
+                raise InputError(
+                    f"{key} of {self.source} has pictures of {' and '.join(f'{h}x{w}' for h, w in sizes)} (height x "
+                    "width), and this model reads one size; make them alike, or leave out episodes with --episodes."
+                )
 
     def _check_fits(self, processing: Processing) -> None:
         processing.check_dims(self.state.shape[1], self.actions.shape[1])

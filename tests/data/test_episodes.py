@@ -4,6 +4,7 @@ import dataclasses
 
 import lerobot_sets as sets
 import numpy as np
+import pyarrow as pa
 import pytest
 import toys
 from lerobot_sets import ACTION, STATE, STILL, VIDEO, vector
@@ -94,6 +95,18 @@ def with_nan(table, episode):
     return sets.with_column(table, STATE, sets.vectors(values))
 
 
+def broken_picture_in(episode):
+    def broken(table):
+        owners, stored = table.column("episode_index").to_pylist(), table.column(STILL).to_pylist()
+        changed = [
+            {"bytes": b"x", "path": None} if owner == episode else one
+            for owner, one in zip(owners, stored, strict=True)
+        ]
+        return sets.with_column(table, STILL, pa.array(changed))
+
+    return lambda folder: [sets.edit_table(file, broken) for file in sets.tables(folder)]
+
+
 def without_rows_of_1(episodes):
     return [episode | {"length": 0} if episode["episode_index"] == 1 else episode for episode in episodes]
 
@@ -104,6 +117,7 @@ DAMAGES = {
     "a time": (2, sets.counter("timestamp", lambda times: 3 * times)),
     "a task": (2, sets.counter("task_index", lambda tasks: tasks + 9)),
     "a picture": (2, sets.pictures(STILL, lambda _: b"no picture")),
+    "a picture beside others": (1, broken_picture_in(1)),
     "a video": (2, lambda folder: max(folder.glob("videos/**/*.mp4")).unlink()),
     "a table": (2, lambda folder: sets.last_table(folder).unlink()),
     "a length": (1, lambda folder: sets.edit_episodes(folder, without_rows_of_1)),

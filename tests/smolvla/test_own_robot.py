@@ -6,6 +6,8 @@ import shutil
 
 import numpy as np
 import pytest
+import recordings
+import toys
 from etils import epath
 from smolvla_recordings import CAMERAS, GOLDEN, architecture, recording
 
@@ -17,6 +19,7 @@ from clp_jax.models import smolvla
 from clp_jax.models.family import Lengths
 from clp_jax.models.smolvla.processing import Processing
 from clp_jax.processing.robots import Robot, find_robot
+from clp_jax.processing.tokenizer import load_tokenizer
 
 CKPT = epath.Path(GOLDEN / "ckpt")
 TASKS = ("pick up the red cube and put it into the drawer", "push", "open the left door")
@@ -136,3 +139,26 @@ def test_a_data_set_of_the_checkpoints_robot_is_read_without_naming_one(tmp_path
 def test_a_robot_without_state_is_refused(tokenizer):
     with pytest.raises(InputError, match="robot 'blind' has no state, which a SmolVLA reads"):
         processing(tokenizer, Robot("blind", {"observation.images.top": "top"}, state=()))
+
+
+def test_pictures_of_several_sizes_are_refused_before_a_batch(tmp_path, tokenizer):
+    """A SmolVLA resizes a whole batch; π0's processing resizes each picture."""
+    cameras = smolvla.camera_names(architecture())
+
+    def episode(size):
+        vectors = {"observation.state": np.ones((2, 6), np.float32), "action": np.ones((2, 8), np.float32)}
+        return Recorded("push", vectors, dict.fromkeys(cameras, [png_of(np.zeros((*size, 3), np.uint8))] * 2))
+
+    write_lerobot(tmp_path, [episode((32, 48)), episode((40, 40))], fps=10, robot_type="toy")
+    settings = {"tokenizer": tokenizer, "norm_stats": smolvla.norm_stats_of(CKPT)}
+    robot = smolvla.own_robot(architecture())
+    with pytest.raises(
+        InputError, match=r"pictures of 32x48 and 40x40 .height x width., and this model reads one size"
+    ):
+        open_dataset(tmp_path, architecture(), robot=robot, **settings)
+    assert len(open_dataset(tmp_path, architecture(), robot=robot, episodes=["!1"], **settings)) == 2
+    pi05 = dataclasses.replace(toys.architecture("pi05"), vocab_size=512, action_dim=8)
+    own = Robot("own", {"base_0_rgb": cameras[0]})
+    prompts = load_tokenizer(recordings.GOLDEN / "tokenizer/tiny_spm.model")
+    data = open_dataset(tmp_path, pi05, robot=own, tokenizer=prompts, action_horizon=2)
+    assert data.read(data.rows)["image/base_0_rgb"].shape[0] == 4

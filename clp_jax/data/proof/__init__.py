@@ -29,10 +29,12 @@ class Proof:
     Attributes:
       notes: what is odd and may be meant so, one sentence each, for the user to see.
       pictures: identity of the videos or pictures of each camera that was read.
+      sizes: heights and widths of the pictures of each camera that was read.
     """
 
     notes: tuple[str, ...]
     pictures: Mapping[str, str]
+    sizes: Mapping[str, frozenset[tuple[int, int]]]
 
 
 def prove(
@@ -55,15 +57,16 @@ def prove(
     Raises:
       InputError: the first thing that must be repaired, with episode, row and file.
     """
-    notes, digests = [], {}
+    notes, digests, sizes = [], {}, {}
     for check in _checks(data, columns, cameras, task, tolerance, picture_bytes=_PICTURE_BYTES):
         for finding in check.findings:
             if finding.fatal:
                 raise InputError(finding.text)
             notes.append(finding.text)
         if check.digest is not None:
-            digests[check.name.removeprefix("camera ")] = check.digest
-    return Proof(tuple(notes), digests)
+            key = check.name.removeprefix("camera ")
+            digests[key], sizes[key] = check.digest, check.sizes
+    return Proof(tuple(notes), digests, sizes)
 
 
 def check_set(

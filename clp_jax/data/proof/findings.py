@@ -26,12 +26,14 @@ class Check:
       amount: how much of it.
       findings: what was found.
       digest: identity of what was read, for cameras.
+      sizes: heights and widths of a camera's pictures, as far as they were looked at.
     """
 
     name: str
     amount: str
     findings: tuple[Finding, ...] = ()
     digest: str | None = None
+    sizes: frozenset[tuple[int, int]] = frozenset()
 
 
 def limited(findings: Iterable[Finding]) -> tuple[Finding, ...]:

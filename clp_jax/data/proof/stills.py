@@ -39,14 +39,16 @@ def check_stills(data: LeRobotData, rows: Rows, key: str, *, most_bytes: int | N
     with ThreadPoolExecutor(_FILES_AT_A_TIME) as pool:
         read = list(pool.map(lambda file: _File(file, key, share, owners[file]), files))
     findings = [Finding(_named(owners[file.path], file, key, text)) for file in read for text in file.problems]
-    findings += other_sizes(data, key, [size for file in read for size in file.sizes])
+    sizes = frozenset(size for file in read for size in file.sizes)
+    findings += other_sizes(data, key, sorted(sizes))
     count = sum(file.count for file in read)
     if count < rows.ends[-1] and not findings:
         findings.append(
             Finding(f"{key}: {count:,} of {rows.ends[-1]:,} pictures were proven, spread over the files.", fatal=False)
         )
     digest = hashlib.sha256("".join(file.digest for file in read).encode()).hexdigest()
-    return Check(f"camera {key}", f"{count:,} pictures, {share * total / 2**20:,.0f} MiB", limited(findings), digest)
+    amount = f"{count:,} pictures, {share * total / 2**20:,.0f} MiB"
+    return Check(f"camera {key}", amount, limited(findings), digest, sizes)
 
 
 class _File:

@@ -48,7 +48,9 @@ def check_videos(data: LeRobotData, rows: Rows, key: str) -> Check:
     findings += _formats(data, key, sound)
     frames = sum(len(film.times) for film in sound.values())
     amount = f"{len(films):,} videos, {frames:,} frames"
-    return Check(f"camera {key}", amount, limited(findings), hashlib.sha256("".join(digests).encode()).hexdigest())
+    sizes = frozenset((film.height, film.width) for film in sound.values())
+    digest = hashlib.sha256("".join(digests).encode()).hexdigest()
+    return Check(f"camera {key}", amount, limited(findings), digest, sizes)
 
 
 def file_digest(file: Path) -> str:
