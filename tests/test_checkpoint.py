@@ -215,6 +215,6 @@ def test_a_source_that_is_replaced_while_it_is_read_is_no_mixture(toy, tmp_path)
             Path(toy).rename(tmp_path / "old")
             (tmp_path / "other").rename(toy)
 
-    with pytest.raises(InputError, match="was replaced or written to while it was read"):
+    with pytest.raises(InputError, match="changed while it was read"):
         rewrite(read_spec(toy), tmp_path / "out", take={"llm/layers/w": [0]}, progress=replace)
     assert not (tmp_path / "out").exists()

@@ -67,4 +67,6 @@ def unchanged(spec: Spec) -> Iterator[None]:
     else:
         now, record = orbax.fingerprint(spec), orbax.read_record(spec.path)
     if (now, record) != (before, spec.plan_record):
-        raise InputError(f"{spec.path} was replaced or written to while it was read; let that end and run this again.")
+        raise InputError(
+            f"{spec.path} changed while it was read: it was replaced or written to; let that end, then run this again"
+        )
