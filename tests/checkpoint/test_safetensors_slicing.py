@@ -203,7 +203,7 @@ def test_other_files_are_carried_and_bookkeeping_is_not(tmp_path):
     (source / "clp.json").write_text("{}")
     report = slice_folder(read_folder(source), groot_keep(), tmp_path / "out")
     files = {path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*") if path.is_file()}
-    assert files == {"config.json", WEIGHTS, "experiment_cfg/metadata.json", "a/.git", "README.md"}
+    assert files == {"config.json", WEIGHTS, MANIFEST, "experiment_cfg/metadata.json", "a/.git", "README.md"}
     assert (tmp_path / "out/experiment_cfg/metadata.json").read_bytes() == b"\xffexperiment_cfg/metadata.json"
     assert [note.split()[0] for note in report.notes] == [".git", ".cache"]
 
