@@ -72,11 +72,16 @@ def stored_tree(spec: Spec, architecture: Architecture) -> dict[str, Any]:
 
 
 def read_parameters(spec: Spec, architecture: Architecture, mesh: jax.sharding.Mesh) -> dict[str, Any]:
-    """The parameters of a checkpoint in their stored dtypes, each large one split over the devices."""
+    """The parameters of a checkpoint in their stored dtypes, each large one split over the devices.
+
+    Raises:
+      InputError: it is damaged, or was replaced while it was read.
+    """
     shardings = parameter_shardings(stored_tree(spec, architecture), mesh)
-    if isinstance(spec, FolderSpec):
-        return TensorLeaves(spec, architecture).read(flatten(shardings))
-    return read_params(spec, sharding=shardings)
+    with unchanged(spec):
+        if isinstance(spec, FolderSpec):
+            return TensorLeaves(spec, architecture).read(flatten(shardings))
+        return read_params(spec, sharding=shardings)
 
 
 def default_dtype() -> str:
@@ -109,8 +114,7 @@ def load_model(
         raise InputError(f"--dtype {dtype} is not an activation dtype; give float32 or bfloat16.")
     architecture = read_architecture(spec, dtype=dtype, **settings)
     mesh = make_mesh(fsdp_devices)
-    with unchanged(spec):
-        params = read_parameters(spec, architecture, mesh)
+    params = read_parameters(spec, architecture, mesh)
     return LoadedModel(spec, architecture, params, mesh)
 
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from clp_jax.checkpoint.orbax.slicing import RewriteReport
-from clp_jax.checkpoint.safetensors.folder import FolderSpec, fingerprint_folder
+from clp_jax.checkpoint.safetensors.folder import FolderSpec
 from clp_jax.checkpoint.safetensors.slicing import slice_folder
 from clp_jax.errors import InputError
 from clp_jax.plan import PrunePlan
@@ -48,7 +48,7 @@ def prune_folder(
         spec.plan_record,
         plan,
         source=str(spec.path),
-        source_fingerprint=fingerprint_folder(spec),
+        source_fingerprint=spec.identity,
         config=config or {},
         calibration=calibration,
     )

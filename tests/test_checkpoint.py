@@ -20,6 +20,7 @@ from checkpoints import (
 
 from clp_jax import trees
 from clp_jax.checkpoint import fingerprint, read_params, read_spec, rewrite, write_params
+from clp_jax.checkpoint.opening import unchanged
 from clp_jax.checkpoint.orbax import writer as writer_module
 from clp_jax.errors import InputError
 
@@ -215,6 +216,24 @@ def test_a_source_that_is_replaced_while_it_is_read_is_no_mixture(toy, tmp_path)
             Path(toy).rename(tmp_path / "old")
             (tmp_path / "other").rename(toy)
 
-    with pytest.raises(InputError, match="was replaced or written to while it was read"):
+    with pytest.raises(InputError, match="changed while it was read"):
         rewrite(read_spec(toy), tmp_path / "out", take={"llm/layers/w": [0]}, progress=replace)
     assert not (tmp_path / "out").exists()
+
+
+def test_what_is_read_is_of_the_checkpoint_whose_fingerprint_was_recorded(toy, tmp_path):
+    """As when a step is replaced between the record of a run and the reading of its weights."""
+    spec = read_spec(toy)
+    fingerprint(spec)
+    tree = read_params(spec)
+    shutil.rmtree(toy)
+    write_params(toy, jax.tree.map(lambda x: x + 1, tree))
+    with pytest.raises(InputError, match="changed while it was read"), unchanged(spec):
+        read_params(spec)
+
+
+def test_a_record_that_is_replaced_is_a_change(tmp_path):
+    write_params(tmp_path / "step", {"w": np.ones(3, np.float32)}, record={"a": 1})
+    spec = read_spec(tmp_path / "step")
+    with pytest.raises(InputError, match="changed while it was read"), unchanged(spec):
+        (tmp_path / "step" / "clp.json").write_text('{"a": 2}')

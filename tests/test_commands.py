@@ -186,3 +186,12 @@ def test_unknown_criterion_to_compare_is_refused_before_the_model_is_read(inputs
     words = ["analyse", "--checkpoint", str(inputs / "full"), "--data", str(inputs / "data.npz")]
     assert main([*words, "--out", str(tmp_path / "a"), "--compare", "best"]) == 2
     assert "--compare best is no criterion" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["a[/bold]b", "run[1]", "[red]"])
+def test_brackets_in_a_users_name_are_text(inputs, tmp_path, capsys, name):
+    words = ["prune", "--checkpoint", str(inputs / "full"), "--keep", "0,1", "--out", str(tmp_path / name)]
+    assert main(words) == 0
+    assert name in capsys.readouterr().out.replace("\n", "")
+    assert main([*words, "--overwrite"]) == 0
+    assert [path.name for path in tmp_path.iterdir()] == [name.partition("/")[0]]

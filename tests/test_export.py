@@ -14,6 +14,7 @@ import recordings
 import toys
 from checkpoints import assert_bit_equal, save_by_orbax
 
+from clp_jax import export as exporters
 from clp_jax.checkpoint import LeafReader, read_params, read_spec, write_params
 from clp_jax.checkpoint.safetensors.tensorfile import TensorWriter, read_tensors
 from clp_jax.cli import main
@@ -146,6 +147,20 @@ def test_what_cannot_be_is_refused_in_one_line(tmp_path, capsys, to, kind, words
     assert export(full, tmp_path / "e", to, *words) == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
+    assert not (tmp_path / "e").exists()
+
+
+def test_an_export_is_of_one_checkpoint(checkpoint, tmp_path, capsys, monkeypatch):
+    step, (write, *rest) = shutil.copytree(checkpoint, tmp_path / "step"), exporters._EXPORTERS["openpi"]
+    write_params(tmp_path / "other", params_of(toys.architecture().with_depths({"vlm": 2, "action": 2}), seed=1))
+
+    def replaced(*args) -> None:
+        write(*args)
+        step.rename(tmp_path / "old")
+        (tmp_path / "other").rename(step)
+
+    monkeypatch.setitem(exporters._EXPORTERS, "openpi", exporters._Exporter(replaced, *rest))
+    assert export(step, tmp_path / "e", "openpi", "--check", "bits") == 2
     assert not (tmp_path / "e").exists()
 
 

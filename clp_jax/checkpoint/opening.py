@@ -6,7 +6,13 @@ from collections.abc import Iterator
 
 from clp_jax.checkpoint.orbax import spec as orbax
 from clp_jax.checkpoint.orbax.spec import CheckpointSpec
-from clp_jax.checkpoint.safetensors.folder import FolderSpec, fingerprint_folder, is_safetensors_folder, read_folder
+from clp_jax.checkpoint.safetensors.folder import (
+    FolderSpec,
+    check_stamps,
+    fingerprint_folder,
+    is_safetensors_folder,
+    read_folder,
+)
 from clp_jax.errors import InputError
 
 Spec = CheckpointSpec | FolderSpec
@@ -35,14 +41,17 @@ def fingerprint(spec: Spec) -> str:
     """Returns a short identity of a checkpoint that stays the same when its folder is copied: SHA-256 in hexadecimal.
 
     Args:
-      spec: the checkpoint; its files are read again, but only in part.
+      spec: the checkpoint; its files are read, but only in part, and once for all calls.
+
+    Raises:
+      InputError: the checkpoint's manifest says that something else was written there.
     """
-    return fingerprint_folder(spec) if isinstance(spec, FolderSpec) else orbax.fingerprint(spec)
+    return spec.identity
 
 
 @contextlib.contextmanager
 def unchanged(spec: Spec) -> Iterator[None]:
-    """Proves that a checkpoint is the same at the end of the block as at its beginning.
+    """Proves that a checkpoint is the same at the end of the block as when its fingerprint was first asked for.
 
     Args:
       spec: the checkpoint that the block reads.
@@ -52,5 +61,12 @@ def unchanged(spec: Spec) -> Iterator[None]:
     """
     before = fingerprint(spec)
     yield
-    if fingerprint(spec) != before:
-        raise InputError(f"{spec.path} was replaced or written to while it was read; let that end and run this again.")
+    if isinstance(spec, FolderSpec):
+        check_stamps(spec)
+        now, record = fingerprint_folder(spec), spec.plan_record
+    else:
+        now, record = orbax.fingerprint(spec), orbax.read_record(spec.path)
+    if (now, record) != (before, spec.plan_record):
+        raise InputError(
+            f"{spec.path} changed while it was read: it was replaced or written to; let that end, then run this again"
+        )

@@ -17,11 +17,13 @@ from rich.filesize import decimal
 from rich.markup import escape
 from rich.table import Table
 
-from clp_jax.checkpoint import read_spec
+from clp_jax.checkpoint import Spec, read_spec
+from clp_jax.checkpoint.verifying import Verified, verify
 from clp_jax.comparing import Comparison, Cut, Values, compare
 from clp_jax.errors import InputError
 from clp_jax.history import Step
 from clp_jax.inspecting import Inspection, Part, inspect_checkpoint
+from clp_jax.progress import progress
 
 _SHOWN = 12
 _NAMES_SHOWN = 5
@@ -38,6 +40,8 @@ class Inspect:
     """Another checkpoint: also say where names, shapes and dtypes differ, and whether one is a cut of the other."""
     values: bool = False
     """With --against: also compare every bit, a few arrays at a time."""
+    verify: bool = False
+    """Read all arrays and compare them with the checksums that clp wrote beside them."""
     vlm_config: str | None = None
     """Folder or config.json of the vision-language model, for checkpoints that name it without holding it."""
     json: bool = False
@@ -53,6 +57,7 @@ def run(config: Inspect) -> None:
     if config.values and config.against is None:
         raise InputError("--values compares two checkpoints: give the other with --against.")
     spec = read_spec(config.checkpoint)
+    verified = _verify(spec) if config.verify else None
     found = inspect_checkpoint(spec, vlm_config=config.vlm_config)
     comparison = None
     if config.against is not None:
@@ -64,8 +69,22 @@ def run(config: Inspect) -> None:
         sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
     else:
         _print(Console(), found, comparison)
+        if verified is not None:
+            print(f"verified: {verified.arrays:,} arrays, {decimal(verified.bytes)}, all as they were written")
     if comparison is not None and not comparison.same:
         raise SystemExit(1)
+
+
+def _verify(spec: Spec) -> Verified:
+    with progress("verifying", total=None, unit="MB") as advance:
+        done = 0
+
+        def report(size: int) -> None:
+            nonlocal done
+            advance((done + size) // 10**6 - done // 10**6)
+            done += size
+
+        return verify(spec, report)
 
 
 def _print(console: Console, found: Inspection, comparison: Comparison | None) -> None:

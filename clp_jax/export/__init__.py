@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from clp_jax.checkpoint.opening import unchanged
 from clp_jax.errors import InputError
 from clp_jax.export import groot, lerobot, openpi, pytorch, stablehlo
 from clp_jax.export.model_card import model_card
@@ -60,7 +61,10 @@ def export_checkpoint(
     if target == "stablehlo":
         stablehlo.check_possible(weights.architecture, options)
     exporter = _EXPORTERS[target]
-    with staged(out, by="clp export", overwrite=overwrite, sources=[weights.source_folder]) as folder:
+    with (
+        staged(out, by="clp export", overwrite=overwrite, sources=[weights.source_folder]) as folder,
+        unchanged(weights.spec),
+    ):
         exporter.write(weights, Path(folder), options)
         check = exporter.check(weights, Path(folder), options)
         card = model_card(weights, target, options, check, load=exporter.load(weights))

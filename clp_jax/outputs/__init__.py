@@ -12,9 +12,9 @@ from etils import epath
 from clp_jax.errors import InputError
 from clp_jax.folders import is_remote
 from clp_jax.outputs.locks import alone, locked
-from clp_jax.outputs.ownership import MANIFEST, check_own, read_manifest, sign
+from clp_jax.outputs.ownership import MANIFEST, check_own, read_manifest, sign, write_manifest
 
-__all__ = ["MANIFEST", "alone", "check_own", "locked", "read_manifest", "sign", "staged"]
+__all__ = ["MANIFEST", "alone", "check_own", "locked", "read_manifest", "sign", "staged", "write_manifest"]
 
 _NEW = ".unfinished-"
 _OLD = ".replaced-"

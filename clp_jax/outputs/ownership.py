@@ -20,17 +20,20 @@ _NOBODYS = (MANIFEST, ".DS_Store", "__pycache__")
 """Names that say nothing about whose a folder is."""
 
 
-def sign(folder: epath.Path, by: str, **more: Any) -> None:
-    """Write into a finished output who wrote it and what it holds; what its manifest says already stays.
+def sign(folder: epath.Path, by: str) -> None:
+    """Write into a finished output who wrote it and what it holds.
 
     Args:
       folder: the output.
       by: what wrote it, such as "clp prune".
-      more: further keys of the manifest.
     """
     held = sorted(child.name for child in folder.iterdir() if child.name not in _NOBODYS)
-    content = {**read_manifest(folder), **more, "written_by": by, "holds": held}
-    (folder / MANIFEST).write_text(json.dumps(content, indent=1) + "\n")
+    write_manifest(folder, written_by=by, holds=held)
+
+
+def write_manifest(folder: epath.Path, **keys: Any) -> None:
+    """Set keys of a folder's manifest; what else it says stays."""
+    (folder / MANIFEST).write_text(json.dumps({**keys, **read_manifest(folder), **keys}, indent=1) + "\n")
 
 
 def read_manifest(folder: epath.Path) -> dict[str, Any]:

@@ -18,9 +18,11 @@ from etils import epath
 from flax import struct
 
 from clp_jax.aliases import Leaf, Tree
+from clp_jax.checkpoint.manifest import Listed, list_arrays
 from clp_jax.checkpoint.orbax.chunks import stored_arrays
 from clp_jax.checkpoint.orbax.spec import RECORD_FILE, translated
 from clp_jax.errors import InputError
+from clp_jax.outputs import write_manifest
 from clp_jax.training.state import TrainState
 from clp_jax.trees import difference, flatten, unflatten
 
@@ -87,7 +89,7 @@ class Steps:
         items = ocp.args.Composite(
             params=ocp.args.PyTreeSave(params),
             train_state=ocp.args.PyTreeSave(rest),
-            assets=_BesideSave(self._write_assets, record),
+            assets=_BesideSave(self._write_assets, record, _listed(params)),
         )
         with self._saving():
             self._manager.save(number, args=items, force=True)
@@ -189,6 +191,12 @@ def _without_value(tree: Tree) -> dict:
     return unflatten({path.removesuffix(f"/{_VALUE}"): leaf for path, leaf in flatten(tree).items()})
 
 
+def _listed(params: Tree) -> dict[str, Listed]:
+    """Names, shapes and dtypes for the manifest. Orbax writes the bytes later, so there are no checksums of them."""
+    leaves = flatten(params).items()
+    return {path.replace("/", "."): Listed(tuple(leaf.shape), leaf.dtype.name) for path, leaf in leaves}
+
+
 def _check(folder: epath.Path, tree: Any) -> None:
     """Compare with what is stored, from the metadata alone: Orbax would cast without a word."""
     with translated(folder):
@@ -209,6 +217,8 @@ class _Beside(ocp.CheckpointHandler):
             args.write_assets(directory)
             text = json.dumps(args.record, indent=2, allow_nan=False) + "\n"
             (directory.parent / RECORD_FILE).write_text(text)
+            list_arrays(directory.parent, args.arrays)
+            write_manifest(directory.parent, written_by="clp finetune")
 
     def restore(self, directory: epath.Path, args: Any = None) -> None:
         raise NotImplementedError("the small files of a step are read directly")
@@ -219,6 +229,7 @@ class _Beside(ocp.CheckpointHandler):
 class _BesideSave(ocp.args.CheckpointArgs):
     write_assets: Callable[[epath.Path], None]
     record: Mapping[str, Any]
+    arrays: Mapping[str, Listed]
 
 
 @ocp.args.register_with_handler(_Beside, for_restore=True)

@@ -22,6 +22,7 @@ from safetensors_folders import (
 from clp_jax.checkpoint.safetensors.folder import read_folder
 from clp_jax.checkpoint.safetensors.slicing import slice_folder
 from clp_jax.errors import InputError
+from clp_jax.outputs import MANIFEST
 
 SMOLVLA_CUTS = [[0, 1, 4, 5, 8, 11], [2, 3, 4, 9, 10]]
 HEAD = "backbone.eagle_model.language_model.lm_head.weight"
@@ -61,7 +62,8 @@ def test_a_smolvla_policy_is_cut(keep, tmp_path):
     for file in SMOLVLA.iterdir():
         if file.name not in ("config.json", WEIGHTS):
             assert (tmp_path / "out" / file.name).read_bytes() == file.read_bytes()
-    assert {file.name for file in (tmp_path / "out").iterdir()} == {file.name for file in SMOLVLA.iterdir()}
+    written = {file.name for file in (tmp_path / "out").iterdir()}
+    assert written == {file.name for file in SMOLVLA.iterdir()} | {MANIFEST}
     size = sum(len(content) for _, _, content in got.values())
     assert report.bytes_out == size and seen[-1] == (size, size)
     assert report.leaves == len(got) and report.sliced == 9 * 2 * len(keep) and report.notes == ()
@@ -201,7 +203,7 @@ def test_other_files_are_carried_and_bookkeeping_is_not(tmp_path):
     (source / "clp.json").write_text("{}")
     report = slice_folder(read_folder(source), groot_keep(), tmp_path / "out")
     files = {path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*") if path.is_file()}
-    assert files == {"config.json", WEIGHTS, "experiment_cfg/metadata.json", "a/.git", "README.md"}
+    assert files == {"config.json", WEIGHTS, MANIFEST, "experiment_cfg/metadata.json", "a/.git", "README.md"}
     assert (tmp_path / "out/experiment_cfg/metadata.json").read_bytes() == b"\xffexperiment_cfg/metadata.json"
     assert [note.split()[0] for note in report.notes] == [".git", ".cache"]
 

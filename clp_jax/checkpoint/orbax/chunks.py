@@ -3,8 +3,8 @@
 import functools
 import json
 import urllib.parse
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -13,7 +13,11 @@ import numpy as np
 import tensorstore as ts
 from etils import epath
 
+from clp_jax.checkpoint.manifest import Listed, check_arrays, listed_arrays
 from clp_jax.errors import InputError
+
+PARAMS = "params"
+"""The item of a step that the step's manifest describes."""
 
 
 @dataclass(frozen=True)
@@ -51,11 +55,13 @@ class StoredArray:
       name: name in the checkpoint, e.g. "params.PaliGemma.llm.embedder.input_embedding".
       metadata: content of ``.zarray``.
       chunks: encoded bytes, or where they lie, by the chunk's index in the grid.
+      crc32: checksums of encoded chunks, by the index as files have it, where a manifest lists them.
     """
 
     name: str
     metadata: dict[str, Any]
     chunks: dict[tuple[int, ...], bytes | Span]
+    crc32: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -95,7 +101,8 @@ def stored_arrays(item: epath.Path) -> dict[str, StoredArray]:
       The arrays by name.
 
     Raises:
-      InputError: the database is damaged, or an array is of a form that Orbax does not write by default.
+      InputError: the database is damaged, an array is of a form that Orbax does not write by default, or the manifest
+        beside the item lists other names, shapes or dtypes.
     """
     entries = dict(_database(item) if (item / "manifest.ocdbt").exists() else _folders(item))
     arrays = {}
@@ -109,7 +116,16 @@ def stored_arrays(item: epath.Path) -> dict[str, StoredArray]:
         if name in arrays and leaf[0] != ".":
             index = tuple(int(i) for i in leaf.split(arrays[name].metadata.get("dimension_separator", ".")))
             arrays[name].chunks[index] = value
-    return arrays
+    listed = listed_arrays(item.parent) if item.name == PARAMS else None
+    if listed is None:
+        return arrays
+    check_arrays(item.parent, listed, {name: Listed(x.shape, x.dtype.name) for name, x in arrays.items()})
+    return {name: replace(array, crc32=listed[name].crc32) for name, array in arrays.items()}
+
+
+def chunk_name(index: tuple[int, ...]) -> str:
+    """Name of a chunk's file."""
+    return ".".join(map(str, index)) or "0"
 
 
 def store_address(folder: epath.Path) -> str:

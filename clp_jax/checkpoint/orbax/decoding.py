@@ -7,13 +7,15 @@ of it. Here a chunk is decompressed in blocks that stay in the processor's cache
 import contextlib
 import io
 import math
+import zlib
 from collections.abc import Iterator
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import zstandard
 
-from clp_jax.checkpoint.orbax.chunks import Span, StoredArray
+from clp_jax.checkpoint.manifest import Summed, check_part
+from clp_jax.checkpoint.orbax.chunks import Span, StoredArray, chunk_name
 from clp_jax.errors import InputError
 
 BLOCK_BYTES = 2**18
@@ -29,9 +31,11 @@ class ChunkStream:
       copy_to: file that gets the encoded bytes as they are read.
     """
 
-    def __init__(self, array: StoredArray, index: tuple[int, ...], *, copy_to: IO[bytes] | None = None):
+    def __init__(self, array: StoredArray, index: tuple[int, ...], *, copy_to: Summed | None = None):
         self._what = f"chunk {index} of {array.name}"
-        self._stream: Any = _Source(array.place(index), copy_to)
+        self._crc32 = array.crc32.get(chunk_name(index))
+        self._source = _Source(array.place(index), copy_to)
+        self._stream: Any = self._source
         if array.compressed:
             decoder = zstandard.ZstdDecompressor()
             self._stream = decoder.stream_reader(self._stream, BLOCK_BYTES, read_across_frames=True, closefd=True)
@@ -56,8 +60,12 @@ class ChunkStream:
             block = self._scratch[: start + size - self._position]
             self._fill(block.data)
             yield block.view(self._dtype)
-        if self._position == self._size and self._read_into(memoryview(bytearray(1))):  # also verifies the checksum
-            raise InputError(f"{self._what} is longer than its shape, the checkpoint is damaged; copy or save it again")
+        if self._position == self._size:
+            if self._read_into(memoryview(bytearray(1))):  # also verifies the checksum of the frame
+                raise InputError(
+                    f"{self._what} is longer than its shape, the checkpoint is damaged; copy or save it again"
+                )
+            check_part(self._what, self._crc32, self._source.crc32)
 
     def close(self) -> None:
         """Closes the file, if there is one."""
@@ -82,11 +90,12 @@ class ChunkStream:
 class _Source:
     """Encoded bytes as what zstandard reads from."""
 
-    def __init__(self, place: bytes | Span, copy_to: IO[bytes] | None):
+    def __init__(self, place: bytes | Span, copy_to: Summed | None):
         self._file, self._left = (
             (place.open(), place.length) if isinstance(place, Span) else (io.BytesIO(place), len(place))
         )
         self._copy_to = copy_to
+        self.crc32 = 0
 
     def read(self, size: int) -> bytes:
         try:
@@ -94,6 +103,7 @@ class _Source:
         except OSError as error:
             raise InputError(f"{self._file.name} cannot be read ({error}); the checkpoint is damaged") from error
         self._left -= len(content)
+        self.crc32 = zlib.crc32(content, self.crc32)
         if self._copy_to is not None:
             self._copy_to.write(content)
         return content

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from clp_jax.checkpoint.opening import unchanged
+from clp_jax.checkpoint.opening import fingerprint, unchanged
 from clp_jax.checkpoint.orbax.chunks import StoredArray, stored_arrays
 from clp_jax.checkpoint.orbax.decoding import ChunkStream
 from clp_jax.checkpoint.orbax.params import write_beside
@@ -82,6 +82,7 @@ def rewrite(
     started = time.perf_counter()
     shapes = flatten(spec.tree)
     kept = _kept_rows(shapes, take)
+    fingerprint(spec)  # before anything is listed: the block below proves that all of it is of one checkpoint
     with translated(spec.path):
         arrays = stored_arrays(spec.path)
     leaves = [(arrays[spec.stored_name(path)], kept[path]) for path in shapes]

@@ -2,6 +2,7 @@
 
 import ast
 import contextlib
+import functools
 import hashlib
 import json
 import os
@@ -12,6 +13,7 @@ from typing import Any
 import jax
 from etils import epath
 
+from clp_jax.checkpoint.manifest import check_identity
 from clp_jax.checkpoint.orbax import chunks
 from clp_jax.errors import InputError
 from clp_jax.folders import files_below
@@ -35,6 +37,18 @@ class CheckpointSpec:
       assets: the step's ``assets`` folder (norm stats), if there is one.
       plan_record: content of ``clp.json`` in the step folder, if there is one.
     """
+
+    @functools.cached_property
+    def identity(self) -> str:
+        """The fingerprint when it was first asked for, compared with the manifest's where there is one.
+
+        Raises:
+          InputError: the manifest has another.
+        """
+        found = fingerprint(self)
+        if self.path.name == chunks.PARAMS:
+            check_identity(self.path.parent, found)
+        return found
 
     @property
     def folder(self) -> epath.Path | None:
@@ -88,14 +102,11 @@ def read_spec(path: str | os.PathLike, *, live: bool = False) -> CheckpointSpec:
         for key in keys:
             array = arrays[".".join(key)]
             leaves["/".join(key[1 : -1 if value_suffix else None])] = jax.ShapeDtypeStruct(array.shape, array.dtype)
-        step = item.parent if item.name in ("params", _LIVE) else None
+        step = item.parent if item.name in (chunks.PARAMS, _LIVE) else None
         assets = step / "assets" if step is not None and (step / "assets").is_dir() else None
         if assets is not None:
             files_below(assets)  # what is read and copied later is known to lie in the checkpoint
-        record = step / RECORD_FILE if step is not None and (step / RECORD_FILE).exists() else None
-        return CheckpointSpec(
-            item, unflatten(leaves), value_suffix, assets, None if record is None else _read_record(record)
-        )
+        return CheckpointSpec(item, unflatten(leaves), value_suffix, assets, read_record(item))
 
 
 def fingerprint(spec: CheckpointSpec) -> str:
@@ -157,8 +168,11 @@ def _find_item(path: epath.Path) -> epath.Path:
     raise InputError(f"{path} is not an Orbax checkpoint; give a step folder of openpi or its params child")
 
 
-def _read_record(file: epath.Path) -> dict[str, Any]:
-    """Returns the content of a ``clp.json``."""
+def read_record(item: epath.Path) -> dict[str, Any] | None:
+    """Returns the content of the ``clp.json`` beside an item of a step; None without."""
+    file = item.parent / RECORD_FILE
+    if item.name not in (chunks.PARAMS, _LIVE) or not file.exists():
+        return None
     try:
         value = json.loads(file.read_text())
     except (ValueError, RecursionError) as error:

@@ -12,14 +12,17 @@ import math
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import IO, Any
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 import zstandard
 from etils import epath
 
+from clp_jax.checkpoint.manifest import Listed, Summed, list_arrays
+from clp_jax.checkpoint.orbax.chunks import chunk_name
 from clp_jax.checkpoint.orbax.decoding import BLOCK_BYTES
+from clp_jax.checkpoint.orbax.spec import fingerprint, read_spec
 from clp_jax.errors import InputError
 
 CHUNK_BYTES = 64 * 2**20
@@ -87,7 +90,7 @@ class ItemWriter:
     """Writes one params item; chunks may be written from several threads.
 
     Use as a context manager: leaving it without an exception writes the metadata, last the file that makes the folder a
-    checkpoint.
+    checkpoint, and lists the arrays with their checksums in the manifest beside it.
 
     Args:
       folder: the item's folder, which must not exist.
@@ -98,6 +101,7 @@ class ItemWriter:
         self._folder = folder
         self._allow_nonfinite = allow_nonfinite
         self._arrays: dict[str, ArrayForm] = {}
+        self._crc32: dict[str, dict[str, int]] = {}
         self._started = time.time_ns()
 
     def __enter__(self) -> "ItemWriter":
@@ -109,6 +113,11 @@ class ItemWriter:
         if kind is None:
             with writing(self._folder):
                 self._write_metadata()
+                arrays = {
+                    name: Listed(form.shape, form.dtype.name, dict(sorted(self._crc32[name].items())))
+                    for name, form in self._arrays.items()
+                }
+                list_arrays(self._folder.parent, arrays, fingerprint=fingerprint(read_spec(self._folder)))
 
     def add(self, name: str, form: ArrayForm) -> None:
         """Declares an array, before its chunks.
@@ -117,21 +126,24 @@ class ItemWriter:
           name: name of the array, keys joined by dots.
           form: how it is stored.
         """
-        self._arrays[name] = form
+        self._arrays[name], self._crc32[name] = form, {}
         with writing(self._folder):
             (self._folder / name).mkdir()
 
     @contextlib.contextmanager
-    def open_chunk(self, name: str, index: tuple[int, ...]) -> Iterator[IO[bytes]]:
+    def open_chunk(self, name: str, index: tuple[int, ...]) -> Iterator[Summed]:
         """Opens the file of one chunk, for encoded bytes.
 
         Args:
           name: a declared array.
           index: the chunk's index in the grid.
         """
-        path = self._folder / name / (".".join(map(str, index)) or "0")
+        chunk = chunk_name(index)
+        path = self._folder / name / chunk
         with writing(path), path.open("wb") as file:
-            yield file
+            summed = Summed(file)
+            yield summed
+            self._crc32[name][chunk] = summed.crc32
 
     def write_chunk(self, name: str, index: tuple[int, ...], blocks: Iterable[np.ndarray]) -> None:
         """Checks, encodes and writes one whole chunk.

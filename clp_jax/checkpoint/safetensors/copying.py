@@ -4,14 +4,16 @@ import contextlib
 import os
 import shutil
 import threading
-from collections.abc import Iterator
-from dataclasses import dataclass
+import zlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from etils import epath
 
+from clp_jax.checkpoint.manifest import Listed, check_part
 from clp_jax.checkpoint.orbax.writer import writing
 from clp_jax.checkpoint.safetensors.header import StoredTensor, opened_to_read, read_exactly
 from clp_jax.errors import InputError
@@ -20,7 +22,8 @@ BLOCK_BYTES = 2**22
 """Bytes that one call reads or writes."""
 
 SPAN_BYTES = 2**26
-"""Bytes that one thread copies at a stretch: an embedding table is shared by several, a norm's scale by none."""
+"""Bytes that one thread copies at a stretch, and that have a checksum of their own: an embedding table is shared by
+several, a norm's scale by none."""
 
 _CHECK_BYTES = 2**18
 """Bytes that are looked through at a time, which stay in the processor's cache."""
@@ -68,10 +71,13 @@ class Span(NamedTuple):
     to: int
     size: int
     rule: _NonFinite | None
+    number: str
+    known: int | None
+    crc32: dict[str, int]
 
     def copy(self) -> Iterator[int]:
-        """Copies it; yields the size of each part as it is written."""
-        buffer = _buffer(BLOCK_BYTES)
+        """Copies it and notes its checksum; yields the size of each part as it is written."""
+        buffer, crc32 = _buffer(BLOCK_BYTES), 0
         for start in range(0, self.size, BLOCK_BYTES):
             part = buffer[: min(BLOCK_BYTES, self.size - start)]
             read_exactly(self.ends.source, part.data, self.begin + start, self.ends.source_path)
@@ -79,7 +85,10 @@ class Span(NamedTuple):
                 _check_finite(part, self.rule, self.what)
             with writing(epath.Path(self.ends.target_path)):
                 _write_exactly(self.ends.target, part.data, self.to + start)
+            crc32 = zlib.crc32(part.data, crc32)
             yield len(part)
+        check_part(self.what, self.known, crc32)
+        self.crc32[self.number] = crc32
 
 
 @dataclass(frozen=True)
@@ -94,6 +103,8 @@ class FileToWrite:
       tensors: by new name, in the order of the header: what the source has and where it goes.
       sliced: how many of them belong to a shortened tower.
       added: new names of tensors that the source has under another name only, which is the value.
+      known: checksums of the stretches of each tensor, where the source's manifest has them.
+      crc32: the same as they were copied.
     """
 
     name: str
@@ -103,6 +114,8 @@ class FileToWrite:
     tensors: dict[str, tuple[StoredTensor, StoredTensor]]
     sliced: int
     added: dict[str, str]
+    known: Mapping[str, Mapping[str, int]]
+    crc32: dict[str, dict[str, int]] = field(default_factory=dict)
 
     @property
     def data_bytes(self) -> int:
@@ -127,10 +140,20 @@ class FileToWrite:
         shared = _Ends(source, self.source, target, path)
         for name, (old, new) in sorted(self.tensors.items(), key=lambda item: item[1][1].begin):
             rule = _NONFINITE.get(old.dtype) if check else None
+            sums = self.crc32[name] = {}
             for start in range(0, old.size, SPAN_BYTES):
                 size = min(SPAN_BYTES, old.size - start)
                 places = (self.source_data + old.begin + start, len(self.header) + new.begin + start)
-                yield Span(shared, f"{name} in {self.source}", *places, size, rule)
+                number = str(start // SPAN_BYTES)
+                known = self.known.get(name, {}).get(number)
+                yield Span(shared, f"{name} in {self.source}", *places, size, rule, number, known, sums)
+
+    def listed(self) -> dict[str, Listed]:
+        """What the manifest is to say of the tensors, once all are copied."""
+        return {
+            name: Listed(new.shape, new.dtype, dict(sorted(self.crc32[name].items())))
+            for name, (_, new) in self.tensors.items()
+        }
 
 
 def copy_file(source: Path, target: Path) -> None:

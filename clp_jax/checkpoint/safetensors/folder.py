@@ -5,6 +5,7 @@ files around them (processors, statistics, a model card). What a tower and its b
 says for each family; nothing here loads a model.
 """
 
+import functools
 import hashlib
 import json
 import os
@@ -17,6 +18,7 @@ import jax
 import jax.numpy as jnp
 from etils import epath
 
+from clp_jax.checkpoint.manifest import Listed, check_arrays, check_identity, listed_arrays
 from clp_jax.checkpoint.orbax.spec import RECORD_FILE
 from clp_jax.checkpoint.safetensors.header import Shard, Stamp, StoredTensor, opened_to_read, read_exactly, stamp_of
 from clp_jax.checkpoint.safetensors.listing import INDEX_FILE, Files, list_files, read_json_file, read_shards
@@ -24,6 +26,7 @@ from clp_jax.errors import InputError
 from clp_jax.folders import is_remote
 from clp_jax.models.family import Shape, Tower
 from clp_jax.models.stored import StoredFamily, StoredTower, stored_families
+from clp_jax.outputs import MANIFEST
 
 CONFIG_FILE = "config.json"
 _END_BYTES = 512
@@ -59,6 +62,17 @@ class FolderSpec:
     stamps: dict[str, Stamp]
     left_out: tuple[str, ...]
     plan_record: dict[str, Any] | None
+
+    @functools.cached_property
+    def identity(self) -> str:
+        """The fingerprint when it was first asked for, compared with the manifest's where there is one.
+
+        Raises:
+          InputError: the manifest has another.
+        """
+        found = fingerprint_folder(self)
+        check_identity(self.folder, found)
+        return found
 
     @property
     def folder(self) -> epath.Path:
@@ -126,7 +140,10 @@ def read_folder(path: str | os.PathLike[str]) -> FolderSpec:
         raise InputError(f"{folder} {reason}")
     shards, index = read_shards(folder, files)
     tensors = {name: tensor for shard in shards.values() for name, tensor in shard.tensors.items()}
-    used = {CONFIG_FILE, INDEX_FILE, RECORD_FILE, *shards}
+    used = {CONFIG_FILE, INDEX_FILE, RECORD_FILE, MANIFEST, *shards}
+    if (listed := listed_arrays(epath.Path(folder))) is not None:
+        found = {name: Listed(tensor.shape, tensor.dtype) for name, tensor in tensors.items()}
+        check_arrays(epath.Path(folder), listed, found)
     stamps = {name: stamp_of(place) for name, place in files.found.items() if name not in shards}
     record = files.found.get(RECORD_FILE)
     return FolderSpec(
@@ -195,6 +212,14 @@ def fingerprint_folder(spec: FolderSpec) -> str:
                 read_exactly(descriptor, last, shard.data + tensor.end - count, shard.path)
                 digest.update(ends)
     return digest.hexdigest()
+
+
+def check_stamps(spec: FolderSpec) -> None:
+    """Raises an `InputError` if a file of a folder is no longer the one that was there when it was listed."""
+    stamps = {spec.path / name: stamp for name, stamp in spec.stamps.items()}
+    stamps |= {spec.path / name: shard.stamp for name, shard in spec.shards.items()}
+    if changed := [path for path, stamp in stamps.items() if stamp_of(path) != stamp]:
+        raise InputError(f"{changed[0]} changed while it was read; let what writes it finish, then try again")
 
 
 def block_of(towers: Iterable[StoredTower], tensor: str) -> tuple[str, int, str] | None:

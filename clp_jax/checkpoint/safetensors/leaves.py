@@ -1,12 +1,15 @@
 """The tensors of a folder of safetensors files as the leaves of a model's parameter tree."""
 
 import functools
+import zlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
 import numpy as np
 
+from clp_jax.checkpoint.manifest import check_part, listed_arrays
+from clp_jax.checkpoint.safetensors.copying import SPAN_BYTES
 from clp_jax.checkpoint.safetensors.folder import FolderSpec
 from clp_jax.checkpoint.safetensors.tensorfile import read_tensors
 from clp_jax.checkpoint.threads import run_in_threads
@@ -35,7 +38,7 @@ class TensorLeaves:
         leaves = flatten(abstract_params(architecture))
         self._layout = family.stored_layout(leaves, tensors)
         self._blocks = functools.partial(blocks_of, family.STACKS)
-        self._tensors, self._leaves = tensors, leaves
+        self._tensors, self._leaves, self._listed = tensors, leaves, listed_arrays(spec.folder) or {}
         wanted = tensors_of(leaves, self._layout, self._blocks)
         lines = difference(wanted, tensors)
         if lines:
@@ -73,10 +76,14 @@ class TensorLeaves:
 
         Args:
           shardings: per path where the leaf goes; None returns it on the host. What another host holds is not made.
+
+        Raises:
+          InputError: a tensor is not what the manifest says.
         """
         values: dict[str, Any] = {}
 
         def read(path: str) -> Iterator[int]:
+            self._verify(path)
             array = self.whole(path)
             placement = shardings[path]
             if placement is not None:
@@ -87,10 +94,21 @@ class TensorLeaves:
         run_in_threads([read(path) for path in self._leaves], lambda _: None)
         return unflatten({path: values[path] for path in self._leaves})
 
-    def _dtype(self, path: str) -> np.dtype:
+    def _names(self, path: str) -> list[str]:
+        """The tensors of a leaf."""
         leaf = self._leaves[path]
         numbers = self._blocks(path, leaf.shape[0] if leaf.shape else 0)
-        names = [name.format(i=i) for i in numbers or [0] for name in self._layout[path].names]
+        return [name.format(i=i) for i in numbers or [0] for name in self._layout[path].names]
+
+    def _verify(self, path: str) -> None:
+        for name in self._names(path):
+            content = self._tensors[name].reshape(-1).view(np.uint8)
+            for number, crc32 in self._listed[name].crc32.items() if name in self._listed else ():
+                start = int(number) * SPAN_BYTES
+                check_part(name, crc32, zlib.crc32(content[start : start + SPAN_BYTES].data))
+
+    def _dtype(self, path: str) -> np.dtype:
+        names = self._names(path)
         dtypes = {self._tensors[name].dtype for name in names} or {np.dtype(np.float32)}
         if len(dtypes) > 1:
             listed = ", ".join(sorted(map(str, dtypes)))

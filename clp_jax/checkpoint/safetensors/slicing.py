@@ -12,12 +12,14 @@ from typing import Any
 
 from etils import epath
 
+from clp_jax.checkpoint.manifest import list_arrays, listed_arrays
+from clp_jax.checkpoint.opening import unchanged
 from clp_jax.checkpoint.orbax.params import write_beside
 from clp_jax.checkpoint.orbax.slicing import RewriteReport
 from clp_jax.checkpoint.orbax.writer import writing
 from clp_jax.checkpoint.safetensors.copying import FileToWrite, copy_file
-from clp_jax.checkpoint.safetensors.folder import CONFIG_FILE, FolderSpec, fingerprint_folder
-from clp_jax.checkpoint.safetensors.header import StoredTensor, header_of, stamp_of
+from clp_jax.checkpoint.safetensors.folder import CONFIG_FILE, FolderSpec, check_stamps, fingerprint_folder, read_folder
+from clp_jax.checkpoint.safetensors.header import StoredTensor, header_of
 from clp_jax.checkpoint.safetensors.listing import INDEX_FILE
 from clp_jax.checkpoint.threads import run_in_threads
 from clp_jax.errors import InputError
@@ -76,16 +78,17 @@ def slice_folder(
         if progress is not None:
             progress(done, total)
 
-    before = fingerprint_folder(spec)
-    _check_unchanged(spec, None)
-    with staged(out, by="clp prune", overwrite=overwrite, sources=[spec.path, spec.path.resolve()]) as staging:
+    check_stamps(spec)
+    sources = [spec.path, spec.path.resolve()]
+    with staged(out, by="clp prune", overwrite=overwrite, sources=sources) as staging, unchanged(spec):
         folder = Path(staging)
         with contextlib.ExitStack() as opened:
             spans = [span for file in files for span in file.open(folder, opened, check=not allow_nonfinite)]
             run_in_threads([span.copy() for span in spans], report)
         _write_around(spec, kept, files, folder)
-        _check_unchanged(spec, before)
         write_beside(epath.Path(folder), assets=None, record=record)
+        arrays = {name: array for file in files for name, array in file.listed().items()}
+        list_arrays(epath.Path(folder), arrays, fingerprint=fingerprint_folder(read_folder(folder)))
     return RewriteReport(
         leaves=sum(len(file.tensors) for file in files),
         sliced=sum(file.sliced for file in files),
@@ -127,21 +130,27 @@ def _files_to_write(spec: FolderSpec, kept: Mapping[str, tuple[int, ...]]) -> li
     aliases: dict[str, list[str]] = {}
     for new, stored in spec.family.aliases(spec.tensors).items():
         aliases.setdefault(stored, []).append(new)
-    files = []
+    files, listed = [], listed_arrays(spec.folder) or {}
     for file_name, shard in spec.shards.items():
         names: dict[str, StoredTensor] = {}
+        known: dict[str, Mapping[str, int]] = {}
         sliced = 0
         for name, tensor in shard.tensors.items():
             if (found := spec.block_of(name)) is None:
-                names |= dict.fromkeys([name, *aliases.get(name, [])], tensor)
+                called = [name, *aliases.get(name, [])]
             elif (place := places[found[0]].get(found[1])) is not None:
-                names[numbered(found[2], place)] = tensor
+                called = [numbered(found[2], place)]
                 sliced += len(places[found[0]]) < spec.depths[found[0]]
+            else:
+                continue
+            names |= dict.fromkeys(called, tensor)
+            if name in listed:
+                known |= dict.fromkeys(called, listed[name].crc32)
         if names:
             tensors = _placed(names)
             header = header_of({name: new for name, (_, new) in tensors.items()}, shard.metadata)
             added = {new: name for name in shard.tensors for new in aliases.get(name, [])}
-            files.append(FileToWrite(file_name, shard.path, shard.data, header, tensors, sliced, added))
+            files.append(FileToWrite(file_name, shard.path, shard.data, header, tensors, sliced, added, known))
     return files
 
 
@@ -190,17 +199,6 @@ def _write_json(spec: FolderSpec, folder: Path, name: str, value: Any) -> None:
     text = json.dumps(value, indent=indent, ensure_ascii=text.isascii()) + "\n" * text.endswith("\n")
     with writing(epath.Path(folder / name)):
         (folder / name).write_text(text, encoding="utf-8")
-
-
-def _check_unchanged(spec: FolderSpec, fingerprint: str | None) -> None:
-    """Raises an `InputError` if a file of the source is no longer the one that was read."""
-    stamps = {spec.path / name: stamp for name, stamp in spec.stamps.items()}
-    stamps |= {spec.path / name: shard.stamp for name, shard in spec.shards.items()}
-    changed = [path for path, stamp in stamps.items() if stamp_of(path) != stamp]
-    if not changed and fingerprint is not None and fingerprint_folder(spec) != fingerprint:
-        changed = [spec.path]
-    if changed:
-        raise InputError(f"{changed[0]} changed while it was read; let what writes it finish, then try again")
 
 
 def _notes(spec: FolderSpec, files: Sequence[FileToWrite]) -> tuple[str, ...]:

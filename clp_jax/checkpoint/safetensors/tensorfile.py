@@ -80,11 +80,12 @@ class TensorWriter:
         assert size == 0, f"{name} is {size} bytes short"
 
 
-def read_tensors(file: Path) -> dict[str, np.ndarray]:
+def read_tensors(file: Path, *, raw: bool = False) -> dict[str, np.ndarray]:
     """The tensors of a safetensors file as views of the mapped file: nothing is read before it is used.
 
     Args:
       file: path.
+      raw: give their bytes instead, whatever their dtype.
 
     Raises:
       InputError: the header does not fit the file.
@@ -99,5 +100,7 @@ def read_tensors(file: Path) -> dict[str, np.ndarray]:
         begin, end = entry["data_offsets"]
         if end > data.size:
             raise InputError(f"{file} ends before its tensor {name}; export it again.")
-        tensors[name] = data[begin:end].view(_DTYPES[entry["dtype"]]).reshape(entry["shape"])
+        tensors[name] = (
+            data[begin:end] if raw else data[begin:end].view(_DTYPES[entry["dtype"]]).reshape(entry["shape"])
+        )
     return tensors
