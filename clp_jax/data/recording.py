@@ -52,19 +52,12 @@ class Recording:
           processing: between the robot and the model.
 
         Raises:
-<<<<<<< HEAD
-          InputError: a row has no task and the robot has no prompt.
-        """
-        self._check_fits(processing)
-        numbers, texts = self._prompts()
-=======
-          InputError: a row has no task and there is no other prompt, or a camera has pictures of several sizes that the
+          InputError: a row has no task and the robot has no prompt, or a camera has pictures of several sizes that the
             model does not make alike.
         """
         self._check_fits(processing)
         self._check_sizes(processing)
-        numbers, texts = self._prompts(prompt)
->>>>>>> h/data
+        numbers, texts = self._prompts()
 
         def observation(row: int) -> dict[str, np.ndarray]:
             chunk, is_pad = self.data.chunk(row, processing.action_horizon)
