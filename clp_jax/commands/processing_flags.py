@@ -12,6 +12,9 @@ class ProcessingFlags:
     """Instruction for every observation, instead of the data set's tasks."""
     tokenizer: str | None = None
     """PaliGemma's SentencePiece .model; else the checkpoint's, a cached or the public one."""
+    fast_tokenizer: str | None = None
+    """Folder of the tokenizer of actions, where actions are tokens; else the checkpoint's, a cached or the public one
+    (physical-intelligence/fast)."""
     norm_stats: str | None = None
     """A norm_stats.json, or the word data to compute them from it; else the checkpoint's, computed if it has none."""
     asset_id: str | None = None
