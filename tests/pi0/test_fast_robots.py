@@ -18,7 +18,7 @@ from clp_jax.models import Lengths, family_of, pi0
 from clp_jax.models.pi0.fast import sample_tokens
 from clp_jax.models.pi0.fast_tokenizer import FILES, FastTokenizer, load_action_tokenizer
 from clp_jax.models.pi0.observation import Observation
-from clp_jax.models.pi0.robots import LIBERO
+from clp_jax.models.pi0.robots import DROID, LIBERO
 from clp_jax.processing.norm_stats import NormStats
 from clp_jax.processing.robots import Robot, mask
 from clp_jax.processing.tokenizer import load_tokenizer
@@ -54,6 +54,36 @@ def inputs(tokenizer, robot=ROBOT, actions=None):
     seen = observation()
     images = {camera: seen[key] for camera, key in robot.images.items() if key in seen}
     return chain(tokenizer, robot).inputs(state=seen["state"], images=images, prompt=seen["prompt"], actions=actions)
+
+
+CHAINS = json.loads((GOLDEN / "golden_fast_tokenizer.json").read_text())["chains"]
+ROBOTS = {
+    "libero": dataclasses.replace(LIBERO, delta=mask(6, -1)),
+    "droid": dataclasses.replace(
+        DROID, images={"base_0_rgb": "exterior_image_1_left", "wrist_0_rgb": "wrist_image_left"}
+    ),
+}
+"""As openpi's pi0_fast_libero and pi0_fast_droid have them."""
+
+
+@pytest.mark.parametrize("name", CHAINS)
+def test_inputs_and_answers_are_those_of_openpis_transforms(tokenizer, name):
+    recorded, robot = CHAINS[name], ROBOTS[name]
+    stats = {key: NormStats(**{k: np.array(x) for k, x in entry.items()}) for key, entry in recorded["stats"].items()}
+    actions, state = (np.array(recorded[key], np.float32) for key in ("actions", "state"))
+    full = pi0.processing(ARCH, robot, stats, tokenizer, Lengths(len(actions), 160))
+    pictures = [np.random.default_rng(seed).integers(0, 256, (6, 8, 3)).astype(np.uint8) for seed in (1, 2)]
+    seen = {"state": state, "images": dict(zip(robot.images, pictures, strict=True)), "prompt": "Pick_up the bowl"}
+    found = full.inputs(**seen, actions=actions)
+    for key in ("tokenized_prompt", "tokenized_prompt_mask", "token_ar_mask", "token_loss_mask"):
+        np.testing.assert_array_equal(found[key], recorded[key], err_msg=key)
+    np.testing.assert_array_equal(full.inputs(**seen)["tokenized_prompt"], recorded["asked"])
+    assert full.cameras == tuple(recorded["image"])
+    for camera, image in recorded["image"].items():
+        np.testing.assert_array_equal(found[f"image/{camera}"], image)
+        assert found[f"image_mask/{camera}"] == recorded["image_mask"][camera]
+    written = found["tokenized_prompt"][found["token_loss_mask"]]
+    np.testing.assert_allclose(full.outputs(written, state=state), recorded["answered"], atol=1e-5)
 
 
 def test_inputs_are_what_the_model_reads(tokenizer):
