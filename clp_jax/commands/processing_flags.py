@@ -20,9 +20,11 @@ class ProcessingFlags:
     asset_id: str | None = None
     """Name of the statistics in the checkpoint's assets: which to take, and where they are saved."""
     action_horizon: int | None = None
-    """Actions of a chunk. Default: as the checkpoint was trained, or of openpi's configuration; else 50."""
+    """Actions of a chunk. Default: as the checkpoint was trained, or of openpi's configuration; else 50, or 32 where
+    actions are tokens."""
     max_token_len: int | None = None
-    """Tokens of a prompt. Default: as for --action-horizon; else 48 for pi0 and 200 for pi0.5, as in openpi."""
+    """Tokens of a prompt. Default: as for --action-horizon; else 48 for pi0, 200 for pi0.5 and, the actions included,
+    250 for pi0-FAST, as in openpi."""
     long_prompts: Literal["cut", "refuse"] = "cut"
     """Prompts with more tokens: cut, as upstream does, with a warning that names them, or refused."""
     state_in_prompt: bool | None = None
