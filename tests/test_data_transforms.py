@@ -162,7 +162,6 @@ def test_aloha_units_are_openpis():
     ("change", "message"),
     [
         ({"norm_stats": {}}, "lack state and actions"),
-        ({"architecture": toys.architecture("pi0_fast")}, "give a .npz"),
         ({"architecture": dataclasses.replace(toys.architecture("pi05"), vocab_size=100)}, "512 tokens, the model 100"),
     ],
 )

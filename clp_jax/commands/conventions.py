@@ -164,10 +164,7 @@ def robot_told(
     if not told.names_robot:
         return start
     known = _robots(architecture) if known is None else known
-    cameras = None
-    if architecture is not None:  # openpi's own robots fit its models, whatever their cameras are called
-        named = known[told.robot].images if told.robot in known else ()
-        cameras = tuple(dict.fromkeys((*family_of(architecture).camera_names(architecture), *named)))
+    cameras = None if architecture is None else family_of(architecture).robot_cameras(architecture)
     return find_robot(
         told.robot,
         known,

@@ -99,8 +99,8 @@ def open_data(
         stats, asset_id = stats_of_checkpoint(assets, asset_id, architecture)
     conventions = dataclasses.replace(chosen.conventions, asset_id=asset_id)
     tokenizer = None
-    if flags.tokenizer is not None or conventions.robot is not None:
-        tokenizer = family_of(architecture).load_tokenizer(architecture, flags.tokenizer, assets)
+    if flags.tokenizer or flags.fast_tokenizer or conventions.robot is not None:
+        tokenizer = load_tokenizer(flags, architecture, assets)
     data = open_dataset(
         source,
         architecture,
@@ -145,7 +145,7 @@ def _open_npz(
         weights=flags.weights,
         episodes=flags.episodes,
         robot=robot_told(told, architecture),
-        tokenizer=flags.tokenizer,
+        tokenizer=flags.tokenizer or flags.fast_tokenizer,
         norm_stats=stats,
         asset_id=told.asset_id,
         action_horizon=told.action_horizon,
@@ -165,6 +165,25 @@ def _check_readable(config: str | None) -> None:
             f"openpi trains {config} from {form.upper()} files, which clp_jax does not read; with --openpi-config "
             f"{config} checkpoints are served and exported only. For a LeRobot data set give --robot FILE.json."
         )
+
+
+def load_tokenizer(flags: ProcessingFlags, architecture: Architecture, assets: epath.Path | None) -> Any:
+    """The tokenizer of a model, of the flags where they name one.
+
+    Args:
+      flags: of the command.
+      architecture: of the checkpoint.
+      assets: the checkpoint's ``assets`` folder, if it has one.
+
+    Raises:
+      InputError: there is none, or one of actions was given for a model whose actions are no tokens.
+    """
+    given = {} if flags.fast_tokenizer is None else {"fast_tokenizer": flags.fast_tokenizer}
+    if given and architecture.action_dim is not None:
+        raise InputError(
+            f"--fast-tokenizer is not for a {architecture.kind}, whose actions are no tokens; leave it out."
+        )
+    return family_of(architecture).load_tokenizer(architecture, flags.tokenizer, assets, **given)
 
 
 def stats_of_checkpoint(

@@ -16,7 +16,7 @@ from rich.markup import escape
 
 from clp_jax.checkpoint import Spec, read_spec
 from clp_jax.commands.conventions import choose_conventions, told_by
-from clp_jax.commands.data_flags import ObservationFlags, stats_of_checkpoint
+from clp_jax.commands.data_flags import ObservationFlags, load_tokenizer, stats_of_checkpoint
 from clp_jax.commands.model_flags import ModelFlags
 from clp_jax.commands.processing_flags import ProcessingFlags
 from clp_jax.errors import InputError
@@ -26,7 +26,7 @@ from clp_jax.processing import norm_stats
 from clp_jax.processing.conventions import Conventions
 from clp_jax.processing.norm_stats import NormStats
 from clp_jax.progress import progress
-from clp_jax.serving.policy import Policy, check_servable
+from clp_jax.serving.policy import Policy, check_sizes
 from clp_jax.serving.requests import ModelRequests, Requests, RobotRequests
 from clp_jax.serving.server import ServerSettings, run_server
 
@@ -52,7 +52,8 @@ class Serve(ObservationFlags, ProcessingFlags, ModelFlags):
     max_message_mb: float = 16.0
     """Largest request."""
     num_steps: int | None = None
-    """Integration steps from noise to actions; the model's own number if absent (10 in openpi)."""
+    """Integration steps from noise to actions, or tokens at most; the model's own number if absent, in openpi 10 and
+    256."""
     seed: int = 0
     """Of the noise."""
     dtype: str | None = None
@@ -96,7 +97,7 @@ def make_policy(config: Serve, spec: Spec) -> Policy:
     chosen = choose_conventions(told_by(config), architecture, spec.plan_record)
     steps = family_of(architecture).num_steps(architecture) if config.num_steps is None else config.num_steps
     sizes = {"action_horizon": chosen.conventions.action_horizon, "max_batch": config.max_batch, "num_steps": steps}
-    check_servable(architecture, **sizes)
+    check_sizes(**sizes)
     requests, conventions = _requests(config, spec, architecture, chosen.conventions)
     model = load_model(spec, dtype=config.dtype, fsdp_devices=config.fsdp_devices, **config.model_settings())
     check_finite(model.params)
@@ -117,7 +118,7 @@ def _requests(
         _refuse_robot_flags(config)
         return ModelRequests(architecture, lengths), chosen
     family = family_of(architecture)
-    tokenizer = family.load_tokenizer(architecture, config.tokenizer, spec.assets)
+    tokenizer = load_tokenizer(config, architecture, spec.assets)
     statistics, asset_id = _statistics(config, spec.assets, architecture, chosen.asset_id)
     processing = family.processing(
         architecture, chosen.robot, statistics, tokenizer, lengths, state_in_prompt=chosen.state_in_prompt
@@ -127,7 +128,7 @@ def _requests(
 
 
 def _refuse_robot_flags(config: Serve) -> None:
-    names = ("prompt", "tokenizer", "norm_stats", "asset_id", "state_in_prompt")
+    names = ("prompt", "tokenizer", "fast_tokenizer", "norm_stats", "asset_id", "state_in_prompt")
     given = [f"--{name.replace('_', '-')}" for name in names if getattr(config, name) is not None]
     given += ["--long-prompts"] if config.long_prompts != "cut" else []
     if given:

@@ -122,6 +122,7 @@ def open_dataset(
                 pictures=recorded.video_fingerprint(),
                 notes=own,
                 conventions=used,
+                files=processing.files,
             )
         )
     data = sets[0] if len(sets) == 1 else mixed(sets, weights)

@@ -38,6 +38,7 @@ class TrainingData:
       shares: of a mixture, how many of ``rows`` are each set's, one set after the other, and its weight in the draws;
         empty where every row is drawn as often as another.
       conventions: what the observations were made with; its robot is None for a ``.npz``.
+      files: without which a model trained on it means nothing, by their names in a checkpoint's assets.
     """
 
     source: str
@@ -55,6 +56,7 @@ class TrainingData:
     notes: tuple[str, ...] = ()
     shares: tuple[tuple[int, float], ...] = ()
     conventions: Conventions | None = None
+    files: Mapping[str, bytes] = dataclasses.field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.rows)

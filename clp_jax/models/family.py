@@ -12,7 +12,7 @@ import flax.linen as nn
 import jax
 import numpy as np
 from etils import epath
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 
 from clp_jax.aliases import AnyArray, Array, Leaf, Tree
 from clp_jax.models.layers.scan import Rows
@@ -213,7 +213,7 @@ class Processing(Protocol):
 
     @property
     def cameras(self) -> tuple[str, ...]:
-        """The model's cameras that the robot has, in the model's order."""
+        """The model's cameras of which `inputs` has an image, in the model's order, by the robot's names."""
         ...
 
     @property
@@ -245,10 +245,17 @@ class Processing(Protocol):
         """What the model reads of one observation, without a batch axis."""
         ...
 
-    def outputs(
-        self, actions: Float[np.ndarray, "h adim"], *, state: Float[np.ndarray, " d"]
-    ) -> Float[np.ndarray, "h rdim"]:
-        """The robot's actions from the model's."""
+    def outputs(self, actions: np.ndarray, *, state: Float[np.ndarray, " d"]) -> Float[np.ndarray, "h rdim"]:
+        """The robot's actions from what the model samples: actions [h, adim], or tokens [t]."""
+        ...
+
+    def note(self, actions: np.ndarray) -> str | None:
+        """What a client must know of an answer made of this sample; None where it is as it should be."""
+        ...
+
+    @property
+    def files(self) -> Mapping[str, bytes]:
+        """Files without which a checkpoint trained with this means nothing, by their names in its assets."""
         ...
 
 
@@ -355,6 +362,10 @@ class Family(Protocol):
         """The model's cameras, in the order in which it reads them."""
         ...
 
+    def robot_cameras(self, architecture: Any) -> tuple[str, ...]:
+        """The names that a robot may give the model's cameras."""
+        ...
+
     def any_size(self, architecture: Any) -> frozenset[str]:
         """Keys whose arrays may have any size, because the model does not read them."""
         ...
@@ -371,8 +382,17 @@ class Family(Protocol):
         """The robot that the checkpoint itself describes, if it does."""
         ...
 
-    def load_tokenizer(self, architecture: Any, path: str | None, assets: epath.Path | None) -> Any:
-        """The tokenizer of prompts: the file given, else the checkpoint's own, else upstream's."""
+    def load_tokenizer(
+        self, architecture: Any, path: str | None, assets: epath.Path | None, **settings: str | None
+    ) -> Any:
+        """The tokenizer of prompts: the file given, else the checkpoint's own, else upstream's.
+
+        Args:
+          architecture: of the model.
+          path: of the tokenizer, if it was given.
+          assets: the checkpoint's ``assets`` folder, if it has one.
+          settings: where actions are tokens, ``fast_tokenizer``, the folder of theirs, if it was given.
+        """
         ...
 
     def processing(
@@ -448,15 +468,15 @@ class Family(Protocol):
         ...
 
     def sample(
-        self, model: Any, params: Tree, inputs: Mapping[str, Leaf], *, noise: Leaf, num_steps: int, gates: Gates
-    ) -> Float[Array, "b horizon adim"]:
-        """Actions, normalised and padded."""
+        self, model: Any, params: Tree, inputs: Mapping[str, Leaf], *, noise: Leaf | None, num_steps: int, gates: Gates
+    ) -> Float[Array, "b horizon adim"] | Int[Array, "b steps"]:
+        """Actions, normalised and padded; tokens where the architecture's actions are tokens, which need no noise."""
         ...
 
     def num_steps(self, architecture: Any) -> int:
-        """Integration steps of sampling where nobody says otherwise."""
+        """Steps of sampling where nobody says otherwise: integrations from noise to actions, or tokens at most."""
         ...
 
     def why_no_actions(self, architecture: Any) -> str | None:
-        """Why `sample` cannot be; None where it can."""
+        """Why `sample` gives no actions; None where it does."""
         ...

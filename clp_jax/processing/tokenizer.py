@@ -34,6 +34,14 @@ class PromptTokenizer:
         """Number of token ids."""
         return self._pieces.vocab_size()
 
+    def pieces(self, text: str, *, begin: bool = False, end: bool = False) -> list[int]:
+        """Token ids of a text as it is, perhaps with the marks of a sequence's begin and end."""
+        return self._pieces.encode(text, add_bos=begin, add_eos=end)
+
+    def text(self, ids: list[int]) -> str:
+        """The text that token ids spell; marks and padding spell nothing."""
+        return self._pieces.decode(ids)
+
     def __call__(
         self, prompt: str, length: int, state: Float[np.ndarray, " d"] | None = None
     ) -> tuple[Int[np.ndarray, " s"], Bool[np.ndarray, " s"]]:
@@ -61,9 +69,9 @@ class PromptTokenizer:
         """
         text = prompt.strip().replace("_", " ").replace("\n", " ")
         if state is None:
-            return self._pieces.encode(text, add_bos=True) + self._pieces.encode("\n")
+            return self.pieces(text, begin=True) + self.pieces("\n")
         bins = " ".join(map(str, discretise(state)))
-        return self._pieces.encode(f"Task: {text}, State: {bins};\nAction: ", add_bos=True)
+        return self.pieces(f"Task: {text}, State: {bins};\nAction: ", begin=True)
 
 
 def discretise(state: Float[np.ndarray, " d"]) -> Int[np.ndarray, " d"]:

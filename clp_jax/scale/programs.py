@@ -10,9 +10,10 @@ import jax.numpy as jnp
 
 from clp_jax.aliases import Leaf, Tree
 from clp_jax.data.dataset import chosen_lengths
+from clp_jax.errors import InputError
 from clp_jax.models import Architecture, Lengths, abstract_params, family_of
 from clp_jax.sensitivity import gate_step
-from clp_jax.serving.policy import abstract_rows, check_servable, trace_sampling
+from clp_jax.serving.policy import abstract_rows, check_sizes, trace_sampling
 from clp_jax.sharding import batch_sharding, parameter_shardings
 from clp_jax.similarity import CalibrationBatch, Sampling, statistics_step
 from clp_jax.training import OptimizerSettings, Run, StepSettings, check_batch_size
@@ -100,7 +101,9 @@ def programs(
             lambda: _gates(workload, architecture, params, mesh),
         ]
     if workload.task == "infer":
-        check_servable(architecture, batch_size=workload.batch_size, num_steps=workload.steps(architecture))
+        if (reason := family_of(architecture).why_no_actions(architecture)) is not None:
+            raise InputError(reason)
+        check_sizes(batch_size=workload.batch_size, num_steps=workload.steps(architecture))
         return [lambda: _sampling(workload, architecture, params, mesh)]
     if workload.task == "lora":
         architecture = with_adapters(architecture)

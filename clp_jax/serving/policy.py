@@ -28,7 +28,7 @@ class Prepared:
       inputs: of the model, without a batch axis.
       state: of the robot, in its units.
       number: of the request; the key of its noise.
-      noise: instead of the key's, [horizon, adim].
+      noise: instead of the key's, [horizon, adim]; None where the model draws none.
     """
 
     inputs: Mapping[str, np.ndarray]
@@ -41,18 +41,19 @@ class Policy:
     """A loaded model that answers requests.
 
     A request's noise comes from its number alone, ``fold_in(key(seed), number)``, or from the request: the answer does
-    not depend on what it was batched with, beyond the rounding of another batch size.
+    not depend on what it was batched with, beyond the rounding of another batch size. A model whose actions are tokens
+    needs no noise: it writes the likeliest ones.
 
     Args:
       model: on its devices; batches that their number divides are split over them.
       requests: how requests are read and answers written.
       action_horizon: actions of a chunk.
       max_batch: the largest batch.
-      num_steps: Euler steps from noise to actions.
+      num_steps: Euler steps from noise to actions, or tokens at most.
       seed: of the noise.
 
     Raises:
-      InputError: a model that has no actions to answer with, or sizes below one.
+      InputError: sizes below one.
     """
 
     def __init__(
@@ -65,11 +66,12 @@ class Policy:
         num_steps: int = 10,
         seed: int = 0,
     ):
-        check_servable(model.architecture, action_horizon=action_horizon, max_batch=max_batch, num_steps=num_steps)
-        assert model.architecture.action_dim is not None
+        check_sizes(action_horizon=action_horizon, max_batch=max_batch, num_steps=num_steps)
         self.requests = requests
         self.buckets = buckets(max_batch)
-        self._model, self._chunk = model, (action_horizon, model.architecture.action_dim)
+        self._model, self._horizon = model, action_horizon
+        dim = model.architecture.action_dim
+        self._noise_shape = None if dim is None else (action_horizon, dim)
         self._numbers = itertools.count()
         self._num_steps, self._seed = num_steps, seed
         self._programs: dict[int, Any] = {}
@@ -79,14 +81,14 @@ class Policy:
         """Compile the program of one batch size; `infer` and `infer_batch` do so when they need one."""
         if bucket in self._programs:
             return
-        architecture, (horizon, _) = self._model.architecture, self._chunk
+        architecture = self._model.architecture
         traced = trace_sampling(
             architecture,
             jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), self._model.params),
             abstract_rows(
                 architecture,
                 bucket,
-                Lengths(horizon, self.requests.prompt_length),
+                Lengths(self._horizon, self.requests.prompt_length),
                 cameras=self.requests.cameras,
             ),
             self._model.mesh,
@@ -105,7 +107,7 @@ class Policy:
           InputError: one line that says what is wrong with it.
         """
         values = flat(request)
-        noise = chunk(values, "noise", *self._chunk) if "noise" in values else None
+        noise = self._noise_in(values)
         inputs, state = self.requests.inputs(values)
         return Prepared(inputs, state, next(self._numbers), noise)
 
@@ -130,7 +132,8 @@ class Policy:
         Returns:
           Per request ``actions`` [horizon, rdim] in the robot's units, ``state``, and ``policy_timing`` with
           ``infer_ms``, which ends when the actions are on the host. (openpi's ends when the device has been asked.)
-          ``state`` is a list: openpi-client's ActionChunkBroker cuts every array along the horizon.
+          ``state`` is a list: openpi-client's ActionChunkBroker cuts every array along the horizon. With a ``note``
+          the answer is not what the model was asked for, and says what it is.
 
         Raises:
           InputError: a request's own noise makes an action that is not finite.
@@ -155,22 +158,31 @@ class Policy:
         timing = {"infer_ms": 1e3 * seconds, "batch_size": len(prepared)}
         return [self._outcome(row, entry, timing) for row, entry in zip(actions, prepared, strict=False)]
 
-    def _outcome(
-        self, row: Float[np.ndarray, "horizon adim"], entry: Prepared, timing: Mapping[str, Any]
-    ) -> dict[str, Any] | Exception:
+    def _outcome(self, row: np.ndarray, entry: Prepared, timing: Mapping[str, Any]) -> dict[str, Any] | Exception:
         """One request's answer, or why it has none."""
         if np.isfinite(row).all():
             actions = self.requests.actions(row, entry.state)
             if np.isfinite(actions).all():
-                return {"actions": actions, "state": entry.state.tolist(), "policy_timing": dict(timing)}
+                note = self.requests.note(row)
+                answer = {"actions": actions, "state": entry.state.tolist(), "policy_timing": dict(timing)}
+                return answer if note is None else answer | {"note": note}
         if entry.noise is not None:
             return InputError("the noise of the request makes actions that are not finite; send normal noise.")
         return FloatingPointError("the model's actions hold NaN or infinite values.")
 
+    def _noise_in(self, values: Mapping[str, Any]) -> Float[np.ndarray, "horizon adim"] | None:
+        if "noise" not in values:
+            return None
+        if self._noise_shape is None:
+            raise InputError(f"a {self._model.architecture.kind} draws no noise; leave noise out of the request.")
+        return chunk(values, "noise", *self._noise_shape)
+
     def _row(self, entry: Prepared) -> dict[str, Any]:
-        noise = np.zeros(self._chunk, np.float32) if entry.noise is None else entry.noise
-        given = np.asarray(entry.noise is not None)
-        return {"inputs": dict(entry.inputs), "noise": noise, "given": given, "number": np.uint32(entry.number)}
+        row: dict[str, Any] = {"inputs": dict(entry.inputs), "number": np.uint32(entry.number)}
+        if self._noise_shape is None:
+            return row
+        noise = np.zeros(self._noise_shape, np.float32) if entry.noise is None else entry.noise
+        return row | {"noise": noise, "given": np.asarray(entry.noise is not None)}
 
     def _metadata(self, num_steps: int) -> dict[str, Any]:
         """What a client is told when it connects."""
@@ -179,9 +191,9 @@ class Policy:
             "model": architecture.kind,
             "depth": architecture.depths,
             "plan": None if record is None else record.get("plan"),
-            "action_horizon": self._chunk[0],
+            "action_horizon": self._horizon,
             "action_dim": self.requests.action_dim,
-            "noise_shape": list(self._chunk),
+            "noise_shape": self._noise_shape and list(self._noise_shape),
             "robot": self.requests.name,
             "keys": list(self.requests.keys),
             "num_steps": num_steps,
@@ -189,18 +201,8 @@ class Policy:
         }
 
 
-def check_servable(architecture: Architecture, **sizes: int) -> None:
-    """Raise if no `Policy` can be made, before anything is read.
-
-    Args:
-      architecture: of the model.
-      sizes: flags that are at least one.
-
-    Raises:
-      InputError: a model that has no actions to answer with, or a size below one.
-    """
-    if (reason := family_of(architecture).why_no_actions(architecture)) is not None:
-        raise InputError(reason)
+def check_sizes(**sizes: int) -> None:
+    """Raise an `InputError` if a flag is below one."""
     for name, value in sizes.items():
         if value < 1:
             raise InputError(f"--{name.replace('_', '-')} is {value}; give at least 1.")
@@ -225,12 +227,9 @@ def abstract_rows(
 ) -> dict[str, Any]:
     """Shapes and dtypes of a batch of requests; all of the model's cameras if none are named."""
     inputs = family_of(architecture).inputs(architecture, lengths, cameras)
-    entries = {
-        "inputs": inputs,
-        "noise": inputs.pop("actions"),
-        "given": jax.ShapeDtypeStruct((), np.bool_),
-        "number": jax.ShapeDtypeStruct((), np.uint32),
-    }
+    entries: dict[str, Any] = {"inputs": inputs, "number": jax.ShapeDtypeStruct((), np.uint32)}
+    if "actions" in inputs:
+        entries |= {"noise": inputs.pop("actions"), "given": jax.ShapeDtypeStruct((), np.bool_)}
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((bucket, *leaf.shape), leaf.dtype), entries)
 
 
@@ -243,14 +242,14 @@ def trace_sampling(
     num_steps: int = 10,
     seed: int = 0,
 ) -> jax.stages.Traced:
-    """The program of one batch size, from parameters and a batch to actions on every device.
+    """The program of one batch size, from parameters and a batch to actions, or tokens, on every device.
 
     Args:
       architecture: of the model.
       params: shapes and dtypes of the parameters.
       batch: from `abstract_rows`; split over the devices if their number divides it, else the same on all.
       mesh: the devices.
-      num_steps: Euler steps from noise to actions.
+      num_steps: Euler steps from noise to actions, or tokens at most.
       seed: of the noise.
     """
     split = batch["number"].shape[0] % mesh.size == 0
@@ -267,7 +266,12 @@ def noise_of(seed: int, numbers: UInt32[AnyArray, " b"], shape: tuple[int, int])
 
 
 def _sample(family: Any, module: Any, num_steps: int, seed: int, params: Leaf, batch: Mapping[str, Any]) -> Array:
+    noise = _noise(seed, batch) if "noise" in batch else None
+    return family.sample(module, params, batch["inputs"], noise=noise, num_steps=num_steps, gates=Gates())
+
+
+def _noise(seed: int, batch: Mapping[str, Any]) -> Float[Array, "b horizon adim"]:
+    """Of the requests that bring some theirs, of the others that of their numbers."""
     given: Bool[Array, " b"] = batch["given"]
     drawn = noise_of(seed, batch["number"], batch["noise"].shape[1:])
-    noise = jnp.where(given[:, None, None], batch["noise"], drawn)
-    return family.sample(module, params, batch["inputs"], noise=noise, num_steps=num_steps, gates=Gates())
+    return jnp.where(given[:, None, None], batch["noise"], drawn)

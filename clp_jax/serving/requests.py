@@ -48,7 +48,7 @@ class RobotRequests:
 
     @property
     def cameras(self) -> tuple[str, ...]:
-        """The model's cameras that the robot has."""
+        """The model's cameras of which it gets an image."""
         return self.processing.cameras
 
     @property
@@ -98,11 +98,13 @@ class RobotRequests:
         self._check_sizes(inputs)
         return inputs, state
 
-    def actions(
-        self, actions: Float[np.ndarray, "h adim"], state: Float[np.ndarray, " d"]
-    ) -> Float[np.ndarray, "h rdim"]:
-        """The robot's actions from the model's."""
-        return self.processing.outputs(actions, state=state)
+    def actions(self, sampled: np.ndarray, state: Float[np.ndarray, " d"]) -> Float[np.ndarray, "h rdim"]:
+        """The robot's actions from what the model sampled."""
+        return self.processing.outputs(sampled, state=state)
+
+    def note(self, sampled: np.ndarray) -> str | None:
+        """What a client must know of an answer made of this sample; None where it is as it should be."""
+        return self.processing.note(sampled)
 
     @property
     def _default_prompt(self) -> str | None:
@@ -153,11 +155,18 @@ class ModelRequests:
     Attributes:
       architecture: of the model.
       lengths: chunk and prompt.
+
+    Raises:
+      InputError: a model that has no actions to answer with.
     """
 
     architecture: Architecture
     lengths: Lengths
     name = "model-ready"
+
+    def __post_init__(self):
+        if (reason := family_of(self.architecture).why_no_actions(self.architecture)) is not None:
+            raise InputError(reason)
 
     @property
     def cameras(self) -> tuple[str, ...]:
@@ -194,11 +203,15 @@ class ModelRequests:
         return result, result["state"]
 
     def actions(
-        self, actions: Float[np.ndarray, "h adim"], state: Float[np.ndarray, " d"]
+        self, sampled: Float[np.ndarray, "h adim"], state: Float[np.ndarray, " d"]
     ) -> Float[np.ndarray, "h adim"]:
         """The model's actions as they are."""
         del state
-        return actions
+        return sampled
+
+    def note(self, sampled: Float[np.ndarray, "h adim"]) -> str | None:
+        """Nothing."""
+        del sampled
 
     def _rules(self) -> dict[str, Any]:
         described = family_of(self.architecture).inputs(self.architecture, self.lengths)

@@ -24,8 +24,8 @@ def assets_writer(
 ) -> Callable[[epath.Path], None]:
     """Fills a step's assets: the statistics of the data, or those of a checkpoint whose normalised data it is.
 
-    A tokenizer of the checkpoint's own goes with it, and below ``policy`` whatever else a loader will ask for. That is
-    read now, for the source may be gone when a step is saved.
+    A tokenizer of the checkpoint's own goes with it, one of actions in any case, and below ``policy`` whatever else a
+    loader will ask for. That is read now, for the source may be gone when a step is saved.
 
     Args:
       spec: the checkpoint that the run began from.
@@ -36,7 +36,7 @@ def assets_writer(
     """
     if data.asset_id is not None:
         check_inside(data.asset_id, "--asset-id")
-    files = family_of(architecture).side_files(
+    beside = family_of(architecture).side_files(
         spec.folder,
         vlm_config=vlm_config,
         tokenizer=tokenizer,
@@ -44,6 +44,7 @@ def assets_writer(
         depths=architecture.depths,
         image_sizes=_image_sizes(data),
     )
+    files = {f"{POLICY}/{name}": content for name, content in beside.items()} | dict(data.files)
 
     def write(folder: epath.Path) -> None:
         if data.norm_stats is not None and data.asset_id is not None:
@@ -53,7 +54,7 @@ def assets_writer(
         elif spec.assets is not None and isinstance(spec, CheckpointSpec):
             copy_files(spec.assets, folder)
         for name, content in files.items():
-            file = folder / POLICY / name
+            file = folder / name
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_bytes(content)
 

@@ -101,6 +101,11 @@ def camera_names(architecture: Architecture) -> tuple[str, ...]:
     return architecture.cameras
 
 
+def robot_cameras(architecture: Architecture) -> tuple[str, ...]:
+    """The model's own names are the only ones."""
+    return camera_names(architecture)
+
+
 def inputs(
     architecture: Architecture, lengths: Lengths, cameras: Sequence[str] | None = None
 ) -> dict[str, jax.ShapeDtypeStruct]:
@@ -342,6 +347,7 @@ __all__ = [
     "num_steps",
     "prefix_of",
     "recognises",
+    "robot_cameras",
     "sample",
     "sample_actions",
     "side_files",

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from etils import epath
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from clp_jax.aliases import AnyArray, Array, Leaf, Tree
 from clp_jax.errors import InputError
@@ -29,6 +29,8 @@ from clp_jax.models.pi0.augmentation import augment_images
 from clp_jax.models.pi0.conventions import CONFIGURATIONS
 from clp_jax.models.pi0.fast import Pi0Fast, sample_tokens
 from clp_jax.models.pi0.fast import compute_loss as fast_loss
+from clp_jax.models.pi0.fast_processing import FAST_CAMERAS, UNREAD_STATE, FastProcessing
+from clp_jax.models.pi0.fast_tokenizer import FastTokenizer, load_action_tokenizer
 from clp_jax.models.pi0.flow import Pi0, compute_loss, draw_noise_and_time, sample_actions
 from clp_jax.models.pi0.layout import layout, torch_config, why_no_torch, zero_tensors
 from clp_jax.models.pi0.observation import Observation, model_image
@@ -50,9 +52,6 @@ STACKS = (
     Stack(r"PaliGemma/llm/layers/.*", "vlm"),
 )
 
-FAST_CAMERAS = ("base_0_rgb", "base_1_rgb", "wrist_0_rgb")
-"""openpi's camera names for π0-FAST."""
-
 LORA = lora
 
 LEROBOT = lerobot
@@ -67,7 +66,6 @@ prohibited-use policy on, too, and says that the files were changed. openpi's ow
 Apache-2.0."""
 
 _LENGTHS = {"pi0": Lengths(50, 48), "pi05": Lengths(50, 200), "pi0_fast": Lengths(32, 250)}
-_UNREAD_STATE = 32
 
 
 def recognises(tree: Tree) -> bool:
@@ -141,6 +139,11 @@ def lengths(architecture: Architecture) -> Lengths:
     return _LENGTHS[architecture.kind]
 
 
+def robot_cameras(architecture: Architecture) -> tuple[str, ...]:
+    """The names that a robot may give the model's cameras: of π0-FAST its own or, as openpi's LIBERO does, π0's."""
+    return (*FAST_CAMERAS, *CAMERAS[1:]) if architecture.kind == "pi0_fast" else CAMERAS
+
+
 def camera_names(architecture: Architecture) -> tuple[str, ...]:
     """The model's cameras in the order in which it reads them, which is also the sorted one."""
     return FAST_CAMERAS if architecture.kind == "pi0_fast" else CAMERAS
@@ -158,7 +161,7 @@ def inputs(
     """
     size, fast = architecture.vision.image_size, architecture.kind == "pi0_fast"
     names = camera_names(architecture) if cameras is None else cameras
-    dim = architecture.action_dim or _UNREAD_STATE
+    dim = architecture.action_dim or UNREAD_STATE
     shapes: dict[str, Any] = {f"image/{camera}": ((size, size, 3), jnp.uint8) for camera in names}
     shapes |= {f"image_mask/{camera}": ((), jnp.bool_) for camera in names}
     shapes |= {
@@ -234,9 +237,13 @@ def own_robot(architecture: Architecture) -> Robot | None:
     return None
 
 
-def load_tokenizer(architecture: Architecture, path: str | None, assets: epath.Path | None) -> PromptTokenizer:
-    """PaliGemma's tokenizer: the file given, the checkpoint's, a cached one or the public one."""
-    del architecture
+def load_tokenizer(
+    architecture: Architecture, path: str | None, assets: epath.Path | None, *, fast_tokenizer: str | None = None
+) -> PromptTokenizer | FastTokenizer:
+    """PaliGemma's tokenizer, and π0-FAST's of actions: those given, the checkpoint's, cached or public ones."""
+    if architecture.kind == "pi0_fast":
+        actions = load_action_tokenizer(fast_tokenizer, assets)
+        return FastTokenizer(load_paligemma_tokenizer(path, assets=assets), actions)
     return load_paligemma_tokenizer(path, assets=assets)
 
 
@@ -244,14 +251,18 @@ def processing(
     architecture: Architecture,
     robot: Robot,
     norm_stats: Mapping[str, NormStats],
-    tokenizer: PromptTokenizer,
+    tokenizer: PromptTokenizer | FastTokenizer,
     lengths: Lengths,
     *,
     state_in_prompt: bool | None = None,
-) -> Processing:
-    """What stands between a robot and the model; π0.5's prompt spells the state, if there is one, unless it is said."""
+) -> Processing | FastProcessing:
+    """What stands between a robot and the model; if nothing is said, all prompts but π0's spell the state, if any."""
+    if isinstance(tokenizer, FastTokenizer):
+        if state_in_prompt is False:
+            raise InputError("the prompt of a π0-FAST always spells the state; leave --state-in-prompt out.")
+        return FastProcessing(robot, architecture, norm_stats, tokenizer, *lengths)
     spelled = architecture.kind == "pi05" and robot.state != () if state_in_prompt is None else state_in_prompt
-    return Processing(robot, architecture, norm_stats, tokenizer, lengths.horizon, lengths.prompt, spelled)
+    return Processing(robot, architecture, norm_stats, tokenizer, *lengths, spelled)
 
 
 def draw(
@@ -328,23 +339,35 @@ def error_weights(architecture: Architecture, inputs: Mapping[str, Leaf]) -> Flo
 
 
 def sample(
-    model: Pi0, params: Tree, inputs: Mapping[str, Leaf], *, noise: Leaf, num_steps: int, gates: Gates = Gates()
-) -> Float[Array, "b horizon adim"]:
-    """Actions by Euler steps from noise."""
-    return sample_actions(model, params, Observation.of(inputs), noise=noise, num_steps=num_steps, gates=gates)
+    model: Pi0 | Pi0Fast,
+    params: Tree,
+    inputs: Mapping[str, Leaf],
+    *,
+    noise: Leaf | None,
+    num_steps: int,
+    gates: Gates = Gates(),
+) -> Float[Array, "b horizon adim"] | Int[Array, "b steps"]:
+    """Actions by Euler steps from noise; of π0-FAST the likeliest tokens, one a step."""
+    observation = Observation.of(inputs)
+    if isinstance(model, Pi0Fast):
+        return sample_tokens(model, params, observation, max_decoding_steps=num_steps, gates=gates)
+    assert noise is not None, "a π0 without noise has nothing to start from"
+    return sample_actions(model, params, observation, noise=noise, num_steps=num_steps, gates=gates)
 
 
 def num_steps(architecture: Architecture) -> int:
-    """openpi's Euler steps."""
-    del architecture
-    return 10
+    """openpi's Euler steps, or its largest number of tokens."""
+    return 256 if architecture.kind == "pi0_fast" else 10
 
 
 def why_no_actions(architecture: Architecture) -> str | None:
-    """π0-FAST has no sampling of actions here."""
+    """π0-FAST samples tokens."""
     if architecture.kind != "pi0_fast":
         return None
-    return "π0-FAST answers with tokens, which clp_jax cannot turn into actions; serve a π0 or π0.5."
+    return (
+        "π0-FAST answers with tokens, which only a robot's tokenizer makes actions; serve it with --robot, or take a "
+        "π0 or π0.5."
+    )
 
 
 __all__ = [

@@ -119,7 +119,10 @@ def compute_loss(
 def sample_tokens(
     model: Pi0Fast, params: Tree, observation: Observation, *, max_decoding_steps: int = 256, gates: Gates = Gates()
 ) -> Int[Array, "b steps"]:
-    """Greedy decoding until every sequence has ended or ``max_decoding_steps``; unwritten slots stay 0."""
+    """Greedy decoding until every sequence has ended or ``max_decoding_steps``; slots after a sequence's end stay 0.
+
+    (In openpi a batch goes on until all sequences end in one step, and what follows an end is not 0.)
+    """
     variables = {"params": params}
     prefilled: Any = model.apply(variables, observation, max_decoding_steps, gates=gates, method="prefill")
     logits, kv_cache, valid = prefilled
@@ -128,20 +131,20 @@ def sample_tokens(
     slots = jnp.arange(prefix + max_decoding_steps)
 
     def step(carry):
-        i, logits, tokens, kv_cache, _ = carry
-        token = jnp.argmax(logits, axis=-1).astype(jnp.int32)
+        i, logits, tokens, kv_cache, ended = carry
+        token = jnp.where(ended, 0, jnp.argmax(logits, axis=-1).astype(jnp.int32))
         tokens = tokens.at[:, i].set(token)
         visible = (slots[None, :] >= (prefix - length)[:, None]) & (slots[None, :] < prefix + i + 1)
         logits, kv_cache = model.apply(
             variables, token, kv_cache, prefix + i, visible, length + i + 1, gates=gates, method="decode"
         )
-        return i + 1, logits, tokens, kv_cache, jnp.all(token == _END_OF_SEQUENCE)
+        return i + 1, logits, tokens, kv_cache, ended | (token == _END_OF_SEQUENCE)
 
     def unfinished(carry):
         i, _, _, _, ended = carry
-        return ~ended & (i < max_decoding_steps)
+        return ~jnp.all(ended) & (i < max_decoding_steps)
 
-    start = jnp.int32(0), logits, jnp.zeros((b, max_decoding_steps), jnp.int32), kv_cache, jnp.zeros((), bool)
+    start = jnp.int32(0), logits, jnp.zeros((b, max_decoding_steps), jnp.int32), kv_cache, jnp.zeros(b, bool)
     return jax.lax.while_loop(unfinished, step, start)[2]
 
 

@@ -7,7 +7,7 @@ import dataclasses
 from collections.abc import Mapping
 
 import numpy as np
-from jaxtyping import Float, Shaped
+from jaxtyping import Float, Shaped, UInt8
 
 from clp_jax.errors import InputError
 from clp_jax.models.pi0.architecture import Architecture
@@ -43,31 +43,12 @@ class Processing:
     state_in_prompt: bool
 
     def __post_init__(self):
-        if self.architecture.kind == "pi0_fast":
-            raise InputError(
-                "π0-FAST writes actions as tokens with a processor that clp_jax does not carry; give a .npz of "
-                "model-ready observations."
-            )
         if not self.robot.state and (self.architecture.kind == "pi0" or self.state_in_prompt):
             raise InputError(
                 f"robot {self.robot.name!r} has no state, which a π0 reads, and a π0.5 with --state-in-prompt; name "
                 "its columns."
             )
-        names = self._normalised
-        missing = [name for name in names if name not in self.norm_stats]
-        if missing:
-            raise InputError(f"the norm stats lack {' and '.join(missing)}; they hold {', '.join(self.norm_stats)}.")
-        if self.quantiles and any(self.norm_stats[name].q01 is None for name in names):
-            raise InputError("π0.5 is normalised with quantiles, which the norm stats lack; run clp norm-stats.")
-        if self.tokenizer.vocab_size > self.architecture.vocab_size:
-            raise InputError(
-                f"the tokenizer has {self.tokenizer.vocab_size} tokens, the model {self.architecture.vocab_size}."
-            )
-
-    @property
-    def _normalised(self) -> tuple[str, ...]:
-        """What has statistics: a robot may be without state."""
-        return ("state", "actions") if self.robot.state else ("actions",)
+        check_fit(self.architecture, self.robot, self.norm_stats, self.tokenizer.vocab_size, quantiles=self.quantiles)
 
     @property
     def quantiles(self) -> bool:
@@ -118,21 +99,16 @@ class Processing:
         Returns:
           The keys of `calibration`, without the first axis.
         """
-        robot, dim = self.robot, self.architecture.action_dim
+        dim = self.architecture.action_dim
         assert dim is not None
         self.check_dims(len(state), self.action_dim if actions is None else actions.shape[1])
-        state, actions = to_model_units(robot, state, actions)
-        if actions is not None:
-            actions = transforms.to_delta(actions, state, robot.delta)
-        if self.robot.state:
-            state = transforms.normalise(state, self.norm_stats["state"], quantiles=self.quantiles)
+        state, actions = to_normal(self.robot, self.norm_stats, state, actions, quantiles=self.quantiles)
         result = self._images(images)
         ids, mask = self.tokenizer(prompt, self.max_token_len, state if self.state_in_prompt else None)
         result |= {"tokenized_prompt": ids, "tokenized_prompt_mask": mask}
         # Only a π0 reads this array; a wider state, which is spelled alone, is cut to the array that others are given.
         result["state"] = transforms.pad(state, dim)[:dim].astype(np.float32)
         if actions is not None:
-            actions = transforms.normalise(actions, self.norm_stats["actions"], quantiles=self.quantiles)
             result["actions"] = transforms.pad(actions, dim).astype(np.float32)
         return result
 
@@ -145,21 +121,78 @@ class Processing:
           actions: of the model, padded and normalised.
           state: of the robot when they were asked for, in its units.
         """
-        quantiles = self.quantiles
-        pi_state, _ = to_model_units(self.robot, state)
-        if self.robot.state:  # forth and back as in openpi, whose policy knows the state only normalised
-            normal = transforms.normalise(pi_state, self.norm_stats["state"], quantiles=quantiles)
-            pi_state = transforms.unnormalise(normal, self.norm_stats["state"], quantiles=quantiles)
-        actions = transforms.unnormalise(actions, self.norm_stats["actions"], quantiles=quantiles)
-        actions = transforms.to_absolute(actions, pi_state, self.robot.delta)[:, : self.action_dim]
-        return transforms.aloha_actions_from_pi(actions) if self.robot.units == "aloha" else actions
+        return from_normal(self.robot, self.norm_stats, actions, state, dim=self.action_dim, quantiles=self.quantiles)
+
+    def note(self, actions: Float[np.ndarray, "h adim"]) -> str | None:
+        """Nothing: every sample is an answer."""
+        del actions
+
+    @property
+    def files(self) -> Mapping[str, bytes]:
+        """None; PaliGemma's tokenizer is the same for all."""
+        return {}
 
     def _images(self, images: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """The robot's cameras alone: nothing attends to the black images that openpi masks in place of the others."""
-        size = self.architecture.vision.image_size
         result: dict[str, np.ndarray] = {}
         for camera in self.cameras:
-            image = transforms.parse_image(images[camera])
-            result[f"image/{camera}"] = transforms.resize_with_pad(image, size)
+            result[f"image/{camera}"] = square(images[camera], self.architecture.vision.image_size)
             result[f"image_mask/{camera}"] = np.bool_(1)
         return result
+
+
+def check_fit(
+    architecture: Architecture, robot: Robot, norm_stats: Mapping[str, NormStats], vocab_size: int, *, quantiles: bool
+) -> None:
+    """Raise an `InputError` unless statistics and tokenizer are such as the model needs."""
+    names = ("state", "actions") if robot.state else ("actions",)
+    missing = [name for name in names if name not in norm_stats]
+    if missing:
+        raise InputError(f"the norm stats lack {' and '.join(missing)}; they hold {', '.join(norm_stats)}.")
+    if quantiles and any(norm_stats[name].q01 is None for name in names):
+        raise InputError(
+            f"a {architecture.kind} is normalised with quantiles, which the norm stats lack; run clp norm-stats."
+        )
+    if vocab_size > architecture.vocab_size:
+        raise InputError(f"the tokenizer has {vocab_size} tokens, the model {architecture.vocab_size}.")
+
+
+def to_normal(
+    robot: Robot,
+    norm_stats: Mapping[str, NormStats],
+    state: Float[np.ndarray, " d"],
+    actions: Float[np.ndarray, "h adim"] | None,
+    *,
+    quantiles: bool,
+) -> tuple[Float[np.ndarray, " d"], Float[np.ndarray, "h adim"] | None]:
+    """State, if any, and actions as the model knows them: units, relative where the robot says so, normalised."""
+    state, actions = to_model_units(robot, state, actions)
+    if actions is not None:
+        actions = transforms.to_delta(actions, state, robot.delta)
+        actions = transforms.normalise(actions, norm_stats["actions"], quantiles=quantiles)
+    if robot.state:
+        state = transforms.normalise(state, norm_stats["state"], quantiles=quantiles)
+    return state, actions
+
+
+def from_normal(
+    robot: Robot,
+    norm_stats: Mapping[str, NormStats],
+    actions: Float[np.ndarray, "h adim"],
+    state: Float[np.ndarray, " d"],
+    *,
+    dim: int,
+    quantiles: bool,
+) -> Float[np.ndarray, "h {dim}"]:
+    """The inverse of `to_normal` for ``dim`` actions, with the robot's state when they were asked for."""
+    state, _ = to_normal(robot, norm_stats, state, None, quantiles=quantiles)
+    if robot.state:  # forth and back as in openpi, whose policy knows the state only normalised
+        state = transforms.unnormalise(state, norm_stats["state"], quantiles=quantiles)
+    actions = transforms.unnormalise(actions, norm_stats["actions"], quantiles=quantiles)
+    actions = transforms.to_absolute(actions, state, robot.delta)[:, :dim]
+    return transforms.aloha_actions_from_pi(actions) if robot.units == "aloha" else actions
+
+
+def square(image: Shaped[np.ndarray, "_ _ _"], size: int) -> UInt8[np.ndarray, "size size 3"]:
+    """An image as uint8 of the model's size, padded with black; from float in [0, 1] or channels first, too."""
+    return transforms.resize_with_pad(transforms.parse_image(image), size)

@@ -123,6 +123,11 @@ def camera_names(architecture: Architecture) -> tuple[str, ...]:
     return tuple(camera for camera in architecture.cameras if camera not in empty)
 
 
+def robot_cameras(architecture: Architecture) -> tuple[str, ...]:
+    """The model's own names are the only ones."""
+    return camera_names(architecture)
+
+
 def inputs(
     architecture: Architecture, lengths: Lengths, cameras: Sequence[str] | None = None
 ) -> dict[str, jax.ShapeDtypeStruct]:

@@ -137,6 +137,15 @@ class Processing:
         stats, d = self.norm_stats["actions"], self.action_dim
         return actions * stats.std[:d] + stats.mean[:d]
 
+    def note(self, actions: Float[np.ndarray, "h adim"]) -> str | None:
+        """Nothing: every sample is an answer."""
+        del actions
+
+    @property
+    def files(self) -> Mapping[str, bytes]:
+        """None; the policy folder has all of them."""
+        return {}
+
     def _normalise(self, x: Float[np.ndarray, "*n d"], name: str) -> Float[np.ndarray, "*n d"]:
         if name in self.architecture.as_they_are:
             return x
