@@ -12,8 +12,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from clp_jax.editable_json import json_object, read_json, typed, write_json
+from clp_jax.editable_json import json_object, typed, write_json
 from clp_jax.errors import InputError
+from clp_jax.files import read_json
 
 SCHEMA = 1
 _ABOUT = "Edit 'keep': the 0-based blocks that stay. Towers of one 'coupled' group keep the same blocks."
@@ -188,8 +189,9 @@ class PrunePlan:
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "PrunePlan":
         """Reads the plan that `save` wrote and a person may have edited; an `InputError` names the file."""
+        value = read_json(path, finite=True)
         try:
-            return cls.from_json(read_json(path))
+            return cls.from_json(value)
         except InputError as error:
             raise InputError(f"{os.fspath(path)}: {error}") from None
 
