@@ -17,6 +17,8 @@ from clp_jax.errors import InputError
 from clp_jax.files import read_json
 
 SCHEMA = 1
+_DEEPEST = 10_000
+"""Blocks; a plan that claims more would be worked on for ever."""
 _ABOUT = "Edit 'keep': the 0-based blocks that stay. Towers of one 'coupled' group keep the same blocks."
 _REQUIRED = ("schema", "kind", "towers")
 _OPTIONAL = ("coupled", "criterion", "scores", "notes")
@@ -38,8 +40,8 @@ class TowerPlan:
     keep: tuple[int, ...]
 
     def __post_init__(self):
-        if self.depth < 1:
-            raise InputError(f"depth is {self.depth}; a tower has at least one block")
+        if not 1 <= self.depth <= _DEEPEST:
+            raise InputError(f"depth is {self.depth}; a tower has at least one block and at most {_DEEPEST:,}")
         if not self.keep:
             raise InputError("keep is empty; at least one block must stay")
         for index in self.keep:

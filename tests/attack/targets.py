@@ -116,7 +116,8 @@ def export_record(folder: Path) -> Target:
 
     step = _pruned(folder)
     content = json.loads((step / "clp.json").read_text())
-    config = {"action_horizon": 4, "max_token_len": 5, "state_in_prompt": False, "steps": 3}
+    config = {"action_horizon": 4, "max_token_len": 5, "state_in_prompt": False}
+    config |= {"data": "set", "steps": 3, "batch_size": 2}
     trained = {"command": "finetune", "source": "here", "source_fingerprint": "0", "config": config}
     (step / "clp.json").write_text(json.dumps(content | {"steps": [*content["steps"], trained]}))
     return Target(step, use, damage=_only("clp.json"))
