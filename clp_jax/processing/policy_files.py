@@ -102,7 +102,9 @@ def _stats(vectors: Mapping[str, np.ndarray], feature: str) -> NormStats | None:
     found = {key: vectors.get(f"{feature}.{key}") for key in ("mean", "std", "q01", "q99")}
     if found["mean"] is None or found["std"] is None:
         return None
-    return of_lists(feature, {key: None if x is None else x.astype(np.float64).tolist() for key, x in found.items()})
+    # Booleans stay what they are, to be refused.
+    numbers = {key: x if x is None or x.dtype == np.bool_ else x.astype(np.float64) for key, x in found.items()}
+    return of_lists(feature, {key: None if x is None else x.tolist() for key, x in numbers.items()})
 
 
 def read_vectors(file: epath.Path) -> dict[str, np.ndarray]:
