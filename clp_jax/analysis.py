@@ -4,7 +4,6 @@ import dataclasses
 import json
 import math
 import os
-import zipfile
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -13,15 +12,14 @@ from etils import epath
 
 from clp_jax import selection
 from clp_jax.data import CalibrationData, arrange
-from clp_jax.errors import InputError
 from clp_jax.loading import LoadedModel, check_finite
 from clp_jax.models import Gates, Tower
 from clp_jax.plan import PrunePlan
 from clp_jax.selection import Evidence, GateEvidence, Selection
 from clp_jax.sensitivity import make_loss, measure_gates
 from clp_jax.similarity import Estimator, Sampling, StateScale, TowerSimilarity, batches, collect
+from clp_jax.stored_analysis import SCHEMA, read_stored
 
-_SCHEMA = 1
 _ARRAYS = tuple(f.name for f in dataclasses.fields(TowerSimilarity) if f.name != "samples")
 _GATES = tuple(f.name for f in dataclasses.fields(GateEvidence))
 
@@ -106,7 +104,7 @@ class Analysis:
             found = {key: getattr(gates, key) for key in _GATES}
             arrays |= {f"gates/{'+'.join(group)}/{key}": value for key, value in found.items() if value is not None}
         head = {
-            "schema": _SCHEMA,
+            "schema": SCHEMA,
             "kind": self.kind,
             "depths": self.depths,
             "coupled": self.coupled,
@@ -125,25 +123,16 @@ class Analysis:
         Raises:
           InputError: not such a file.
         """
-        try:
-            with epath.Path(path).open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
-                arrays = {key: archive[key] for key in archive.files}
-            head = json.loads(str(arrays.pop("meta")))
-            if head["schema"] != _SCHEMA:
-                raise InputError(f"{path} has schema {head['schema']}, this version reads {_SCHEMA}; analyse again.")
-            towers = {
-                name: TowerSimilarity(**{key: arrays[f"{name}/{key}"] for key in _ARRAYS}, samples=samples)
-                for name, samples in head["samples"].items()
-            }
-            groups = {key.split("/")[1] for key in arrays if key.startswith("gates/")}
-            gates = {
-                tuple(group.split("+")): GateEvidence(**{key: arrays.get(f"gates/{group}/{key}") for key in _GATES})
-                for group in sorted(groups)
-            }
-        except (OSError, ValueError, KeyError, EOFError, AttributeError, zipfile.BadZipFile) as error:
-            if isinstance(error, InputError):
-                raise
-            raise InputError(f"{path} is not the similarity.npz of an analysis: {error}") from error
+        head, arrays = read_stored(path)
+        towers = {
+            name: TowerSimilarity(**{key: arrays[f"{name}/{key}"] for key in _ARRAYS}, samples=samples)
+            for name, samples in head["samples"].items()
+        }
+        groups = {key.split("/")[1] for key in arrays if key.startswith("gates/")}
+        gates = {
+            tuple(group.split("+")): GateEvidence(**{key: arrays.get(f"gates/{group}/{key}") for key in _GATES})
+            for group in sorted(groups)
+        }
         return cls(head["kind"], _shape(head), _groups(head), towers, gates, head["meta"])
 
 

@@ -2,8 +2,8 @@
 
 Exit codes:
   0    done; `finetune` and `serve` also when SIGTERM ended them in good order
-  1    done, and the answer is no (`inspect --against` found a difference); or the machine failed (disk full, no
-       permission, connection lost: one line); or a bug of ours (traceback)
+  1    done, and the answer is no (`inspect --against` found a difference); or the machine failed (disk or memory
+       full, no permission, connection lost, no such device: one line); or a bug of ours (traceback)
   2    what the user gave cannot be used: a flag, a path, a checkpoint, a plan, a data file
   130  interrupted (Ctrl-C)
   143  ended by SIGTERM
@@ -25,6 +25,7 @@ from collections.abc import Iterator, Sequence
 from typing import NoReturn
 
 from clp_jax.errors import InputError
+from clp_jax.machine import failure_of
 from clp_jax.version import __version__
 
 COMMANDS = {
@@ -83,14 +84,16 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _dispatch([word for word in words if word != "--debug"])
     except InputError as error:
         return _fail(str(error), code=2, debug=debug)
-    except OSError as error:
-        return _fail(f"{_sentence(error)} (--debug shows where)", code=1, debug=debug)
     except KeyboardInterrupt:
         return _fail("interrupted", code=_INTERRUPTED, debug=debug)
     except _Terminated:
         return _fail("ended by SIGTERM", code=_ENDED, debug=debug)
     except SystemExit as stop:  # tyro: 0 after --help, 2 after a wrong flag
         return int(stop.code or 0)
+    except Exception as error:
+        if (said := failure_of(error)) is None:
+            raise
+        return _fail(f"{said} (--debug shows where)", code=1, debug=debug)
 
 
 @contextlib.contextmanager
@@ -150,12 +153,6 @@ Finds the twin layers of an openpi-style JAX checkpoint with CKA, and removes th
 clp NAME --help   the flags of a command
 clp --version     the version
 --debug           with any command: the traceback of an error"""
-
-
-def _sentence(error: OSError) -> str:
-    """What the system says, in one line, the file first where there is one."""
-    text = error.strerror or str(error) or type(error).__name__
-    return " ".join(f"{error.filename}: {text}".split()) if error.filename else " ".join(text.split())
 
 
 def _fail(message: str, *, code: int, debug: bool) -> int:

@@ -1,7 +1,7 @@
 """JSON files that people edit: pleasant to write by hand, strict to read.
 
-Reading finds the slips of an editor: a misspelt key, a key given twice, a wrong type. Keys that begin with "_" are
-comments. Standard JSON only, so NaN is written as null by whoever has one.
+Reading finds the slips of an editor: a misspelt key, a wrong type, and (`files.read_json`) a key given twice. Keys
+that begin with "_" are comments. Standard JSON only, so NaN is written as null by whoever has one.
 """
 
 import difflib
@@ -12,23 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from clp_jax.errors import InputError
-
-
-def read_json(path: str | os.PathLike[str]) -> Any:
-    """Returns the JSON value in the file.
-
-    Raises:
-      InputError: no such file, no JSON, or a key occurs twice in one object. The message does not name the file.
-    """
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-        return json.loads(text, object_pairs_hook=_without_repetition, parse_constant=_no_constant)
-    except OSError as error:
-        raise InputError(f"cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise InputError("is no text file; give a .json file") from None
-    except json.JSONDecodeError as error:
-        raise InputError(f"no valid JSON at line {error.lineno}, column {error.colno}: {error.msg}") from None
 
 
 def write_json(path: str | os.PathLike[str], value: Any) -> None:
@@ -94,17 +77,3 @@ def typed(value: Any, wanted: type, where: str) -> Any:
     if not isinstance(value, wanted) or isinstance(value, bool):
         raise InputError(f"{where} must be {_NAMES[wanted]}, not {json.dumps(value, default=repr)}")
     return value
-
-
-def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """The object; a key given twice is a slip, not a case for "the last one wins"."""
-    result = dict(pairs)
-    if len(result) < len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = next(key for key in keys if keys.count(key) > 1)
-        raise InputError(f"the key {twice!r} occurs twice in one object; remove one")
-    return result
-
-
-def _no_constant(name: str) -> Any:
-    raise InputError(f"{name} is no JSON number; write null")

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from clp_jax.checkpoint import CheckpointSpec, FolderSpec, Spec, fingerprint, read_spec
 from clp_jax.errors import InputError
+from clp_jax.files import read_json_object
 from clp_jax.history import Step, history_of
 from clp_jax.loading import read_architecture
 from clp_jax.models import Architecture, family_of, family_of_kind, family_of_tree, stack_of
@@ -238,11 +239,7 @@ def _config_beside(spec: CheckpointSpec) -> dict[str, Any]:
     """The config of the policy folder that a run began from; empty without one."""
     if spec.folder is None or not (spec.folder / _CONFIG).exists():
         return {}
-    try:
-        config = json.loads((spec.folder / _CONFIG).read_text())
-    except ValueError as error:
-        raise InputError(f"{spec.folder / _CONFIG} is no valid JSON: {error}; copy it again") from None
-    return config if isinstance(config, dict) else {}
+    return read_json_object(spec.folder / _CONFIG)
 
 
 def _stored_family(config: Mapping[str, Any]) -> StoredFamily | None:

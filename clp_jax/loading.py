@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from clp_jax.checkpoint import CheckpointSpec, FolderSpec, Spec, read_params, read_spec, stored_shapes
 from clp_jax.checkpoint.opening import unchanged
 from clp_jax.checkpoint.safetensors.leaves import TensorLeaves
-from clp_jax.errors import InputError
+from clp_jax.errors import InputError, blamed_on
 from clp_jax.models import Architecture, abstract_params, family_of_kind, family_of_tree
 from clp_jax.sharding import make_mesh, parameter_shardings
 from clp_jax.trees import check_same_structure, flatten
@@ -55,7 +55,8 @@ def read_architecture(spec: Spec, *, dtype: str = "bfloat16", **settings: Any) -
     shapes = stored_shapes(spec) if isinstance(spec, FolderSpec) else spec.tree
     read = family.architecture_of_tensors if isinstance(spec, FolderSpec) else family.architecture_of
     try:
-        architecture = read(shapes, spec.folder, dtype=dtype, **given)
+        with blamed_on("its configuration", "copy the checkpoint again", verb="cannot be used"):
+            architecture = read(shapes, spec.folder, dtype=dtype, **given)
     except InputError as error:
         raise InputError(f"{spec.path}: {error}") from None
     if isinstance(spec, FolderSpec):

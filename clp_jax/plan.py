@@ -12,10 +12,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from clp_jax.editable_json import json_object, read_json, typed, write_json
+from clp_jax.editable_json import json_object, typed, write_json
 from clp_jax.errors import InputError
+from clp_jax.files import read_json
 
 SCHEMA = 1
+_DEEPEST = 10_000
+"""Blocks; a plan that claims more would be worked on for ever."""
 _ABOUT = "Edit 'keep': the 0-based blocks that stay. Towers of one 'coupled' group keep the same blocks."
 _REQUIRED = ("schema", "kind", "towers")
 _OPTIONAL = ("coupled", "criterion", "scores", "notes")
@@ -37,8 +40,8 @@ class TowerPlan:
     keep: tuple[int, ...]
 
     def __post_init__(self):
-        if self.depth < 1:
-            raise InputError(f"depth is {self.depth}; a tower has at least one block")
+        if not 1 <= self.depth <= _DEEPEST:
+            raise InputError(f"depth is {self.depth}; a tower has at least one block and at most {_DEEPEST:,}")
         if not self.keep:
             raise InputError("keep is empty; at least one block must stay")
         for index in self.keep:
@@ -188,8 +191,9 @@ class PrunePlan:
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "PrunePlan":
         """Reads the plan that `save` wrote and a person may have edited; an `InputError` names the file."""
+        value = read_json(path, finite=True)
         try:
-            return cls.from_json(read_json(path))
+            return cls.from_json(value)
         except InputError as error:
             raise InputError(f"{os.fspath(path)}: {error}") from None
 

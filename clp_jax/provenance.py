@@ -5,12 +5,12 @@ import importlib.metadata
 from collections.abc import Mapping
 from typing import Any
 
+from clp_jax.checkpoint.record import SCHEMA
 from clp_jax.errors import InputError
 from clp_jax.plan import PrunePlan, compose
 from clp_jax.processing.conventions import Conventions, conventions_of_json
 from clp_jax.version import __version__
 
-SCHEMA = 1
 _OF_TRAINING = ("action_horizon", "max_token_len", "state_in_prompt")
 _PACKAGES = ("jax", "jaxlib", "flax", "orbax-checkpoint", "numpy")
 

@@ -7,6 +7,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from clp_jax import trees
+from clp_jax.plan import PrunePlan
+from clp_jax.provenance import Record
 
 RECORDED = Path(__file__).parent / "golden" / "ckpt"
 RECORDED_STEPS = [
@@ -18,6 +20,8 @@ RECORDED_STEPS = [
     "pi05_trained/1",
     "pi0_lora_trained/1",
 ]
+RECORD = Record(PrunePlan.of("toy", {"llm": 3}, {"llm": [0, 2]}), ()).to_json()
+"""What a ``clp.json`` may say."""
 
 
 def toy_params() -> dict:

@@ -9,6 +9,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 from checkpoints import (
+    RECORD,
     RECORDED,
     RECORDED_STEPS,
     assert_bit_equal,
@@ -39,9 +40,7 @@ def test_rewrite_keeps_layers_bit_equal_for_every_reader(name, tmp_path):
     source = restore_as_openpi(spec.path, restore_type=np.ndarray)
     assert_bit_equal(source, read_params(spec))
 
-    report = rewrite(
-        spec, tmp_path / "out", take=lambda path: KEEP if "/llm/layers/" in path else None, record={"n": 9}
-    )
+    report = rewrite(spec, tmp_path / "out", take=lambda path: KEEP if "/llm/layers/" in path else None, record=RECORD)
 
     expected = trees.unflatten(
         {path: leaf[np.array(KEEP)] if "/llm/layers/" in path else leaf for path, leaf in trees.flatten(source).items()}
@@ -49,7 +48,7 @@ def test_rewrite_keeps_layers_bit_equal_for_every_reader(name, tmp_path):
     out = read_spec(tmp_path / "out")
     assert trees.difference(out.tree, expected, dtypes=True) == []
     assert out.value_suffix == spec.value_suffix == ("trained" in name)
-    assert out.plan_record == {"n": 9}
+    assert out.plan_record == RECORD
     for restore_type in (np.ndarray, jax.Array):
         assert_bit_equal(expected, restore_as_openpi(out.path, restore_type=restore_type))
     with ocp.PyTreeCheckpointer() as checkpointer:
@@ -90,9 +89,9 @@ def test_write_params_is_what_openpi_reads(value_suffix, tmp_path):
     params = toy_params()
     params["llm"]["layers"]["w"] = jnp.asarray(params["llm"]["layers"]["w"])
     params["scalar"] = np.float32(3)
-    write_params(tmp_path / "out", params, record={"a": [1]}, value_suffix=value_suffix)
+    write_params(tmp_path / "out", params, record=RECORD, value_suffix=value_suffix)
     spec = read_spec(tmp_path / "out")
-    assert (spec.value_suffix, spec.plan_record) == (value_suffix, {"a": [1]})
+    assert (spec.value_suffix, spec.plan_record) == (value_suffix, RECORD)
     assert_bit_equal(params, restore_as_openpi(tmp_path / "out" / "params", restore_type=np.ndarray))
     rewrite(spec, tmp_path / "again", take={})
     assert_bit_equal(params, read_params(read_spec(tmp_path / "again")))

@@ -110,7 +110,7 @@ def test_bad_file_is_refused_in_one_sentence(tmp_path, message):
 def test_file_that_is_no_npz_is_refused(tmp_path, content):
     path = tmp_path / "d.npz"
     path.write_bytes(content)
-    with pytest.raises(InputError, match="not a readable"):
+    with pytest.raises(InputError, match=r"d\.npz cannot be read: File is not a zip file"):
         load_npz(path, ARCH)
 
 

@@ -159,7 +159,7 @@ def with_nan(table):
 BROKEN = {
     "of version v9.9; v2.0, v2.1, v3.0 are read": lambda f: edit_info(f, codebase_version="v9.9"),
     "not as LeRobot .* writes it": lambda f: edit_info(f, features=None),
-    "info.* is no JSON": lambda f: (f / "meta/info.json").write_text("{"),
+    "info.* is no valid JSON": lambda f: (f / "meta/info.json").write_text("{"),
     "lacks 1 of the .* files of its meta; first .*mp4": lambda f: first(f, "videos/**/*.mp4").unlink(),
     "lacks 1 of the .* files of its meta; first .*parquet": lambda f: first(f, "data/**/*.parquet").unlink(),
     "cannot be read, it is cut off or damaged": lambda f: cut(f, "data/**/*.parquet"),

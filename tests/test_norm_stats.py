@@ -67,9 +67,9 @@ def test_file_is_openpis(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("{", "no norm_stats.json of openpi"),
+        ("{", "norm_stats.json is no valid JSON"),
         ("{}", "no norm_stats.json of openpi"),
-        ('{"norm_stats": {"state": {"mean": [1.0]}}}', "mean and std"),
+        ('{"norm_stats": {"state": {"mean": [1.0]}}}', "lacks mean or std"),
         ('{"norm_stats": {"state": {"mean": [1.0], "std": [1.0, 2.0]}}}', "different shapes"),
         ('{"norm_stats": {"state": {"mean": [NaN], "std": [1.0]}}}', "not finite"),
     ],

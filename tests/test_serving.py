@@ -31,6 +31,8 @@ from clp_jax.commands import serve as serve_command
 from clp_jax.errors import InputError
 from clp_jax.models import Lengths, build
 from clp_jax.models.pi0 import Observation, Pi0, sample_actions
+from clp_jax.processing import norm_stats
+from clp_jax.processing.norm_stats import NormStats
 from clp_jax.provenance import trained_with
 from clp_jax.serving import wire
 from clp_jax.serving.policy import Policy, noise_of
@@ -335,6 +337,22 @@ def test_taken_port_is_an_error(policy, port):
         ServerSettings(port=70000)
 
 
+def test_a_taken_port_is_said_before_the_model_is_read(saved, port, capsys, monkeypatch):
+    monkeypatch.setattr(serve_command, "make_policy", lambda *_: pytest.fail("the model was read"))
+    assert serve(saved, "--port", str(port)) == 2
+    said = capsys.readouterr().err
+    assert f"error: 127.0.0.1:{port} cannot be listened on: Address already in use; give another --port" in said
+
+
+def test_statistics_without_spread_are_refused_before_the_model_is_read(saved, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(serve_command, "load_model", lambda *_: pytest.fail("the model was read"))
+    flat = NormStats(np.zeros(6), np.zeros(6))
+    norm_stats.save(tmp_path, {"state": flat, "actions": flat})
+    flags = ("--robot", "libero", "--tokenizer", str(GOLDEN / "tokenizer/tiny_spm.model"))
+    assert serve(saved, *flags, "--norm-stats", str(tmp_path)) == 2
+    assert "have no spread in dimensions that the robot uses: state 0" in capsys.readouterr().err
+
+
 def test_lengths_of_the_last_fine_tuning_are_taken():
     steps = [
         {"command": "finetune", "config": {"action_horizon": 3}},
@@ -420,3 +438,5 @@ def test_a_fault_of_one_request_spoils_no_other_of_its_batch(policy):
     assert first["actions"].shape == third["actions"].shape == (toys.HORIZON, 6)
     with pytest.raises(InputError, match="send normal noise"):
         policy.infer_batch(prepared)
+    with pytest.raises(InputError, match="noise holds NaN or infinite values"):  # in float32, which the model reads
+        policy.prepare(good | {"noise": np.full((toys.HORIZON, 6), 1e300)})

@@ -22,13 +22,14 @@ from clp_jax.commands.processing_flags import ProcessingFlags
 from clp_jax.errors import InputError
 from clp_jax.loading import check_finite, load_model, read_architecture
 from clp_jax.models import Architecture, Lengths, family_of
+from clp_jax.models.family import Processing
 from clp_jax.processing import norm_stats
 from clp_jax.processing.conventions import Conventions
 from clp_jax.processing.norm_stats import NormStats
 from clp_jax.progress import progress
 from clp_jax.serving.policy import Policy, check_sizes
 from clp_jax.serving.requests import ModelRequests, Requests, RobotRequests
-from clp_jax.serving.server import ServerSettings, run_server
+from clp_jax.serving.server import ServerSettings, check_free, run_server
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -74,6 +75,7 @@ def run(config: Serve) -> None:
     """Run the command."""
     logging.basicConfig(level=logging.WARNING)
     settings = ServerSettings(config.host, config.port, config.queue, int(config.max_message_mb * 2**20))
+    check_free(settings)
     console, spec = Console(), read_spec(config.checkpoint)
     policy = make_policy(config, spec)
     with progress("compiling", total=len(policy.buckets), unit="batch sizes") as advance:
@@ -123,8 +125,19 @@ def _requests(
     processing = family.processing(
         architecture, chosen.robot, statistics, tokenizer, lengths, state_in_prompt=chosen.state_in_prompt
     )
+    if config.norm_stats is not None:
+        _check_spread(config.norm_stats, processing, architecture)
     used = dataclasses.replace(chosen, state_in_prompt=processing.state_in_prompt, asset_id=asset_id)
     return RobotRequests(processing, architecture, long_prompts=config.long_prompts), used
+
+
+def _check_spread(source: str, processing: Processing, architecture: Architecture) -> None:
+    """Raise where a file that the user gave has no spread in a dimension that the robot uses."""
+    statistics = processing.norm_stats
+    dims = {name: len(entry.mean) for name, entry in statistics.items()}
+    # Statistics as long as the model's actions may be padded: then they do not tell the robot's dimensions.
+    dims = {name: processing.action_dim if known == architecture.action_dim else known for name, known in dims.items()}
+    norm_stats.check_spread(statistics, dims, source=source, quantiles=processing.quantiles)
 
 
 def _refuse_robot_flags(config: Serve) -> None:

@@ -8,7 +8,6 @@ describes (``image/<camera>`` may be uint8 of any size or float32 in [-1, 1]), a
 import dataclasses
 import hashlib
 import os
-import zipfile
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,6 +16,7 @@ from etils import epath
 from jaxtyping import Int
 
 from clp_jax.errors import InputError
+from clp_jax.files import opened, read_archive
 from clp_jax.models import Architecture, Lengths, family_of
 
 
@@ -77,16 +77,9 @@ def load_npz(path: str | os.PathLike[str], architecture: Architecture) -> Calibr
         )
     if not file.exists():
         raise InputError(f"there is no data file {path}.")
-    try:
-        with file.open("rb") as stream:
-            fingerprint = hashlib.file_digest(stream, "sha256").hexdigest()
-            stream.seek(0)
-            with np.load(stream, allow_pickle=False) as archive:
-                arrays = {key: archive[key] for key in archive.files}
-    except (ValueError, EOFError, OSError, zipfile.BadZipFile, KeyError) as error:
-        raise InputError(f"{path} is not a readable .npz file: {error}") from error
-    except TypeError as error:  # np.load gives a bare .npy as an array, which is no context
-        raise InputError(f"{path} holds one bare array; give a .npz with the keys of openpi's model inputs.") from error
+    with opened(file) as stream:
+        fingerprint = hashlib.file_digest(stream, "sha256").hexdigest()
+    arrays = read_archive(file)
     family = family_of(architecture)
     arrays = family.complete(architecture, arrays)
     _check(arrays, architecture, str(path))

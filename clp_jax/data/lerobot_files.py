@@ -1,36 +1,19 @@
 """The files of a LeRobot data set's meta: JSON and parquet, read or refused in one line."""
 
 import contextlib
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from clp_jax.errors import InputError
+from clp_jax.errors import InputError, blamed_on
+from clp_jax.files import parse_json, read_text
 
 
 @contextlib.contextmanager
 def readable(file: Path) -> Iterator[None]:
     """Turns what pyarrow raises about a broken file into an `InputError` of one line."""
-    import pyarrow
-
-    try:
+    with blamed_on(file, verb="cannot be read, it is cut off or damaged"):
         yield
-    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
-        reason = str(error).strip().split("\n")[0] or type(error).__name__
-        raise InputError(f"{file} cannot be read, it is cut off or damaged: {reason}") from error
-
-
-def read_json(file: Path) -> Any:
-    """The content of a JSON file.
-
-    Raises:
-      InputError: it is absent or no JSON.
-    """
-    try:
-        return json.loads(_text(file))
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{file} is no JSON: {_reason(error)}.") from error
 
 
 def read_json_lines(file: Path) -> list[dict[str, Any]]:
@@ -41,13 +24,10 @@ def read_json_lines(file: Path) -> list[dict[str, Any]]:
     """
     found = []
     # Only a line feed ends a line: a text may hold U+2028 and its like, at which str.splitlines would cut it.
-    for number, line in enumerate(_text(file).split("\n"), 1):
+    for number, line in enumerate(read_text(file).split("\n"), 1):
         if not line.strip():
             continue
-        try:
-            value = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise InputError(f"{file} holds a line that is no JSON, line {number}: {_reason(error)}.") from error
+        value = parse_json(line, f"line {number} of {file}")
         if not isinstance(value, dict):
             raise InputError(f"line {number} of {file} is no JSON object.")
         found.append(value)
@@ -95,18 +75,3 @@ def one_text(file: Path, row: Mapping[str, Any]) -> Any:
         if name in row:
             return row[name]
     raise InputError(f"{file} has no column of texts; it has {', '.join(row)}. Name it task.")
-
-
-def _text(file: Path) -> str:
-    try:
-        return file.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise InputError(
-            f"{file} is no JSON: it is not written in UTF-8, {error.reason} at byte {error.start}."
-        ) from None
-    except OSError as error:
-        raise InputError(f"{file} cannot be read: {error.strerror}.") from None
-
-
-def _reason(error: Exception) -> str:
-    return "it is nested too deeply" if isinstance(error, RecursionError) else str(error)

@@ -5,19 +5,19 @@ statistics, which are not read).
 """
 
 import collections
-import contextlib
 import dataclasses
 import importlib
 import math
 import os
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 from clp_jax.data.episodes import chosen
-from clp_jax.data.lerobot_files import one_text, read_json, read_json_lines, read_rows
-from clp_jax.errors import InputError
+from clp_jax.data.lerobot_files import one_text, read_json_lines, read_rows
+from clp_jax.errors import InputError, blamed_on
+from clp_jax.files import read_json_object
 from clp_jax.folders import check_inside
 
 VERSIONS = ("v2.0", "v2.1", "v3.0")
@@ -84,11 +84,11 @@ def read_meta(
       InputError: unknown version, a file is missing or broken, or there are no such episodes.
     """
     path = Path(folder).expanduser()
-    info = read_json(path / "meta" / "info.json")
-    version = info.get("codebase_version") if isinstance(info, dict) else None
+    info = read_json_object(path / "meta" / "info.json")
+    version = info.get("codebase_version")
     if version not in VERSIONS:
         raise InputError(f"{folder} is a LeRobot data set of version {version}; {', '.join(VERSIONS)} are read.")
-    with _well_formed(f"{folder}/meta", version):
+    with blamed_on(f"{folder}/meta", verb=f"is not as LeRobot {version} writes it"):
         features = {key: feature if isinstance(feature, dict) else {} for key, feature in info["features"].items()}
         wanted = features if cameras is None else cameras
         videos = [key for key, feature in features.items() if feature.get("dtype") == "video" and key in wanted]
@@ -163,17 +163,6 @@ def lerobot_home() -> Path:
     """Where lerobot keeps data sets by hub id."""
     caches = os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface"
     return Path(os.environ.get("HF_LEROBOT_HOME") or Path(caches) / "lerobot").expanduser()
-
-
-@contextlib.contextmanager
-def _well_formed(where: str, version: str) -> Iterator[None]:
-    """Turns what broken values of meta raise into one line."""
-    try:
-        yield
-    except InputError:
-        raise
-    except (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError) as error:
-        raise InputError(f"{where} is not as LeRobot {version} writes it: {error!r}.") from error
 
 
 def _is_set(folder: Path) -> bool:

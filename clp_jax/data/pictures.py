@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
-from clp_jax.errors import InputError
+from clp_jax.errors import InputError, reason_of
 
 _PNG, _JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8"
 _WIDE_MODES = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")
@@ -96,8 +96,8 @@ def _opened(content: bytes) -> Iterator[Any]:
         raise InputError(f"a picture that is too large: {error}") from error
     except UnidentifiedImageError:
         raise InputError("a broken image: it is of no format that Pillow knows.") from None
-    except (OSError, SyntaxError, ValueError, TypeError, struct.error, EOFError, zlib.error) as error:
-        raise InputError(f"a broken image: {error}.") from error
+    except Exception as error:  # Pillow's readers of formats raise almost anything
+        raise InputError(f"a broken image: {reason_of(error)}.") from error
 
 
 def _bits(content: bytes, image: Any) -> int:

@@ -12,10 +12,13 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from clp_jax.errors import InputError
+from clp_jax.errors import InputError, blamed_on
 
 OPEN_FILES = 32
 """Idle files of a kind that stay open; with many threads a few more are open while in use."""
+
+_MOST_PIXELS = 2**27
+"""Of a frame; four times 8K."""
 
 _STEPS_BACK = (0.0, 2.0, 10.0, math.inf)
 """Seconds before the wanted frame at which decoding is begun, one after the other until the frame is found."""
@@ -90,19 +93,17 @@ class VideoFrames:
         Raises:
           InputError: the file cannot be decoded, or has no frame at that time.
         """
-        import av.error
-
         image = nearest = None
-        try:
-            with self._files.borrow(path) as container:
-                for back in _STEPS_BACK:
-                    start = max(0.0, seconds - tolerance - back)
-                    image, nearest = _decode_until(container, start, seconds, tolerance)
-                    # Some encoders' keyframes are no clean starts, and a decoder may begin later than asked to.
-                    if image is not None or start == 0.0 or (nearest is not None and nearest < seconds - tolerance):
-                        break
-        except (av.error.FFmpegError, OSError, IndexError, MemoryError) as error:
-            raise InputError(f"the video {path} cannot be decoded at {seconds:.3f} s: {error}.") from error
+        with (
+            blamed_on(f"the video {path}", verb=f"cannot be decoded at {seconds:.3f} s"),
+            self._files.borrow(path) as container,
+        ):
+            for back in _STEPS_BACK:
+                start = max(0.0, seconds - tolerance - back)
+                image, nearest = _decode_until(container, start, seconds, tolerance)
+                # Some encoders' keyframes are no clean starts, and a decoder may begin later than asked to.
+                if image is not None or start == 0.0 or (nearest is not None and nearest < seconds - tolerance):
+                    break
         if image is None and nearest is not None and abs(nearest - seconds) <= tolerance:
             raise InputError(f"the video {path} cannot be decoded at {seconds:.3f} s: its data are damaged there.")
         if image is None:
@@ -137,23 +138,17 @@ def read_film(path: Path) -> Film:
     Raises:
       InputError: it is no video, is cut off, or its first frame cannot be decoded.
     """
-    import av.error
-
-    try:
-        container = open_video(path)
-        with container:
-            stream = container.streams.video[0]
-            times = _times_of_index(container, path.stat().st_size)
-            if times is None:
-                ticks = [packet.pts for packet in container.demux(stream) if packet.pts is not None and packet.size]
-                times = np.sort(np.asarray(ticks, np.float64)) * float(stream.time_base)
-                container.seek(0, stream=stream)
-            if next(container.decode(stream), None) is None:
-                raise InputError(f"the video {path} cannot be decoded: it has no frames.")
-            decoder = stream.codec_context
-            return Film(times, decoder.height, decoder.width, str(decoder.pix_fmt))
-    except (av.error.FFmpegError, OSError, IndexError, MemoryError) as error:
-        raise InputError(f"the video {path} cannot be decoded: {error}.") from error
+    with blamed_on(f"the video {path}", verb="cannot be decoded"), open_video(path) as container:
+        stream = container.streams.video[0]
+        times = _times_of_index(container, path.stat().st_size)
+        if times is None:
+            ticks = [packet.pts for packet in container.demux(stream) if packet.pts is not None and packet.size]
+            times = np.sort(np.asarray(ticks, np.float64)) * float(stream.time_base)
+            container.seek(0, stream=stream)
+        if next(container.decode(stream), None) is None:
+            raise InputError(f"the video {path} cannot be decoded: it has no frames.")
+        decoder = stream.codec_context
+        return Film(times, decoder.height, decoder.width, str(decoder.pix_fmt))
 
 
 def _times_of_index(container: Any, size: int) -> np.ndarray | None:
@@ -209,5 +204,8 @@ def open_video(path: Path) -> Any:
     if decoder is None:
         container.close()
         raise InputError(f"the video {path} cannot be decoded: it is cut off or damaged, or of an unknown codec.")
+    if decoder.height * decoder.width > _MOST_PIXELS:
+        container.close()
+        raise InputError(f"the video {path} is {decoder.width}x{decoder.height} pixels large, which is no camera's.")
     decoder.thread_count = 1
     return container

@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from clp_jax.errors import blamed_on
 from clp_jax.export.reference import CHECK_FILE
 from clp_jax.export.result import Check, Options
 from clp_jax.export.weights import Weights
@@ -31,12 +32,14 @@ def model_card(weights: Weights, target: str, options: Options, check: Check, *,
     family = family_of(weights.architecture)
     name = family.TITLES[weights.architecture.kind]
     source = weights.spec.path
+    with blamed_on(f"clp.json of {source}", "copy the checkpoint again", verb="does not describe it"):
+        removed, sizes = _removed(record), _sizes(weights, options, record)
     parts = [
         f"# A pruned {name} for {target}" if record else f"# {name} for {target}",
         f"Made by `clp export --to {target}` of clp_jax (CLP, arXiv 2606.20246) from `{source}`.",
         "## Load\n\n" + load + ("" if options.run or CHECK_FILE not in load else _UNCHECKED),
-        "## What was removed\n\n" + _removed(record),
-        "## Size\n\n" + _sizes(weights, options, record),
+        "## What was removed\n\n" + removed,
+        "## Size\n\n" + sizes,
         "## Checked\n\n" + _checked(check),
         "## Licences\n\n" + family.LICENCES + _OURS,
     ]

@@ -78,7 +78,7 @@ def abstract_params(architecture: Architecture) -> dict:
     >>> abstract_params(pi0.PI0)["PaliGemma"]["llm"]["layers"]["attn"]["q_einsum"]["w"].shape
     (18, 8, 2048, 256)
     """
-    return jax.eval_shape(lambda rng: init_params(architecture, rng), jax.random.key(0))
+    return jax.eval_shape(lambda: init_params(architecture, jax.random.key(0)))  # the key inside: no device is asked
 
 
 __all__ = [

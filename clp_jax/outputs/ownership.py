@@ -12,6 +12,7 @@ from typing import Any
 from etils import epath
 
 from clp_jax.errors import InputError
+from clp_jax.files import read_json_object
 from clp_jax.folders import is_remote
 
 MANIFEST = "clp-manifest.json"
@@ -43,15 +44,7 @@ def read_manifest(folder: epath.Path) -> dict[str, Any]:
       InputError: it is no JSON object.
     """
     file = folder / MANIFEST
-    if not file.exists():
-        return {}
-    try:
-        content = json.loads(file.read_text())
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{file} is no valid JSON: {error}; copy the folder again, or remove this file") from None
-    if not isinstance(content, dict):
-        raise InputError(f"{file} must hold a JSON object {{...}}; copy the folder again, or remove this file")
-    return content
+    return read_json_object(file) if file.exists() else {}
 
 
 def check_own(folder: epath.Path, by: str, *, names: str | None = None) -> None:

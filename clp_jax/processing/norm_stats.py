@@ -11,7 +11,8 @@ import numpy as np
 from etils import epath
 from jaxtyping import Float, Int
 
-from clp_jax.errors import InputError
+from clp_jax.errors import InputError, blamed_on
+from clp_jax.files import read_json_object
 
 FILE = "norm_stats.json"
 _NARROW = 1e-4
@@ -142,15 +143,44 @@ def load(path: str | os.PathLike[str]) -> dict[str, NormStats]:
     """
     file = epath.Path(path)
     file = file / FILE if file.is_dir() else file
-    try:
-        values = json.loads(file.read_text())["norm_stats"]
+    if not file.exists():
+        raise InputError(f"there is no {FILE} at {path}; write one with clp norm-stats.")
+    content = read_json_object(file)
+    with blamed_on(file, "write one with clp norm-stats", verb=f"is no {FILE} of openpi"):
+        values = content["norm_stats"]
         if not values:
             raise ValueError("it holds no statistics")
-        return {name: _entry(name, value) for name, value in values.items()}
-    except OSError:
-        raise InputError(f"there is no {FILE} at {path}; write one with clp norm-stats.") from None
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise InputError(f"{file} is no norm_stats.json of openpi: {_reason(error)}.") from error
+        return {name: of_lists(name, value) for name, value in values.items()}
+
+
+def of_lists(name: str, value: Mapping[str, Any]) -> NormStats:
+    """Statistics that somebody wrote, refused if no data have them.
+
+    Args:
+      name: of the vector, for messages.
+      value: lists of numbers by the names of `NormStats`; other keys are ignored.
+
+    Raises:
+      ValueError: something else than finite numbers of float32, a negative deviation, or quantiles in the wrong order.
+    """
+    given = {key: value.get(key) for key in ("mean", "std", "q01", "q99")}
+    arrays = {key: None if item is None else _vector(item, f"{name}, {key}") for key, item in given.items()}
+    mean, std, q01, q99 = arrays.values()
+    if mean is None or std is None:
+        raise ValueError(f"{name} lacks mean or std")
+    if (q01 is None) != (q99 is None):
+        raise ValueError(f"{name} has only one of q01 and q99")
+    shapes = {array.shape for array in arrays.values() if array is not None}
+    if len(shapes) > 1:
+        raise ValueError(f"statistics of different shapes {sorted(shapes)}")
+    for dimension in np.flatnonzero(std < 0).tolist():
+        raise ValueError(f"{name}, dimension {dimension}: std is {std[dimension]:g}, a deviation is never negative")
+    if q01 is not None and q99 is not None:
+        for dimension in np.flatnonzero(q01 > q99).tolist():
+            raise ValueError(f"{name}, dimension {dimension}: q01 {q01[dimension]:g} is above q99 {q99[dimension]:g}")
+        for dimension in np.flatnonzero((std == 0) & (q01 < q99)).tolist():
+            raise ValueError(f"{name}, dimension {dimension}: std is 0, but q01 and q99 differ")
+    return NormStats(mean, std, q01, q99)
 
 
 def narrow(
@@ -222,27 +252,6 @@ def check_spread(
         )
 
 
-def _entry(name: str, value: Mapping[str, Any]) -> NormStats:
-    given = {key: value.get(key) for key in ("mean", "std", "q01", "q99")}
-    arrays = {key: None if item is None else _vector(item, f"{name}, {key}") for key, item in given.items()}
-    mean, std, q01, q99 = arrays.values()
-    if mean is None or std is None:
-        raise KeyError("mean and std")
-    if (q01 is None) != (q99 is None):
-        raise ValueError(f"{name} has only one of q01 and q99")
-    shapes = {array.shape for array in arrays.values() if array is not None}
-    if len(shapes) > 1:
-        raise ValueError(f"statistics of different shapes {sorted(shapes)}")
-    for dimension in np.flatnonzero(std < 0).tolist():
-        raise ValueError(f"{name}, dimension {dimension}: std is {std[dimension]:g}, a deviation is never negative")
-    if q01 is not None and q99 is not None:
-        for dimension in np.flatnonzero(q01 > q99).tolist():
-            raise ValueError(f"{name}, dimension {dimension}: q01 {q01[dimension]:g} is above q99 {q99[dimension]:g}")
-        for dimension in np.flatnonzero((std == 0) & (q01 < q99)).tolist():
-            raise ValueError(f"{name}, dimension {dimension}: std is 0, but q01 and q99 differ")
-    return NormStats(mean, std, q01, q99)
-
-
 def _vector(values: Any, where: str) -> Float[np.ndarray, " d"]:
     """A list of finite numbers; no text, no booleans."""
     if not isinstance(values, list) or not values:
@@ -253,9 +262,3 @@ def _vector(values: Any, where: str) -> Float[np.ndarray, " d"]:
         if not abs(value) <= _LARGEST:
             raise ValueError(f"{where}, dimension {dimension} is {value!r}, values that are not finite in float32")
     return np.asarray(values, np.float64)
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, KeyError):
-        return f"it lacks {error.args[0]}"
-    return "it is nested too deeply" if isinstance(error, RecursionError) else str(error)

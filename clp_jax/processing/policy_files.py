@@ -12,13 +12,16 @@ import ml_dtypes  # noqa: F401 - registers bfloat16 with NumPy
 import numpy as np
 from etils import epath
 
-from clp_jax.errors import InputError
+from clp_jax.errors import InputError, blamed_on
+from clp_jax.files import opened, parse_json, read_json_object
 from clp_jax.folders import check_inside
-from clp_jax.processing.norm_stats import NormStats
+from clp_jax.processing.norm_stats import NormStats, of_lists
 
 PREPROCESSOR, POSTPROCESSOR = "policy_preprocessor.json", "policy_postprocessor.json"
 _FEATURES = {"state": "observation.state", "actions": "action"}
 _NORMALISERS = ("normalizer_processor", "unnormalizer_processor")
+_LIMIT = 2**26
+"""Bytes of a file of statistics that are read; more is none."""
 _DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "bfloat16", "I64": "<i8", "I32": "<i4", "BOOL": "?"}
 
 
@@ -31,27 +34,23 @@ def read_steps(folder: epath.Path, name: str) -> list[dict[str, Any]]:
     file = folder / name
     if not file.exists():
         return []
-    try:
-        return [dict(step) for step in json.loads(file.read_text())["steps"]]
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{file} is no processor file of lerobot: {error!r}.") from error
+    content = read_json_object(file)
+    with blamed_on(file, verb="is no processor file of lerobot"):
+        return [_step(step) for step in content["steps"]]
 
 
 def state_files(folder: epath.Path) -> list[str]:
     """Names of the files with the statistics of both processors."""
     steps = [step for name in (PREPROCESSOR, POSTPROCESSOR) for step in read_steps(folder, name)]
-    return [
-        check_inside(str(step["state_file"]), f"{folder}: state_file")
-        for step in steps
-        if step.get("registry_name") in _NORMALISERS and "state_file" in step
-    ]
+    found = [step.get("state_file") for step in steps if step.get("registry_name") in _NORMALISERS]
+    return [check_inside(name, f"{folder}: state_file") for name in found if name]
 
 
 def norm_maps(folder: epath.Path) -> dict[str, dict[str, str]]:
     """How each processor file normalises the kinds of features; a kind that one lacks stays as it is."""
     found = {name: read_steps(folder, name) for name in (PREPROCESSOR, POSTPROCESSOR)}
     return {
-        name: dict(step.get("config", {}).get("norm_map", {}))
+        name: dict(step["config"].get("norm_map") or {})
         for name, steps in found.items()
         for step in steps
         if step.get("registry_name") in _NORMALISERS
@@ -60,7 +59,7 @@ def norm_maps(folder: epath.Path) -> dict[str, dict[str, str]]:
 
 def tokenizer_name(folder: epath.Path) -> str | None:
     """What the preprocessor calls its tokenizer: a hub id or a folder."""
-    found = [step.get("config", {}).get("tokenizer_name") for step in read_steps(folder, PREPROCESSOR)]
+    found = [step["config"].get("tokenizer_name") for step in read_steps(folder, PREPROCESSOR)]
     return next((name for name in found if name), None)
 
 
@@ -78,15 +77,34 @@ def norm_stats_of(folder: epath.Path) -> dict[str, NormStats] | None:
     if not file.exists():
         raise InputError(f"{folder / PREPROCESSOR} names {names[0]}, which is not beside it; copy it there.")
     vectors = read_vectors(file)
-    found = {name: _stats(vectors, feature) for name, feature in _FEATURES.items()}
+    with blamed_on(file, verb="holds statistics that no data have"):
+        found = {name: _stats(vectors, feature) for name, feature in _FEATURES.items()}
     return {name: entry for name, entry in found.items() if entry is not None} or None
+
+
+def _step(step: Any) -> dict[str, Any]:
+    """A step whose fields that we read are what lerobot writes there.
+
+    Raises:
+      TypeError: one is not.
+    """
+    fields = {"registry_name": str, "state_file": str, "config": dict}
+    for key, wanted in fields.items():
+        if step.get(key) is not None and not isinstance(step[key], wanted):
+            raise TypeError(f"{key} of a step is {step[key]!r}")
+    config = step.get("config") or {}
+    if not isinstance(config.get("norm_map") or {}, dict) or not isinstance(config.get("tokenizer_name") or "", str):
+        raise TypeError("norm_map or tokenizer_name of a step is of a wrong type")
+    return {**step, "config": config}
 
 
 def _stats(vectors: Mapping[str, np.ndarray], feature: str) -> NormStats | None:
     found = {key: vectors.get(f"{feature}.{key}") for key in ("mean", "std", "q01", "q99")}
     if found["mean"] is None or found["std"] is None:
         return None
-    return NormStats(**{key: None if x is None else np.asarray(x, np.float64) for key, x in found.items()})
+    # Booleans stay what they are, to be refused.
+    numbers = {key: x if x is None or x.dtype == np.bool_ else x.astype(np.float64) for key, x in found.items()}
+    return of_lists(feature, {key: None if x is None else x.tolist() for key, x in numbers.items()})
 
 
 def read_vectors(file: epath.Path) -> dict[str, np.ndarray]:
@@ -95,17 +113,16 @@ def read_vectors(file: epath.Path) -> dict[str, np.ndarray]:
     Raises:
       InputError: it is damaged.
     """
-    content = file.read_bytes()
-    try:
+    with opened(file) as stream:
+        content = stream.read(_LIMIT)
+    with blamed_on(file, verb="is no readable safetensors file"):
         (length,) = struct.unpack("<Q", content[:8])
-        header, data = json.loads(content[8 : 8 + length]), content[8 + length :]
+        header, data = parse_json(content[8 : 8 + length], f"the header of {file}"), content[8 + length :]
         header.pop("__metadata__", None)
         return {
             name: np.frombuffer(data[slice(*entry["data_offsets"])], _DTYPES[entry["dtype"]]).reshape(entry["shape"])
             for name, entry in header.items()
         }
-    except (ValueError, KeyError, TypeError, struct.error) as error:
-        raise InputError(f"{file} is no readable safetensors file: {error!r}.") from error
 
 
 def with_stats(vectors: Mapping[str, np.ndarray], stats: Mapping[str, NormStats]) -> dict[str, np.ndarray]:

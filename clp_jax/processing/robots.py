@@ -9,8 +9,9 @@ from typing import Any, Literal, get_args
 import numpy as np
 from jaxtyping import Float
 
-from clp_jax.editable_json import json_object, read_json, typed
+from clp_jax.editable_json import json_object, typed
 from clp_jax.errors import InputError
+from clp_jax.files import read_json
 from clp_jax.processing import columns, modality, transforms
 
 Units = Literal["own", "aloha"]
@@ -127,11 +128,11 @@ def read_robot(path: str | os.PathLike[str], cameras: Sequence[str] | None = Non
     Raises:
       InputError: the file is missing or broken, or a field is unknown or of the wrong type.
     """
+    content = read_json(path, finite=True)
     try:
-        value = read_json(path)
-        if isinstance(value, dict) and "video" in value:
-            return Robot(Path(path).name, **modality.robot_fields(value, cameras))
-        return robot_of_json({"name": Path(path).name} | typed(value, dict, "the robot"), "the robot")
+        if isinstance(content, dict) and "video" in content:
+            return Robot(Path(path).name, **modality.robot_fields(content, cameras))
+        return robot_of_json({"name": Path(path).name} | typed(content, dict, "the robot"), "the robot")
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
 

@@ -10,7 +10,8 @@ import numpy as np
 from etils import epath
 from jaxtyping import Bool, Float, Int
 
-from clp_jax.errors import InputError
+from clp_jax.errors import InputError, blamed_on
+from clp_jax.files import read_bytes
 
 FILE = "paligemma_tokenizer.model"
 ADDRESS = f"https://storage.googleapis.com/big_vision/{FILE}"
@@ -99,11 +100,9 @@ def load_tokenizer(path: str | os.PathLike[str] | None = None, *, assets: epath.
             raise InputError(f"there is no tokenizer file {path}.")
     else:
         file = next((found for found in _candidates(assets) if found.exists()), None) or _download()
-    try:
-        return PromptTokenizer(file.read_bytes())
-    except (RuntimeError, OSError) as error:
-        reason = str(error).split("\n")[0]
-        raise InputError(f"{file} is no readable SentencePiece model: {reason}") from error
+    content = read_bytes(file)
+    with blamed_on(file, "copy or download it again", verb="is no readable SentencePiece model"):
+        return PromptTokenizer(content)
 
 
 def _candidates(assets: epath.Path | None) -> list[epath.Path]:

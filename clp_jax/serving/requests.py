@@ -269,8 +269,10 @@ def chunk(values: Mapping[str, Any], key: str, horizon: int, dim: int) -> Float[
     array = _array(values, key, "f")
     if array.shape != (horizon, dim):
         raise InputError(f"{key} has shape {array.shape}, expected {(horizon, dim)}.")
+    with np.errstate(over="ignore"):  # what becomes infinite is refused
+        array = array.astype(np.float32)
     _check_finite(array, key)
-    return array.astype(np.float32)
+    return array
 
 
 @functools.lru_cache(maxsize=64)

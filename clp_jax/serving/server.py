@@ -12,6 +12,7 @@ import dataclasses
 import functools
 import http
 import logging
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -52,6 +53,24 @@ class ServerSettings:
             raise InputError(f"--port {self.port} is no port; give 0 to 65535, where 0 is any free one.")
         if self.queue < 1 or self.max_message_bytes < 1:
             raise InputError("a server needs a --queue of at least 1 and messages of at least a byte.")
+
+
+def check_free(settings: ServerSettings) -> None:
+    """Raises if the address cannot be listened on, before minutes are spent on what would then not be served.
+
+    Raises:
+      InputError: it is taken, or not this machine's.
+    """
+    try:
+        for family, kind, protocol, _, address in socket.getaddrinfo(
+            settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        ):
+            with socket.socket(family, kind, protocol) as trial:
+                trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as asyncio does
+                trial.bind(address)
+    except OSError as error:
+        where = f"{settings.host}:{settings.port}"
+        raise InputError(f"{where} cannot be listened on: {error.strerror}; give another --port or --host.") from error
 
 
 class Busy(Exception):

@@ -87,7 +87,7 @@ def _lines_before(file: epath.Path, start: int) -> list[str]:
         try:
             if json.loads(line)["step"] < start:
                 kept.append(line + "\n")
-        except (ValueError, KeyError):  # the line that a kill cut short
+        except (ValueError, KeyError, TypeError):  # the line that a kill cut short
             break
     return kept
 

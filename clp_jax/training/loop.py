@@ -15,7 +15,7 @@ import numpy as np
 from clp_jax.aliases import Array, Tree
 from clp_jax.checkpoint import Spec
 from clp_jax.data import TrainingData
-from clp_jax.errors import InputError
+from clp_jax.errors import InputError, blamed_on
 from clp_jax.loading import read_parameters
 from clp_jax.models import Architecture, abstract_params
 from clp_jax.sharding import Rules, batch_sharding, replicated
@@ -113,7 +113,9 @@ def train(
         state = program.start(_initial_params(spec, architecture, program.abstract.params, run.seed, mesh))
     else:
         state = saved.restore(program.abstract, saved.latest)
-        batches.set_state(saved.record(saved.latest)["training"]["position"].encode())
+        position = saved.record(saved.latest)["training"]["position"]
+        with blamed_on(f"the position in the data of step {saved.latest}", "resume from another step"):
+            batches.set_state(position.encode())
     watch = _Watch(run, log)
     with stop_on_sigterm(mesh) as stop:
         for number in range(int(state.step), run.steps):

@@ -21,6 +21,7 @@ from clp_jax.aliases import Leaf, Tree
 from clp_jax.checkpoint.manifest import Listed, list_arrays
 from clp_jax.checkpoint.orbax.chunks import stored_arrays
 from clp_jax.checkpoint.orbax.spec import RECORD_FILE, translated
+from clp_jax.checkpoint.record import read_record
 from clp_jax.errors import InputError
 from clp_jax.outputs import write_manifest
 from clp_jax.training.state import TrainState
@@ -124,7 +125,11 @@ class Steps:
                 f"{file.parent} has no {RECORD_FILE}, so clp finetune did not save it and cannot go on where it ended; "
                 f"begin another run with --checkpoint {file.parent}."
             )
-        return json.loads(file.read_text())
+        record = read_record(file)
+        last, training = (record["steps"] or [{}])[-1], record.get("training") or {}
+        if not isinstance(last.get("config"), dict) or not isinstance(training.get("position"), str):
+            raise InputError(f"{file} does not say what the run was told or where it stands; resume from another step.")
+        return record
 
     def wait(self) -> None:
         """Wait until the last save is complete.
@@ -156,7 +161,7 @@ def saved_record(folder: str | os.PathLike[str]) -> dict[str, Any] | None:
     run = epath.Path(folder).expanduser()
     steps = [int(child.name) for child in run.iterdir() if child.name.isdigit()] if run.is_dir() else []
     file = run / str(max(steps, default="")) / RECORD_FILE
-    return json.loads(file.read_text()) if steps and file.exists() else None
+    return read_record(file) if steps and file.exists() else None
 
 
 def _to_items(state: TrainState) -> tuple[dict, _Stored]:

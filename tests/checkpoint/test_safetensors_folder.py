@@ -148,7 +148,7 @@ def test_lerobots_groot_policy_is_refused_with_the_reason(tmp_path):
 @pytest.mark.parametrize("text", ["", "[]", "{", '{"type": "smolvla", "type": "smolvla"}', "\xff", "[" * 100_000])
 def test_a_config_that_is_no_json_object(text, folder):
     (folder / "config.json").write_bytes(text.encode("latin-1"))
-    refused(folder, "config.json (is no valid JSON|must hold a JSON object)")
+    refused(folder, "config.json (is no valid JSON|must hold a JSON object|is no text in UTF-8)")
 
 
 # Weights and config that do not fit each other

@@ -59,12 +59,12 @@ def test_a_dtype_that_nobody_knows_is_bytes(tmp_path):
         ({"a": 3}, 4, "'a' must have dtype"),
         ({"__metadata__": {"a": 1}}, 0, "__metadata__ is no object of strings"),
         (b"[]", 0, "no JSON object"),
-        (b"{", 0, "the header of .* is damaged"),
-        (b"\xff\xfe", 0, "the header of .* is damaged"),
-        (b"[" * 100_000, 0, "the header of .* is damaged"),
+        (b"{", 0, "the header of .* is no valid JSON"),
+        (b"\xff\xfe", 0, "the header of .* is no valid JSON"),
+        (b"[" * 100_000, 0, "the header of .* is no valid JSON"),
         (b'{"\\ud800": {"dtype": "U8", "shape": [0], "data_offsets": [0, 0]}}', 0, "surrogates"),
         (b'{"a": {"dtype": "U8", "shape": [' + b"9" * 5000 + b'], "data_offsets": [0, 0]}}', 0, "digits"),
-        (b'{"a": {"dtype":"U8","shape":[0],"data_offsets":[0,0]}, "a": 1}', 0, "it has 'a' twice"),
+        (b'{"a": {"dtype":"U8","shape":[0],"data_offsets":[0,0]}, "a": 1}', 0, "the key 'a' occurs twice"),
     ],
 )
 def test_a_damaged_header_says_what_is_wrong(header, data, match, tmp_path):

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from checkpoints import RECORD
 from safetensors_folders import (
     GROOT,
     GROOT_PRUNED,
@@ -200,7 +201,7 @@ def test_other_files_are_carried_and_bookkeeping_is_not(tmp_path):
     for name in ("experiment_cfg/metadata.json", ".git/config", ".cache/huggingface/x.metadata", "a/.git", "README.md"):
         (source / name).parent.mkdir(parents=True, exist_ok=True)
         (source / name).write_bytes(b"\xff" + name.encode())
-    (source / "clp.json").write_text("{}")
+    (source / "clp.json").write_text(json.dumps(RECORD))
     report = slice_folder(read_folder(source), groot_keep(), tmp_path / "out")
     files = {path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*") if path.is_file()}
     assert files == {"config.json", WEIGHTS, MANIFEST, "experiment_cfg/metadata.json", "a/.git", "README.md"}

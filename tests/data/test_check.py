@@ -91,7 +91,7 @@ def test_what_cannot_be_checked_is_one_line(tmp_path, folder, capsys):
     assert "has no nothing; it has" in shown.out
     (folder / "meta/info.json").write_text("{")
     assert main(["check", "--data", str(folder)]) == 2
-    assert "is no JSON" in capsys.readouterr().out
+    assert "is no valid JSON" in capsys.readouterr().out
 
 
 def test_the_identity_of_rows_is_of_content_alone(folder, tmp_path):

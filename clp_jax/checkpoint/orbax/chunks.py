@@ -1,20 +1,25 @@
 """Where the encoded bytes of every chunk of a checkpoint lie: in files of their own, or within those of a database."""
 
 import functools
-import json
+import math
 import urllib.parse
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any
 
-import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
 import tensorstore as ts
 from etils import epath
 
 from clp_jax.checkpoint.manifest import Listed, check_arrays, listed_arrays
-from clp_jax.errors import InputError
+from clp_jax.errors import InputError, blamed_on
+from clp_jax.files import parse_json
+
+_SPARE = 2**20
+"""Elements by which a chunk may be larger than its array; what is far larger is no chunk of it."""
+_MOST_CHUNKS = 10**7
 
 PARAMS = "params"
 """The item of a step that the step's manifest describes."""
@@ -41,10 +46,10 @@ class Span:
             raise InputError(f"{self.file} cannot be read ({error}); the checkpoint is incomplete") from error
         return file
 
-    def read(self) -> bytes:
-        """Returns all bytes of the range."""
+    def read(self, most: int | None = None) -> bytes:
+        """Returns the bytes of the range, or so many from its beginning."""
         with self.open() as file:
-            return file.read(self.length)
+            return file.read(self.length if most is None else min(most, self.length))
 
 
 @dataclass(frozen=True)
@@ -75,9 +80,8 @@ class StoredArray:
 
     @functools.cached_property
     def dtype(self) -> np.dtype:
-        """Dtype of the elements; tensorstore spells bfloat16 by its name."""
-        text = self.metadata["dtype"]
-        return np.dtype(text if text[0] in "<>|" else getattr(jnp, text))
+        """Dtype of the elements."""
+        return _dtype(self.metadata["dtype"])
 
     @property
     def compressed(self) -> bool:
@@ -110,7 +114,7 @@ def stored_arrays(item: epath.Path) -> dict[str, StoredArray]:
         name, _, leaf = key.rpartition("/")
         if leaf == ".zarray":
             content = value if isinstance(value, bytes) else value.read()
-            arrays[name] = StoredArray(name, _checked(name, json.loads(content)), {})
+            arrays[name] = StoredArray(name, _checked(name, parse_json(content, f"the description of {name}")), {})
     for key, value in entries.items():
         name, _, leaf = key.rpartition("/")
         if name in arrays and leaf[0] != ".":
@@ -135,12 +139,37 @@ def store_address(folder: epath.Path) -> str:
 
 
 def _checked(name: str, metadata: dict[str, Any]) -> dict[str, Any]:
-    compressor = metadata.get("compressor")
-    supported = metadata["order"] == "C" and not metadata.get("filters")
-    if not supported or (compressor is not None and compressor.get("id") != "zstd"):
+    """The content of a ``.zarray``, of which each field is what we take it for."""
+    with blamed_on(f"the .zarray of {name}", verb="is damaged"):
+        shape, chunk, compressor = metadata["shape"], metadata["chunks"], metadata["compressor"]
+        for what, sizes, least in (("shape", shape, 0), ("chunks", chunk, 1)):
+            if not isinstance(sizes, list) or not all(type(size) is int and size >= least for size in sizes):
+                raise ValueError(f"{what} is {sizes!r}, no list of whole numbers from {least}")
+        if len(shape) != len(chunk):
+            raise ValueError(f"shape {shape} and chunks {chunk} have different numbers of axes")
+        if math.prod(chunk) > _SPARE + 2 * math.prod(shape) or math.prod(map(_parts, shape, chunk)) > _MOST_CHUNKS:
+            raise ValueError(f"chunks of {chunk} do not belong to an array of shape {shape}")
+        if compressor is not None and not isinstance(compressor, dict):
+            raise ValueError(f"compressor is {compressor!r}")
+        if metadata.get("dimension_separator", ".") not in (".", "/"):
+            raise ValueError(f"dimension_separator is {metadata['dimension_separator']!r}")
+        if _dtype(metadata["dtype"]).kind not in "fiubV" or _dtype(metadata["dtype"]).itemsize == 0:
+            raise ValueError(f"dtype is {metadata['dtype']!r}, no numbers")
+        supported = metadata["order"] == "C" and not metadata.get("filters")
+    level = 1 if compressor is None else compressor.get("level", 1)
+    if not supported or (compressor is not None and compressor.get("id") != "zstd") or type(level) is not int:
         form = {key: metadata.get(key) for key in ("compressor", "filters", "order")}
         raise InputError(f"{name} is stored as {form}, not in C order with zstd; save it with Orbax's default settings")
     return metadata
+
+
+def _parts(size: int, chunk: int) -> int:
+    return -(-size // chunk)
+
+
+def _dtype(text: str) -> np.dtype:
+    """tensorstore spells bfloat16 and its like by their names."""
+    return np.dtype(text if text[0] in "<>|" else getattr(ml_dtypes, text))
 
 
 def _database(item: epath.Path) -> Iterator[tuple[str, bytes | Span]]:

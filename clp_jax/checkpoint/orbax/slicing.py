@@ -180,6 +180,7 @@ class _Column:
                 else:
                     self.writer.write_chunk(self.array.name, (number, *self.place), reader.blocks(rows))
                 yield self._size(len(rows))
+            reader.finish()
 
     def _copy_chunk(self, number: int, source: int) -> None:
         """Copies a chunk as it is stored, and decodes it all the same, to see that it can be and is finite."""
@@ -225,9 +226,15 @@ class _RowReader:
         for first, count in _runs(rows, self._height):
             chunk, offset = divmod(first, self._height)
             if self._stream is None or chunk != self._opened:
+                self.finish()
                 self.close()
                 self._stream, self._opened = ChunkStream(self._array, (chunk, *self._place)), chunk
             yield from self._stream.blocks(offset * self._row_bytes, count * self._row_bytes)
+
+    def finish(self) -> None:
+        """Proves the open chunk by its check sum, which rows that are not kept may stand before."""
+        if self._stream is not None:
+            self._stream.finish()
 
     def close(self) -> None:
         """Closes what is open."""

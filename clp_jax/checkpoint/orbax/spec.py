@@ -4,7 +4,6 @@ import ast
 import contextlib
 import functools
 import hashlib
-import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,9 +12,11 @@ from typing import Any
 import jax
 from etils import epath
 
+from clp_jax.checkpoint import record
 from clp_jax.checkpoint.manifest import check_identity
 from clp_jax.checkpoint.orbax import chunks
-from clp_jax.errors import InputError
+from clp_jax.errors import InputError, blamed_on
+from clp_jax.files import check_all_regular, read_json_object
 from clp_jax.folders import files_below
 from clp_jax.trees import describe, flatten, unflatten
 
@@ -89,6 +90,7 @@ def read_spec(path: str | os.PathLike, *, live: bool = False) -> CheckpointSpec:
         item = _find_item(epath.Path(os.fspath(path)).expanduser())
         if live:
             item = _find_live(item)
+        check_all_regular(item)
         arrays = chunks.stored_arrays(item)
         if live:
             arrays = {name: array for name, array in arrays.items() if name.startswith("params.")}
@@ -138,13 +140,8 @@ def fingerprint(spec: CheckpointSpec) -> str:
 @contextlib.contextmanager
 def translated(path: str | os.PathLike) -> Iterator[None]:
     """Turns whatever libraries raise about a bad checkpoint into an `InputError` of one line."""
-    try:
+    with blamed_on(f"the checkpoint {path}", verb="cannot be read, it is damaged or incomplete"):
         yield
-    except InputError:
-        raise
-    except Exception as error:  # tensorstore and Orbax raise almost anything
-        reason = str(error).split("[source locations=")[0].split("\n")[0].strip() or type(error).__name__
-        raise InputError(f"cannot read the checkpoint {path}, it is damaged or incomplete: {reason}") from error
 
 
 def _find_item(path: epath.Path) -> epath.Path:
@@ -173,13 +170,7 @@ def read_record(item: epath.Path) -> dict[str, Any] | None:
     file = item.parent / RECORD_FILE
     if item.name not in (chunks.PARAMS, _LIVE) or not file.exists():
         return None
-    try:
-        value = json.loads(file.read_text())
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{file} is no valid JSON: {error}; copy the checkpoint again") from None
-    if not isinstance(value, dict):
-        raise InputError(f"{file} must hold a JSON object {{...}}; copy the checkpoint again")
-    return value
+    return record.read_record(file)
 
 
 def _find_live(item: epath.Path) -> epath.Path:
@@ -192,7 +183,7 @@ def _find_live(item: epath.Path) -> epath.Path:
 
 def _leaf_keys(item: epath.Path, *, live: bool = False) -> list[tuple[str, ...]]:
     """Returns the keys of every parameter from Orbax's ``_METADATA``, outermost first."""
-    metadata = json.loads((item / "_METADATA").read_text())
+    metadata = read_json_object(item / "_METADATA")
     if metadata.get("use_zarr3"):
         raise InputError(f"{item} is stored as zarr3; save it with Orbax's default, use_zarr3=False")
     entries = {ast.literal_eval(key): entry for key, entry in metadata["tree_metadata"].items()}

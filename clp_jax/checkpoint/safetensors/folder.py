@@ -20,9 +20,11 @@ from etils import epath
 
 from clp_jax.checkpoint.manifest import Listed, check_arrays, check_identity, listed_arrays
 from clp_jax.checkpoint.orbax.spec import RECORD_FILE
+from clp_jax.checkpoint.record import read_record
 from clp_jax.checkpoint.safetensors.header import Shard, Stamp, StoredTensor, opened_to_read, read_exactly, stamp_of
-from clp_jax.checkpoint.safetensors.listing import INDEX_FILE, Files, list_files, read_json_file, read_shards
-from clp_jax.errors import InputError
+from clp_jax.checkpoint.safetensors.listing import INDEX_FILE, Files, list_files, read_shards
+from clp_jax.errors import InputError, blamed_on
+from clp_jax.files import read_json_object
 from clp_jax.folders import is_remote
 from clp_jax.models.family import Shape, Tower
 from clp_jax.models.stored import StoredFamily, StoredTower, stored_families
@@ -136,8 +138,10 @@ def read_folder(path: str | os.PathLike[str]) -> FolderSpec:
     files = list_files(folder)
     config = _config(folder, files)
     family = _family(folder, config)
-    if (reason := family.why_not(config)) is not None:
-        raise InputError(f"{folder} {reason}")
+    with blamed_on(folder / CONFIG_FILE, verb="cannot be used"):
+        if (reason := family.why_not(config)) is not None:
+            raise InputError(f"{folder} {reason}")
+        family.towers(config)
     shards, index = read_shards(folder, files)
     tensors = {name: tensor for shard in shards.values() for name, tensor in shard.tensors.items()}
     used = {CONFIG_FILE, INDEX_FILE, RECORD_FILE, MANIFEST, *shards}
@@ -157,7 +161,7 @@ def read_folder(path: str | os.PathLike[str]) -> FolderSpec:
         others={name: place for name, place in files.found.items() if name not in used},
         stamps=stamps,
         left_out=files.left_out,
-        plan_record=None if record is None else read_json_file(record),
+        plan_record=None if record is None else read_record(epath.Path(record)),
     )
 
 
@@ -236,7 +240,7 @@ def _config(folder: Path, files: Files) -> dict[str, Any]:
             raise InputError(f"{folder} is a training step of lerobot; give its folder {folder / 'pretrained_model'}")
         held = ", ".join(sorted(files.found)[:3]) or "no files"
         raise InputError(f"{folder} has no {CONFIG_FILE}; it holds {held}: give a policy folder of lerobot or NVIDIA's")
-    return read_json_file(files.found[CONFIG_FILE])
+    return read_json_object(files.found[CONFIG_FILE])
 
 
 def _family(folder: Path, config: Mapping[str, Any]) -> StoredFamily:

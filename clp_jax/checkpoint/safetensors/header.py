@@ -4,7 +4,6 @@ The format: eight bytes with the length of the header, a JSON header with dtype,
 their bytes without gaps. Bytes are only ever copied here, so a dtype that nobody knows is carried like any other.
 """
 
-import collections
 import contextlib
 import json
 import math
@@ -15,7 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from clp_jax.errors import InputError
+from clp_jax.errors import InputError, blamed_on
+from clp_jax.files import parse_json
 
 HEADER_LIMIT = 100_000_000
 """Longest header that the format's own library reads."""
@@ -122,15 +122,13 @@ def read_shard(path: Path, name: str) -> Shard:
             text = file.read(length)
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror}); {_AGAIN}") from error
-    try:
-        header = json.loads(text, object_pairs_hook=without_repetition)
+    with blamed_on(f"the header of {path}", _AGAIN, verb="is damaged"):
+        header = parse_json(text, f"the header of {path}")
         if not isinstance(header, dict):
             raise ValueError("it is no JSON object")
         metadata = _metadata(header.pop("__metadata__", None))
         tensors = {key: _tensor(key, entry, name) for key, entry in header.items()}
         _check_places(tensors, room - length)
-    except (ValueError, RecursionError) as error:  # ValueError: no UTF-8, no JSON, a number without end, or ours
-        raise InputError(f"the header of {path} is damaged: {error}; {_AGAIN}") from None
     return Shard(path, _LENGTH_BYTES + length, metadata, tensors, stamp)
 
 
@@ -182,15 +180,6 @@ def read_exactly(descriptor: int, buffer: memoryview, position: int, path: Path)
         if count == 0:
             raise InputError(f"{path} became shorter while it was read; let what writes it finish, then try again")
         done += count
-
-
-def without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """The object of a JSON file, for ``object_pairs_hook``; a key given twice is a ``ValueError``."""
-    result = dict(pairs)
-    if len(result) < len(pairs):
-        counts = collections.Counter(key for key, _ in pairs)
-        raise ValueError(f"it has {counts.most_common(1)[0][0]!r} twice")
-    return result
 
 
 def _metadata(value: Any) -> dict[str, str] | None:

@@ -1,6 +1,5 @@
 """The files of a checkpoint folder, and which of them are its weights."""
 
-import json
 import re
 import stat
 from collections.abc import Iterator
@@ -8,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from clp_jax.checkpoint.safetensors.header import Shard, read_shard, stamp_of, without_repetition
+from clp_jax.checkpoint.safetensors.header import Shard, read_shard, stamp_of
 from clp_jax.errors import InputError
+from clp_jax.files import read_json_object
 from clp_jax.folders import linked_file
 
 WEIGHTS_FILE = "model.safetensors"
@@ -17,8 +17,6 @@ INDEX_FILE = "model.safetensors.index.json"
 _SHARD = r"model-\d+-of-\d+\.safetensors"
 _LEFT_OUT = (".git", ".cache")
 """Folders at the top that say where the source's own files come from; a cut is another checkpoint."""
-
-_JSON_LIMIT = 2**28
 
 
 @dataclass(frozen=True)
@@ -71,25 +69,6 @@ def _walk(top: Path, real: Path, folder: Path, left_out: tuple[str, ...]) -> Ite
             raise InputError(f"{path} is a pipe, socket or device, which no checkpoint has; remove it")
 
 
-def read_json_file(path: Path) -> dict[str, Any]:
-    """Reads a JSON object of a checkpoint.
-
-    Raises:
-      InputError: it is no JSON object, or has a key twice.
-    """
-    if stamp_of(path).size > _JSON_LIMIT:
-        raise InputError(f"{path} is far too long for a JSON file of a checkpoint; copy it again")
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=without_repetition)
-    except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror}); copy it again") from error
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} is no valid JSON: {error}; copy it again") from None
-    if not isinstance(value, dict):
-        raise InputError(f"{path} must hold a JSON object {{...}}; copy it again")
-    return value
-
-
 def read_shards(folder: Path, files: Files) -> tuple[dict[str, Shard], dict[str, Any] | None]:
     """Reads the headers of all weights of a folder.
 
@@ -108,7 +87,7 @@ def read_shards(folder: Path, files: Files) -> tuple[dict[str, Shard], dict[str,
         if named != [WEIGHTS_FILE]:
             raise InputError(_without_index(folder, named))
         return {WEIGHTS_FILE: read_shard(files.found[WEIGHTS_FILE], WEIGHTS_FILE)}, None
-    index = read_json_file(files.found[INDEX_FILE])
+    index = read_json_object(files.found[INDEX_FILE])
     weight_map = _weight_map(folder / INDEX_FILE, index)
     names = list(dict.fromkeys(weight_map.values()))
     if missing := [name for name in names if name not in files.found]:

@@ -1,6 +1,5 @@
 """Where the two files are that say what the shapes of a GR00T-N1.5 do not."""
 
-import json
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 from etils import epath
 
 from clp_jax.errors import InputError
+from clp_jax.files import read_json_object
 
 Found = tuple[str, Mapping[str, Any]]
 """Name of a file, for errors, and its content."""
@@ -50,12 +50,4 @@ def eagle_file(given: str | os.PathLike | None, folder: epath.Path | None) -> ep
 
 
 def _read(path: epath.Path) -> dict[str, Any] | None:
-    if not path.exists():
-        return None
-    try:
-        config = json.loads(path.read_text())
-    except ValueError as error:
-        raise InputError(f"{path} is no JSON ({error}); restore it.") from None
-    if not isinstance(config, dict):
-        raise InputError(f"{path} holds no object; give a model's config.json.")
-    return config
+    return read_json_object(path) if path.exists() else None

@@ -7,6 +7,7 @@ from typing import Any
 
 from etils import epath
 
+from clp_jax.files import read_bytes, read_json_object
 from clp_jax.models.groot.config_files import EAGLE, eagle_file
 from clp_jax.models.groot.layout import config_with_depths
 
@@ -35,16 +36,16 @@ def side_files(
     del others
     if folder is None or not (folder / "config.json").exists():
         return {}
-    config = json.loads((folder / "config.json").read_text())
+    config = read_json_object(folder / "config.json")
     if depths is not None:
         config = config_with_depths(config, {tower: depth for tower, depth in depths.items() if tower != "vision"})
     files = {"config.json": (json.dumps(config, indent=2) + "\n").encode()}
     if (folder / _EXPERIMENT).is_dir():
         of_data = [file for file in sorted((folder / _EXPERIMENT).iterdir()) if file.is_file()]
-        files |= {f"{_EXPERIMENT}/{file.name}": file.read_bytes() for file in of_data}
+        files |= {f"{_EXPERIMENT}/{file.name}": read_bytes(file) for file in of_data}
     if (eagle := eagle_file(vlm_config, folder)) is not None:
         beside = [file for file in sorted(eagle.parent.iterdir()) if file.suffix in _OF_EAGLE]
-        files |= {f"{EAGLE}/{file.name}": file.read_bytes() for file in beside} | {
-            f"{EAGLE}/config.json": eagle.read_bytes()
+        files |= {f"{EAGLE}/{file.name}": read_bytes(file) for file in beside} | {
+            f"{EAGLE}/config.json": read_bytes(eagle)
         }
     return files

@@ -6,7 +6,6 @@ Facts: openpi models/tokenizer.py at commit 15a9616, and the processor of physic
 """
 
 import itertools
-import json
 import logging
 import os
 from typing import Any, NamedTuple
@@ -15,7 +14,8 @@ import numpy as np
 from etils import epath
 from jaxtyping import Bool, Float, Int
 
-from clp_jax.errors import InputError
+from clp_jax.errors import InputError, blamed_on
+from clp_jax.files import parse_json, read_bytes
 from clp_jax.processing.tokenizer import PromptTokenizer, discretise
 
 logger = logging.getLogger(__name__)
@@ -220,7 +220,7 @@ def load_action_tokenizer(path: str | os.PathLike[str] | None, assets: epath.Pat
     missing = [name for name in FILES if not (folder / name).exists()]
     if missing:
         raise InputError(f"{folder} lacks {' and '.join(missing)}; --fast-tokenizer is a folder with both, as {HUB}.")
-    return ActionTokenizer({name: (folder / name).read_bytes() for name in FILES}, str(folder))
+    return ActionTokenizer({name: read_bytes(folder / name) for name in FILES}, str(folder))
 
 
 def _of_hub() -> epath.Path:
@@ -244,11 +244,9 @@ def _of_hub() -> epath.Path:
 
 def _settings(content: bytes, source: str) -> tuple[float, int]:
     """Scale and lowest coefficient."""
-    try:
-        value = json.loads(content)
+    value = parse_json(content, source)
+    with blamed_on(source, "copy it again", verb="is no configuration of an action tokenizer"):
         scale, lowest = float(value["scale"]), int(value["min_token"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{source} is no configuration of an action tokenizer: {error!r}.") from error
     if not 0 < scale < float("inf"):
         raise InputError(f"{source}: scale is {scale}, expected a number above 0.")
     return scale, lowest

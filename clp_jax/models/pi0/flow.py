@@ -285,4 +285,4 @@ def _skipping_pays() -> bool:
     XLA's CPU compiler of jax 0.5.3 runs what is inside a conditional partly on one thread: a training step took 12 %
     less CPU time than openpi's, and 23 % longer. That of jax 0.10.2 does not.
     """
-    return jax.default_backend() != "cpu" or jax.__version_info__ > (0, 5, 3)
+    return jax.__version_info__ > (0, 5, 3) or jax.default_backend() != "cpu"

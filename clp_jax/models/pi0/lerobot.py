@@ -1,6 +1,5 @@
 """A policy folder of lerobot 0.6 for π0 and π0.5: its config, its processors, and how to load it."""
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,6 +13,7 @@ from clp_jax.models.layers.lerobot import ACTION, PREFIX, STATE, PolicyFiles, Wa
 from clp_jax.models.pi0.architecture import Architecture
 from clp_jax.models.pi0.layout import why_no_torch, zero_tensors
 from clp_jax.models.pi0.processing import CAMERAS
+from clp_jax.processing import norm_stats
 
 LOADER = "load_lerobot.py"
 """The program in the folder that loads it and compares its actions."""
@@ -100,14 +100,17 @@ def _norm_stats(wanted: Wanted) -> dict[str, np.ndarray]:
         raise InputError(f"there are norm stats of {', '.join(sorted(found))}; choose with --asset-id.")
     if asset_id is not None and asset_id not in found:
         raise InputError(f"there are no norm stats of {asset_id}, only of {', '.join(sorted(found))}.")
-    content = json.loads(found[asset_id or next(iter(found))].read_text())["norm_stats"]
+    file = found[asset_id or next(iter(found))]
+    content = norm_stats.load(file)
     if "state" not in content:
         raise InputError("the norm stats are of a robot without state, and lerobot's policies need one.")
     statistics = {}
     for ours, theirs in (("state", STATE), ("actions", ACTION)):
+        if ours not in content:
+            raise InputError(f"{file} has no statistics of {ours}; write one with clp norm-stats.")
         for name in _STATISTICS:
-            if content[ours].get(name) is not None:
-                statistics[f"{theirs}.{name}"] = np.asarray(content[ours][name], np.float32)
+            if (vector := getattr(content[ours], name)) is not None:
+                statistics[f"{theirs}.{name}"] = vector.astype(np.float32)
     return statistics
 
 

@@ -5,7 +5,6 @@ value that would change the model in a way that is not implemented here, are err
 """
 
 import dataclasses
-import json
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 from etils import epath
 
 from clp_jax.errors import InputError
+from clp_jax.files import read_json_object
 from clp_jax.models.layers.siglip import SiglipSizes
 from clp_jax.models.smolvla.architecture import EMPTY_CAMERA, Architecture, LlamaSizes, TrainingSettings
 from clp_jax.models.smolvla.measured import Measured
@@ -98,7 +98,7 @@ def read_architecture(
         raise InputError(
             f"a SmolVLA needs lerobot's config.json beside its parameters, {where} has none; copy it there."
         )
-    config = _known(json.loads(file.read_text()), str(file))
+    config = _known(read_json_object(file), str(file))
     vlm = vlm_settings(config.get("vlm_model_name", _VLM), file.parent, vlm_config, sizes)
     _check_shapes(config, vlm, sizes, str(file))
     cameras, dims = _features(config, str(file))

@@ -1,6 +1,5 @@
 """A policy folder of lerobot 0.6 for SmolVLA: the checkpoint's own at the depth of the weights. No loader is needed."""
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -8,6 +7,7 @@ import jax
 from etils import epath
 
 from clp_jax.errors import InputError
+from clp_jax.files import read_json_object
 from clp_jax.folders import check_inside
 from clp_jax.models.layers.lerobot import PolicyFiles, Wanted
 from clp_jax.models.smolvla.architecture import Architecture
@@ -117,7 +117,7 @@ def _vlm_files(folder: epath.Path, config: Mapping[str, Any]) -> dict[str, epath
 
 
 def _read(folder: epath.Path, name: str) -> dict[str, Any]:
-    return json.loads(_existing(folder, name).read_text())
+    return read_json_object(_existing(folder, name))
 
 
 def _existing(folder: epath.Path, name: str) -> epath.Path:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from etils import epath
 
 from clp_jax.errors import InputError
+from clp_jax.files import read_bytes, read_json_object
 from clp_jax.models.smolvla.layout import config_with_depths
 from clp_jax.models.smolvla.tokenizer import BESIDE, FILE, find_tokenizer
 from clp_jax.models.smolvla.vlm import vlm_places
@@ -35,14 +36,14 @@ def side_files(
     """
     if folder is None:
         return {}
-    config = json.loads((folder / "config.json").read_text())
+    config = read_json_object(folder / "config.json")
     files = _of_vlm(folder, config.get("vlm_model_name"), vlm_config, tokenizer)
     for name in (policy_files.PREPROCESSOR, policy_files.POSTPROCESSOR):
-        files |= {name: (folder / name).read_bytes()} if (folder / name).exists() else {}
+        files |= {name: read_bytes(folder / name)} if (folder / name).exists() else {}
     for name in policy_files.state_files(folder):
         if not (folder / name).exists():
             raise InputError(f"{folder}: {name}, which its processors name, is missing")
-        content = (folder / name).read_bytes()
+        content = read_bytes(folder / name)
         if norm_stats is not None:
             vectors = policy_files.with_stats(policy_files.read_vectors(folder / name), norm_stats)
             content = policy_files.to_safetensors(vectors)
@@ -65,14 +66,14 @@ def _of_vlm(
     if vlm_config is not None:
         given = epath.Path(vlm_config)
         places = [given if given.is_dir() else given.parent]
-        files["vlm/config.json"] = ((given / "config.json") if given.is_dir() else given).read_bytes()
+        files["vlm/config.json"] = read_bytes((given / "config.json") if given.is_dir() else given)
     else:
         places = vlm_places(folder, name)
         found = next((place / "config.json" for place in places if (place / "config.json").exists()), None)
-        files |= {} if found is None else {"vlm/config.json": found.read_bytes()}
+        files |= {} if found is None else {"vlm/config.json": read_bytes(found)}
     beside = [place / FILE for place in places if (place / FILE).exists()]
     file = find_tokenizer(tokenizer, folder) or next(iter(beside), None)
     if file is not None:
-        files[f"vlm/{FILE}"] = file.read_bytes()
-        files |= {f"vlm/{name}": (file.parent / name).read_bytes() for name in BESIDE if (file.parent / name).exists()}
+        files[f"vlm/{FILE}"] = read_bytes(file)
+        files |= {f"vlm/{name}": read_bytes(file.parent / name) for name in BESIDE if (file.parent / name).exists()}
     return files

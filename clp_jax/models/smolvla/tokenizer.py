@@ -1,13 +1,13 @@
 """Prompts to token ids, as lerobot's processor of SmolVLA writes them, by the ``tokenizers`` library."""
 
-import json
 import os
 
 import numpy as np
 from etils import epath
 from jaxtyping import Bool, Int
 
-from clp_jax.errors import InputError
+from clp_jax.errors import InputError, blamed_on
+from clp_jax.files import read_json_object, read_text
 from clp_jax.folders import leads_out
 from clp_jax.processing.policy_files import tokenizer_name
 
@@ -29,12 +29,11 @@ class VlmTokenizer:
     def __init__(self, file: epath.Path):
         import tokenizers
 
-        try:
-            self._model = tokenizers.Tokenizer.from_str(file.read_text())
-        except Exception as error:  # the library raises bare exceptions
-            reason = str(error).split("\n")[0]
-            raise InputError(f"{file} is no readable tokenizer.json: {reason}") from error
-        self._pad = self._padding(file)
+        text = read_text(file)
+        with blamed_on(file, "copy or download it again", verb="is no readable tokenizer.json"):
+            self._model = tokenizers.Tokenizer.from_str(text)
+        with blamed_on(f"the padding token of {file}"):
+            self._pad = self._padding(file)
         self._model.no_padding()
         self._model.no_truncation()
 
@@ -64,7 +63,7 @@ class VlmTokenizer:
     def _padding(self, file: epath.Path) -> int:
         own = self._model.padding
         for place in (file.parent / name for name in BESIDE):
-            name = json.loads(place.read_text()).get("pad_token") if place.exists() else None
+            name = read_json_object(place).get("pad_token") if place.exists() else None
             name = name.get("content") if isinstance(name, dict) else name
             number = None if name is None else self._model.token_to_id(name)
             if number is not None:
@@ -72,7 +71,7 @@ class VlmTokenizer:
         if own is not None:
             return own["pad_id"]
         config = file.parent / "config.json"
-        said = json.loads(config.read_text()) if config.exists() else {}
+        said = read_json_object(config) if config.exists() else {}
         for part in (said, said.get("text_config", {})):
             if part.get("pad_token_id") is not None:
                 return part["pad_token_id"]
@@ -104,7 +103,7 @@ def find_tokenizer(path: str | os.PathLike[str] | None, assets: epath.Path | Non
     folders = [] if assets is None else [assets / "policy", assets]
     folders = [folder for folder in folders if (folder / "config.json").exists()]
     for folder in folders:
-        config = json.loads((folder / "config.json").read_text())
+        config = read_json_object(folder / "config.json")
         named = (config.get("vlm_model_name"), tokenizer_name(folder))
         names = [name for name in named if name and not leads_out(name)]
         places = [folder, folder / "vlm", *(base / name for name in names for base in (folder, folder.parent))]

@@ -1,12 +1,12 @@
 """What only the configuration of SmolVLA's vision-language model says: heads, epsilon, ids of special tokens."""
 
-import json
 import os
 from typing import Any, NamedTuple
 
 from etils import epath
 
 from clp_jax.errors import InputError
+from clp_jax.files import read_json_object
 from clp_jax.folders import leads_out
 from clp_jax.models.smolvla.measured import Measured
 
@@ -74,7 +74,7 @@ def vlm_places(folder: epath.Path, name: str | None) -> list[epath.Path]:
 
 def _read_vlm(file: epath.Path, sizes: Measured) -> VlmSettings:
     """A VLM's configuration, with the defaults of transformers where a key is missing."""
-    config = json.loads(file.read_text())
+    config = read_json_object(file)
     text, vision = config.get("text_config", {}), config.get("vision_config", {})
     heads = text.get("num_attention_heads", 32)
     expected: dict[str, tuple[Any, Any]] = {
@@ -112,5 +112,5 @@ def _token_ids(file: epath.Path, *names: str) -> Any:
     """Ids of added tokens; None without a tokenizer or without them."""
     if not file.exists():
         return None
-    ids = {token["content"]: token["id"] for token in json.loads(file.read_text()).get("added_tokens", ())}
+    ids = {token["content"]: token["id"] for token in read_json_object(file).get("added_tokens", ())}
     return tuple(ids[name] for name in names) if all(name in ids for name in names) else None

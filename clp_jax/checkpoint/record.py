@@ -1,0 +1,64 @@
+"""``clp.json`` of a checkpoint as it is read: of a form that everybody who asks for something in it can rely on."""
+
+from typing import Any
+
+from etils import epath
+
+from clp_jax.editable_json import typed
+from clp_jax.errors import InputError
+from clp_jax.files import read_json_object
+from clp_jax.plan import PrunePlan
+
+SCHEMA = 1
+_LENGTHS = ("action_horizon", "max_token_len")
+_OF_STEPS = {"source": str, "source_fingerprint": str, "criterion": str, "config": dict, "calibration": dict}
+
+
+def read_record(file: epath.Path) -> dict[str, Any]:
+    """Reads a ``clp.json``.
+
+    Args:
+      file: to read.
+
+    Returns:
+      Its content: ``schema``, a valid ``plan``, ``steps`` that are objects with a ``command`` and perhaps a valid
+      ``plan``, and perhaps the object ``training``; what else is in it is kept as it is.
+
+    Raises:
+      InputError: it is damaged or of another version.
+    """
+    record = read_json_object(file, finite=True)
+    try:
+        for key in ("schema", "plan", "steps"):
+            if key not in record:
+                raise InputError(f"it lacks {key!r}")
+        if typed(record["schema"], int, "schema") != SCHEMA:
+            raise InputError(f"it has schema {record['schema']}, this version reads {SCHEMA}")
+        PrunePlan.from_json(record["plan"])
+        for number, step in enumerate(typed(record["steps"], list, "steps")):
+            _check_step(step, f"step {number}")
+        if record.get("training") is not None:
+            typed(record["training"], dict, "training")
+    except InputError as error:
+        raise InputError(f"{file} is damaged: {error}; copy the checkpoint again") from None
+    return record
+
+
+def _check_step(step: Any, where: str) -> None:
+    if "command" not in typed(step, dict, where):
+        raise InputError(f"{where} lacks 'command'")
+    typed(step["command"], str, f"command of {where}")
+    for key, wanted in _OF_STEPS.items():
+        if step.get(key) is not None:
+            typed(step[key], wanted, f"{key} of {where}")
+    config = step.get("config") or {}
+    for key in _LENGTHS:
+        if config.get(key) is not None and typed(config[key], int, f"{key} of {where}") < 1:
+            raise InputError(f"{key} of {where} is {config[key]}")
+    if not isinstance(config.get("state_in_prompt"), bool | None):
+        raise InputError(f"state_in_prompt of {where} is {config['state_in_prompt']!r}")
+    if step.get("plan") is not None:
+        try:
+            PrunePlan.from_json(step["plan"])
+        except InputError as error:
+            raise InputError(f"{where}: {error}") from None

@@ -1,0 +1,25 @@
+"""The short form of ``make attack``: a few attacks on every target, the same in every run."""
+
+import faulthandler
+from pathlib import Path
+
+import pytest
+from attack.running import OK, REFUSED, SECONDS, attack, prove
+from attack.targets import targets
+
+ROUNDS = 3
+SLOW = {"messages", "export-record"}
+"""They compile a model for every attack or before the first."""
+NAMES = sorted(targets(Path()).keys() - SLOW)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_damage_is_answered_in_one_line_or_does_no_harm(tmp_path, name):
+    (tmp_path / "sources").mkdir()
+    target = targets(tmp_path / "sources")[name]()
+    prove(target, tmp_path / "clean")
+    faulthandler.dump_traceback_later(10 * SECONDS, exit=True)
+    for number in range(ROUNDS):
+        found = attack(target, f"{name} test {number}", tmp_path / f"{number}")
+        assert found.outcome in (OK, REFUSED), f"{found.how}: {found.outcome}: {found.message}"
+    faulthandler.cancel_dump_traceback_later()
