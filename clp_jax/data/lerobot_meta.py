@@ -103,7 +103,7 @@ def read_meta(
         meta = dataclasses.replace(meta, **dict(zip(("episodes", "left_out"), parts, strict=True)))
     _check_episodes(meta)
     files = {file for episode in meta.episodes for file in (episode.table, *episode.videos.values())}
-    missing = sorted(str(file) for file in files if not file.is_file())
+    missing = sorted(str(file) for file in files if not _is_file(file))
     if missing:
         raise InputError(f"{folder} lacks {len(missing)} of the {len(files)} files of its meta; first {missing[0]}.")
     return meta
@@ -169,6 +169,13 @@ def _is_set(folder: Path) -> bool:
     return (folder / "meta" / "info.json").is_file()
 
 
+def _is_file(file: Path) -> bool:
+    try:
+        return file.is_file()
+    except OSError:  # no file system takes such a name
+        return False
+
+
 def _fps(folder: Path, info: Mapping[str, Any]) -> float:
     fps = info["fps"]
     if isinstance(fps, bool) or not isinstance(fps, int | float) or not math.isfinite(fps) or fps <= 0:
@@ -185,11 +192,13 @@ def _count(value: Any, name: str) -> int:
 
 def _read_v2(folder: Path, info: Mapping[str, Any], videos: list[str]) -> tuple[list[Episode], dict[int, str | None]]:
     """One table file and one video file an episode."""
-    episodes = []
+    episodes, chunk = [], _count(info["chunks_size"], "chunks_size")
+    if not chunk:
+        raise ValueError("chunks_size is 0")
     lines = read_json_lines(folder / "meta" / "episodes.jsonl")
     for line in sorted(lines, key=lambda line: _count(line["episode_index"], "episode_index")):
         index = int(line["episode_index"])
-        names = {"episode_chunk": index // int(info["chunks_size"]), "episode_index": index}
+        names = {"episode_chunk": index // chunk, "episode_index": index}
         files = {key: _place(folder, info, "video_path", video_key=key, **names) for key in videos}
         table = _place(folder, info, "data_path", **names)
         length = _count(line["length"], f"length of episode {index}")

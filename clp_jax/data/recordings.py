@@ -36,7 +36,7 @@ class Recordings:
     @property
     def asset_id(self) -> str:
         """The hub id or the folder's name, with "+" between several."""
-        return "+".join(recording.asset_id for recording in self.each)
+        return "+".join(dict.fromkeys(recording.asset_id for recording in self.each))
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -104,8 +104,6 @@ def checked_sources(source: Sources, weights: Sequence[float], episodes: Sequenc
     sources = [str(one) for one in ([source] if isinstance(source, str | os.PathLike) else source)]
     if not sources or len({one.endswith(".npz") for one in sources}) > 1:
         raise InputError(f"--data takes LeRobot data sets or .npz files, not {' and '.join(sources) or 'nothing'}.")
-    if len(set(sources)) < len(sources):
-        raise InputError(f"--data names a data set twice: {' '.join(sources)}.")
     for flag, values, example in (("--weights", weights, "2 1"), ("--episodes", episodes, "0:100 : (all)")):
         if values and len(values) != len(sources):
             raise InputError(
@@ -113,4 +111,7 @@ def checked_sources(source: Sources, weights: Sequence[float], episodes: Sequenc
             )
     if weights and (len(sources) == 1 or not all(0 < weight < math.inf for weight in weights)):
         raise InputError("--weights are numbers above 0, one for each of several data sets.")
-    return list(zip(sources, [*episodes] or [None] * len(sources), strict=True))
+    chosen = list(zip(sources, [*episodes] or [None] * len(sources), strict=True))
+    if len(set(chosen)) < len(chosen):
+        raise InputError(f"--data names the same twice: {' '.join(sources)}; choose other --episodes of it.")
+    return chosen

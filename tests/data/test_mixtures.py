@@ -142,6 +142,9 @@ def test_each_set_holds_out_its_share_and_a_choice_follows_the_weights(stored):
 def test_episodes_are_chosen_for_each(stored):
     data = opened(stored, "a", "b", episodes=("!2", ":"))
     assert np.bincount(data.episodes).tolist() == [7, 4, 6, 5]
+    data = opened(stored, "a", "a", episodes=("2", ":2"), weights=(3.0, 1.0))
+    assert [int(count) for count in np.bincount(data.episodes) if count] == [9, 7, 4]
+    assert data.asset_id == "a"
 
 
 def test_notes_name_their_set_and_other_rates_are_noted(stored, tmp_path):
@@ -154,7 +157,7 @@ def test_notes_name_their_set_and_other_rates_are_noted(stored, tmp_path):
     sets.edit_info(folder, total_tasks=9)
     config = DataFlags(image=(f"base_0_rgb={STILL}",), tokenizer=SPM, action_horizon=2)
     data = open_data(config, [str(stored[0] / "a"), str(folder)], ARCH, assets=None, hold_out_ratio=0.0, seed=0)
-    assert data.notes[0].startswith(f"{folder}: info.json says total_tasks 9")
+    assert any(note.startswith(f"{folder}: info.json says total_tasks 9") for note in data.notes)
     assert "different numbers of rows a second" in data.notes[-1]
 
 
@@ -167,7 +170,7 @@ def refusals(folder, tmp_path):
             {},
             r"observation.state has 5 dimensions in .*wide and 4 in .*a;",
         ),
-        "twice": ([a, a], {}, "names a data set twice"),
+        "twice": ([a, a], {}, "names the same twice"),
         "nothing": ([], {}, "takes LeRobot data sets or .npz files, not nothing"),
         "two forms": ([a, "d.npz"], {}, "takes LeRobot data sets or .npz files, not .* and d.npz"),
         "one weight": ([a, b], {"weights": (1.0,)}, "--weights has 1 values for 2 data sets"),

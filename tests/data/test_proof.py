@@ -123,6 +123,7 @@ DAMAGE = {
     r"lists episode 1 with 0 rows": lambda f: sets.edit_episodes(f, lambda e: [e[0], e[1] | {"length": 0}, e[2]]),
     r"not as LeRobot .* writes it": lambda f: sets.edit_episodes(f, lambda e: [e[0] | {"length": -7}, *e[1:]]),
     r"says fps 0; it must be a number above 0": lambda f: sets.edit_info(f, fps=0),
+    r"lacks . of the . files of its meta; first": lambda f: sets.edit_info(f, data_path="a" * 5000),
     r"says fps '10'": lambda f: sets.edit_info(f, fps="10"),
     r"gives task 0 two texts": lambda f: sets.edit_tasks(f, lambda t: [*t, t[0] | {"task": "other"}]),
 }
@@ -279,4 +280,11 @@ def test_a_broken_line_is_named(tmp_path):
     folder = sets.make(tmp_path / "set", "v2.1")
     (folder / "meta/episodes.jsonl").write_text('{"episode_index": 0, "length": 7}\n[' + "[" * 100_000)
     with pytest.raises(InputError, match=r"line that is no JSON, line 2: it is nested too deeply|line 2"):
+        read_meta(folder)
+
+
+def test_a_chunk_of_no_files_is_refused(tmp_path):
+    folder = sets.make(tmp_path / "set", "v2.1")
+    sets.edit_info(folder, chunks_size=0)
+    with pytest.raises(InputError, match="chunks_size is 0"):
         read_meta(folder)
