@@ -8,6 +8,7 @@ Facts: openpi models/tokenizer.py at commit 15a9616, and the processor of physic
 import itertools
 import logging
 import os
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -252,7 +253,7 @@ def _settings(content: bytes, source: str) -> tuple[float, int]:
     return scale, lowest
 
 
-def _now_and_then(count: "itertools.count[int]", text: str) -> None:
+def _now_and_then(count: Iterator[int], text: str) -> None:
     """A warning the 1st, 2nd, 4th, 8th... time."""
     number = next(count)
     if number & (number - 1) == 0:
