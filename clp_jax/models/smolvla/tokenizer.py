@@ -10,10 +10,7 @@ from jaxtyping import Bool, Int
 from clp_jax.errors import InputError
 from clp_jax.folders import leads_out
 from clp_jax.processing.policy_files import tokenizer_name
-
-FILE = "tokenizer.json"
-BESIDE = ("tokenizer_config.json", "special_tokens_map.json")
-"""Files that may name the padding token."""
+from clp_jax.processing.tokenizer_files import FILE, padding_token, read_tokenizer
 
 
 class VlmTokenizer:
@@ -27,14 +24,8 @@ class VlmTokenizer:
     """
 
     def __init__(self, file: epath.Path):
-        import tokenizers
-
-        try:
-            self._model = tokenizers.Tokenizer.from_str(file.read_text())
-        except Exception as error:  # the library raises bare exceptions
-            reason = str(error).split("\n")[0]
-            raise InputError(f"{file} is no readable tokenizer.json: {reason}") from error
-        self._pad = self._padding(file)
+        self._model = read_tokenizer(file)
+        self._pad = padding_token(self._model, file)
         self._model.no_padding()
         self._model.no_truncation()
 
@@ -60,25 +51,6 @@ class VlmTokenizer:
     def encode(self, prompt: str) -> list[int]:
         """All token ids of a prompt; a line break is added where it does not end in one."""
         return self._model.encode(prompt if prompt.endswith("\n") else f"{prompt}\n").ids
-
-    def _padding(self, file: epath.Path) -> int:
-        own = self._model.padding
-        for place in (file.parent / name for name in BESIDE):
-            name = json.loads(place.read_text()).get("pad_token") if place.exists() else None
-            name = name.get("content") if isinstance(name, dict) else name
-            number = None if name is None else self._model.token_to_id(name)
-            if number is not None:
-                return number
-        if own is not None:
-            return own["pad_id"]
-        config = file.parent / "config.json"
-        said = json.loads(config.read_text()) if config.exists() else {}
-        for part in (said, said.get("text_config", {})):
-            if part.get("pad_token_id") is not None:
-                return part["pad_token_id"]
-        raise InputError(
-            f"neither {file} nor config.json, {' nor '.join(BESIDE)} beside it name a padding token; copy them there."
-        )
 
 
 def find_tokenizer(path: str | os.PathLike[str] | None, assets: epath.Path | None) -> epath.Path | None:
