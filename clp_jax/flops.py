@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from clp_jax import cka
-from clp_jax.models import Architecture, Gates, Lengths, abstract_params, build, family_of, towers_measured
+from clp_jax.models import Architecture, Gates, Lengths, abstract_params, build, family_of, towers_measured, views
 from clp_jax.operations import count_operations
 from clp_jax.trees import flatten
 
@@ -88,8 +88,7 @@ def analysis_flops(
 
 def _one_observation(architecture: Architecture, lengths: Lengths, cameras: int) -> dict[str, jax.ShapeDtypeStruct]:
     family = family_of(architecture)
-    names = family.camera_names(architecture)[:cameras]
-    inputs = family.inputs(architecture, lengths, names)
+    inputs = family.inputs(architecture, lengths, views(architecture, cameras))
     return {key: jax.ShapeDtypeStruct((1, *leaf.shape), leaf.dtype) for key, leaf in inputs.items()}
 
 

@@ -79,7 +79,7 @@ class Inspection:
       dtypes: arrays by dtype.
       action_horizon: actions of a chunk.
       max_token_len: tokens of a prompt.
-      cameras: of the model.
+      cameras: of the model; None also where it reads any.
       state_dim: of the model's state; None also where the model reads none beside the prompt.
       action_dim: of the model's actions; None also where they are tokens.
       lengths_said: whether the checkpoint itself says its lengths; else they are upstream's for the kind of model.
@@ -267,6 +267,6 @@ def _sizes(spec: Spec, architecture: Architecture | None) -> dict[str, Any]:
     inputs, unread = family.inputs(architecture, lengths), family.any_size(architecture)
     state = None if "state" in unread else inputs["state"].shape[-1]
     horizon, prompt = told.get(names[0], lengths.horizon), told.get(names[1], lengths.prompt)
-    cameras = tuple(family.camera_names(architecture))
+    cameras = family.camera_names(architecture)
     said = spec.folder is not None or names[0] in told
     return dict(zip(names, (horizon, prompt, cameras, state, architecture.action_dim, said), strict=True))

@@ -10,6 +10,7 @@ from clp_jax.checkpoint import FolderSpec, Spec
 from clp_jax.checkpoint.safetensors.header import read_shard
 from clp_jax.errors import InputError
 from clp_jax.folders import files_below, is_remote
+from clp_jax.models import family_of_kind, family_of_tree
 from clp_jax.processing import norm_stats
 
 
@@ -29,7 +30,7 @@ class Statistics:
 
 
 def statistics_of(spec: Spec) -> Iterator[Statistics]:
-    """Finds openpi's ``norm_stats.json`` and the states of a policy's processors.
+    """Finds openpi's ``norm_stats.json``, the states of a policy's processors, and what else the family has.
 
     Args:
       spec: the checkpoint.
@@ -51,6 +52,19 @@ def statistics_of(spec: Spec) -> Iterator[Statistics]:
                 yield Statistics(name, dimensions)
         except InputError as error:
             yield Statistics(name, {}, str(error))
+    yield from _of_family(spec)
+
+
+def _of_family(spec: Spec) -> Iterator[Statistics]:
+    """Statistics that only the family knows to read, one entry for each robot that they name."""
+    if spec.folder is None:
+        return
+    family = family_of_kind(spec.kind) if isinstance(spec, FolderSpec) else family_of_tree(spec.tree)
+    try:
+        for name, stats in family.own_statistics(spec.folder).items():
+            yield Statistics(name, {vector: len(entry.mean) for vector, entry in stats.items()})
+    except InputError as error:
+        yield Statistics("of the checkpoint", {}, str(error))
 
 
 def _of_norm_stats(file: epath.Path) -> dict[str, int]:

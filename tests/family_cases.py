@@ -1,14 +1,19 @@
 """A small model of every kind, made-up parameters and inputs for it, and one compiled function of each architecture."""
 
+import dataclasses
 import functools
 
 import groot_recordings
 import jax
 import numpy as np
+import recordings
 import smolvla_recordings
 import toys
+from etils import epath
 
 from clp_jax.models import Architecture, Lengths, abstract_params, family_of
+from clp_jax.processing.norm_stats import NormStats
+from clp_jax.processing.robots import Robot
 from clp_jax.trees import flatten, unflatten
 
 BATCH, STEPS = 2, 2
@@ -98,3 +103,29 @@ def whole(kind: str):
     """What the whole model gives for its inputs."""
     arch = architecture(kind)
     return jax.tree.map(np.asarray, run(arch)(params(arch), inputs(arch), gates(arch)))
+
+
+@functools.cache
+def processing(kind: str):
+    """What stands between a robot of three joints and a model of the kind, whose sizes are small."""
+    tokenizer_file = recordings.GOLDEN / "tokenizer/tiny_spm.model"
+    robot = Robot("toy", {}, action_dim=3)
+    if kind == "smolvla":
+        arch, folder, given = smolvla_recordings.architecture(), smolvla_recordings.GOLDEN / "ckpt", None
+        arch = dataclasses.replace(arch, true_state_dim=3, true_action_dim=3)
+    elif kind == "groot_n15":
+        arch, folder, given = (
+            groot_recordings.architecture("ckpt", embodiment="so100"),
+            groot_recordings.GOLDEN / "ckpt",
+            None,
+        )
+    else:
+        arch, folder, given = dataclasses.replace(architecture(kind), vocab_size=512), None, str(tokenizer_file)
+    family = family_of(arch)
+    cameras = family.camera_names(arch) or ("first", "second")
+    robot = dataclasses.replace(robot, images={camera: camera for camera in cameras})
+    low, high = np.array([-1.0, 0.0, 5.0]), np.array([1.0, 0.5, 9.0])
+    stats = NormStats((low + high) / 2, (high - low) / 4, q01=low, q99=high, min=low, max=high)
+    tokenizer = family.load_tokenizer(arch, given, None if folder is None else epath.Path(folder))
+    lengths = Lengths(4, family.lengths(arch, len(cameras)).prompt)
+    return family.processing(arch, robot, {"state": stats, "actions": stats}, tokenizer, lengths)

@@ -20,7 +20,7 @@ from clp_jax.checkpoint import read_spec, write_params
 from clp_jax.errors import InputError
 from clp_jax.flops import parameter_count
 from clp_jax.loading import load_model
-from clp_jax.models import FAMILIES, Architecture, Family, abstract_params, family_of, family_of_tree, stack_of
+from clp_jax.models import FAMILIES, Architecture, Family, Lengths, abstract_params, family_of, family_of_tree, stack_of
 from clp_jax.plan import compose
 from clp_jax.planning import plan_of_blocks
 from clp_jax.prune import apply_plan, prune_checkpoint
@@ -286,6 +286,31 @@ def test_draw_follows_its_key(kind):
         assert one[key].shape == arrays[key].shape
         assert np.array_equal(one[key], same[key])
         assert not np.array_equal(one[key], other[key])
+
+
+# Robots
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "pi0_fast"])
+def test_a_robots_observation_becomes_what_the_model_reads_and_its_actions_come_back(kind):
+    pytest.importorskip("tokenizers")
+    processing, rng = cases.processing(kind), np.random.default_rng(2)
+    arch, family = processing.architecture, family_of(processing.architecture)
+    state, actions = np.array([0.1, 0.2, 6.0]), np.linspace([-1.0, 0.0, 5.0], [1.0, 0.5, 9.0], 4)
+    size = (arch.vision.image_size, arch.vision.image_size, 3)
+    images = {camera: rng.integers(0, 256, size).astype(np.uint8) for camera in processing.cameras}
+    found = processing.inputs(state=state, images=images, prompt="push", actions=actions)
+    lengths = Lengths(processing.action_horizon, processing.max_token_len)
+    described = family.inputs(arch, lengths, processing.cameras)
+    assert found.keys() == described.keys()
+    for key, leaf in described.items():
+        assert found[key].dtype == leaf.dtype, key
+        assert key.startswith("image/") or found[key].shape == leaf.shape, key
+    assert 0 < processing.prompt_tokens("push", 3) <= processing.max_token_len
+    back = processing.outputs(found["actions"], state=state)
+    np.testing.assert_allclose(back, actions, atol=1e-5)
+    few = processing.inputs(state=state, images=images, prompt="push")
+    assert found.keys() - few.keys() <= family.OF_LOSSES
 
 
 # Stored forms

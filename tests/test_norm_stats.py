@@ -93,7 +93,7 @@ def test_command_writes_the_file_without_reading_an_image(tmp_path, capsys):
     written = json.loads((tmp_path / "stats/toy/norm_stats.json").read_text())["norm_stats"]
     np.testing.assert_allclose(written["state"]["mean"], truth["observation.state"].mean(0), rtol=1e-5)
     assert list(written) == ["state", "actions"]
-    assert list(written["actions"]) == ["mean", "std", "q01", "q99"]
+    assert list(written["actions"]) == ["mean", "std", "q01", "q99", "min", "max"]
     assert main(["norm-stats", *flags]) == 2
     assert "exists already" in capsys.readouterr().err
 

@@ -90,8 +90,8 @@ def run(models: Mapping[str, Architecture], *, batch_size: int = 4, repeats: int
 
 def _share(count: Callable[..., int], architecture: Architecture, first: Architecture) -> float:
     """Operations relative to the first model's."""
-    family = family_of(first)
-    cameras, lengths = len(family.camera_names(first)), family.lengths(first)
+    lengths = family_of(first).lengths(first)
+    cameras = sum(key.startswith("image/") for key in family_of(first).inputs(first, lengths))
     return count(architecture, lengths, cameras=cameras) / count(first, lengths, cameras=cameras)
 
 

@@ -234,7 +234,7 @@ def _assumed(told: Told, architecture: Architecture, record: Mapping[str, Any] |
     robot = robot_told(told, architecture, start=own, known=family.UNRECORDED_ROBOTS if unrecorded else None)
     if robot is not None and told.prompt is not None:
         robot = _with_prompt(robot, told.prompt)
-    lengths = family.lengths(architecture)
+    lengths = family.lengths(architecture, None if robot is None else len(robot.images))
     values = {"action_horizon": lengths.horizon, "max_token_len": lengths.prompt}
     if standard is not None:
         values |= {name: getattr(standard.conventions, name) for name in _VALUES[:3]}

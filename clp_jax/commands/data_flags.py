@@ -3,6 +3,7 @@
 import dataclasses
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from etils import epath
@@ -11,6 +12,7 @@ from clp_jax.checkpoint.orbax.spec import POLICY
 from clp_jax.commands.conventions import choose_conventions, configuration, robot_told, told_by
 from clp_jax.commands.processing_flags import ProcessingFlags
 from clp_jax.data import TrainingData, open_dataset
+from clp_jax.data.lerobot_meta import lerobot_home
 from clp_jax.data.recordings import checked_sources
 from clp_jax.errors import InputError
 from clp_jax.folders import files_below
@@ -90,7 +92,11 @@ def open_data(
     """
     if checked_sources(source, flags.weights, flags.episodes)[0][0].endswith(".npz"):
         return _open_npz(flags, source, architecture, hold_out_ratio=hold_out_ratio, seed=seed, stats=stats)
-    chosen = choose_conventions(told_by(flags), architecture, record, new_run=new_run)
+    told = told_by(flags)
+    chosen = choose_conventions(told, architecture, record, new_run=new_run)
+    if chosen.conventions.robot is None and (file := robot_of_set(source)) is not None:
+        told = dataclasses.replace(told, robot=file)
+        chosen = choose_conventions(told, architecture, record, new_run=new_run)
     _check_readable(chosen.conventions.config)
     asset_id, stats_file, computed = chosen.conventions.asset_id, None, stats is None
     if stats is None and flags.norm_stats not in (None, "data"):
@@ -186,6 +192,14 @@ def load_tokenizer(flags: ProcessingFlags, architecture: Architecture, assets: e
     return family_of(architecture).load_tokenizer(architecture, flags.tokenizer, assets, **given)
 
 
+def robot_of_set(source: str | Sequence[str]) -> str | None:
+    """``meta/modality.json`` of a data set, of the first of several, if it has one; nothing is fetched for it."""
+    first = source if isinstance(source, str) else source[0]
+    folders = Path(first).expanduser(), lerobot_home() / first
+    found = next((file for folder in folders if (file := folder / "meta" / "modality.json").is_file()), None)
+    return None if found is None else str(found)
+
+
 def stats_of_checkpoint(
     assets: epath.Path, asset_id: str | None, architecture: Architecture
 ) -> tuple[dict[str, NormStats] | None, str | None]:
@@ -207,5 +221,5 @@ def stats_of_checkpoint(
     own = None
     if asset_id is None:
         policy = assets / POLICY
-        own = family_of(architecture).norm_stats_of(policy if policy.is_dir() else assets)
+        own = family_of(architecture).norm_stats_of(policy if policy.is_dir() else assets, architecture)
     return own, asset_id

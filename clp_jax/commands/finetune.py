@@ -158,7 +158,14 @@ def _run(config: Finetune, lifetime: contextlib.ExitStack) -> None:
     todo = _todo(config, frozen, frozen_rows)
     check_batch_size(todo, mesh)
     out = lifetime.enter_context(run_folder(config.out, resume=config.resume, overwrite=config.overwrite))
-    write_assets = assets_writer(spec, architecture, data, vlm_config=config.vlm_config, tokenizer=config.tokenizer)
+    write_assets = assets_writer(
+        spec,
+        architecture,
+        data,
+        vlm_config=config.vlm_config,
+        tokenizer=config.tokenizer,
+        embodiment=config.embodiment,
+    )
     saved = Steps(out, write_assets=write_assets, keep_period=config.keep_period)
     entry = Entry(
         str(spec.path),

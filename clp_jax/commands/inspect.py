@@ -115,7 +115,8 @@ def _facts(found: Inspection) -> Iterable[tuple[str, str]]:
         yield "actions", f"chunks of {_count(found.action_horizon or 0, 'action')}{assumed}, {actions}"
         yield "state", state
         yield "prompt", f"{found.max_token_len} tokens with padding{assumed}"
-        yield "cameras", ", ".join(found.cameras or ()) or "none"
+        any_order = "any, read in the order of their names"
+        yield "cameras", any_order if found.cameras is None else ", ".join(found.cameras) or "none"
     if found.adapters:
         yield "LoRA adapters", f"{found.adapters:,} arrays, {found.adapter_parameters:,} parameters"
     for statistics in found.statistics:

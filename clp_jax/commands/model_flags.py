@@ -14,6 +14,12 @@ class ModelFlags:
     """Folder or config.json of the vision-language model, for checkpoints that name it without holding it (SmolVLA,
     GR00T): heads, image token and the like."""
 
+    embodiment: str | None = None
+    """Which of the model's robots this is, by upstream's tag (gr1, so100, new_embodiment, ...) or number; else the only
+    one that the checkpoint has statistics of (GR00T)."""
+    cameras: tuple[str, ...] | None = None
+    """Names of the cameras of model-ready observations, for models that read any (GR00T)."""
+
     def model_settings(self) -> dict[str, Any]:
         """The flags by the names of ``load_model``; None leaves a setting to the model."""
         return {field.name: getattr(self, field.name) for field in dataclasses.fields(ModelFlags)}

@@ -9,7 +9,7 @@ from rich.table import Table
 
 from clp_jax.checkpoint import read_spec
 from clp_jax.commands.conventions import Told, choose_conventions, of_configuration, robot_told, told_by
-from clp_jax.commands.data_flags import MixtureFlags
+from clp_jax.commands.data_flags import MixtureFlags, robot_of_set
 from clp_jax.data.recordings import open_recordings
 from clp_jax.errors import InputError
 from clp_jax.folders import check_inside
@@ -32,6 +32,8 @@ class NormStats(MixtureFlags):
     """Folder to create: <asset id>/norm_stats.json, as in a checkpoint's assets."""
     checkpoint: str | None = None
     """Take the action horizon of this checkpoint, or of its kind of model."""
+    vlm_config: str | None = None
+    """For that checkpoint as in the other commands: folder or config.json of its vision-language model."""
     action_horizon: int | None = None
     """Actions of a chunk, over which the actions' statistics run; 50 if neither this nor a checkpoint is given."""
     asset_id: str | None = None
@@ -43,7 +45,10 @@ class NormStats(MixtureFlags):
 def run(config: NormStats) -> None:
     """Run the command."""
     console = Console()
-    robot, horizon, named, note = _chosen(config)
+    told = told_by(config)
+    robot, horizon, named, note = _chosen(config, told)
+    if robot is None and (file := robot_of_set(config.data)) is not None:
+        robot, horizon, named, note = _chosen(config, dataclasses.replace(told, robot=file))
     if robot is None:
         raise InputError(
             "say which robot the data are of: --openpi-config, --robot, or --image, --state-key and --action-key."
@@ -77,12 +82,11 @@ def run(config: NormStats) -> None:
     console.print(f"Statistics: [bold]{escape(f'{config.out}/{asset_id}/{norm_stats.FILE}')}[/]")
 
 
-def _chosen(config: NormStats) -> tuple[Robot | None, int, str | None, str | None]:
+def _chosen(config: NormStats, told: Told) -> tuple[Robot | None, int, str | None, str | None]:
     """The robot, the actions of a chunk, the statistics' name if one is said, and what was assumed."""
-    told = told_by(config)
     if config.checkpoint is not None:
         spec = read_spec(config.checkpoint)
-        chosen = choose_conventions(told, read_architecture(spec), spec.plan_record)
+        chosen = choose_conventions(told, read_architecture(spec, vlm_config=config.vlm_config), spec.plan_record)
     elif told.openpi_config is not None:
         chosen = of_configuration(told, None)
     else:

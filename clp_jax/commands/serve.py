@@ -137,7 +137,7 @@ def _check_spread(source: str, processing: Processing, architecture: Architectur
     dims = {name: len(entry.mean) for name, entry in statistics.items()}
     # Statistics as long as the model's actions may be padded: then they do not tell the robot's dimensions.
     dims = {name: processing.action_dim if known == architecture.action_dim else known for name, known in dims.items()}
-    norm_stats.check_spread(statistics, dims, source=source, quantiles=processing.quantiles)
+    norm_stats.check_spread(statistics, dims, source=source, by=processing.normalised_by)
 
 
 def _refuse_robot_flags(config: Serve) -> None:

@@ -2,7 +2,7 @@
 
 Keys are a model's inputs flattened with "/", each with a first axis of observations: what the family's ``inputs``
 describes (``image/<camera>`` may be uint8 of any size or float32 in [-1, 1]), and optional ``noise`` (like actions),
-``time`` float32 in (0, 1], ``episode_index`` int, ``action_is_pad`` bool [horizon].
+``time`` float32, ``episode_index`` int, ``action_is_pad`` bool [horizon].
 """
 
 import dataclasses
@@ -148,6 +148,10 @@ def _check(arrays: dict[str, np.ndarray], architecture: Architecture, path: str)
     """Raise on anything that the model cannot read."""
     family = family_of(architecture)
     cameras = family.camera_names(architecture)
+    if cameras is None:
+        cameras = sorted(key.removeprefix("image/") for key in arrays if key.startswith("image/"))
+        if not cameras:
+            raise InputError(f"{path} holds no image/<camera>; it holds {', '.join(sorted(arrays)) or 'nothing'}.")
     required = family.inputs(architecture, _lengths(arrays), cameras)
     missing = [key for key in required if key not in arrays]
     if missing:
@@ -177,8 +181,9 @@ def _check_values(arrays: dict[str, np.ndarray], architecture: Architecture, cam
             f"{path}: tokenized_prompt holds ids {tokens.min()}..{tokens.max()}, the model's vocabulary has "
             f"{architecture.vocab_size}."
         )
-    if "time" in arrays and not ((arrays["time"] > 0) & (arrays["time"] <= 1)).all():
-        raise InputError(f"{path}: time must lie in (0, 1], where 1 is noise.")
+    times = family_of(architecture).TIMES
+    if "time" in arrays and not times.hold(arrays["time"]):
+        raise InputError(f"{path}: time must lie in {times}.")
     masks = [arrays[f"image_mask/{camera}"] for camera in cameras if f"image_mask/{camera}" in arrays]
     blind = np.flatnonzero(~np.stack([*masks, arrays["tokenized_prompt_mask"].any(axis=1)]).any(axis=0))
     if blind.size:

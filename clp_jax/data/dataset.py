@@ -87,7 +87,7 @@ def open_dataset(
     if robot is None:
         raise InputError(f"{first} is a LeRobot data set: say which robot it is of (--robot or --openpi-config).")
     family = family_of(architecture)
-    lengths = chosen_lengths(architecture, action_horizon, max_token_len)
+    lengths = chosen_lengths(architecture, action_horizon, max_token_len, cameras=len(robot.images))
     if prompt is not None:
         robot = dataclasses.replace(robot, prompt=prompt, prompt_from_task=False)
     recordings = open_recordings(source, robot, weights=weights, episodes=episodes, tolerance=tolerance)
@@ -133,8 +133,8 @@ def _notes_on_spread(recorded: Recording, processing: Processing, stats_file: st
     """Warns of dimensions that hardly vary; statistics of a file that the user gave must vary."""
     dims = {"state": recorded.state.shape[1], "actions": recorded.actions.shape[1]}
     if stats_file is not None:
-        check_spread(processing.norm_stats, dims, source=stats_file, quantiles=processing.quantiles)
-    found = warning(processing.norm_stats, dims, quantiles=processing.quantiles)
+        check_spread(processing.norm_stats, dims, source=stats_file, by=processing.normalised_by)
+    found = warning(processing.norm_stats, dims, by=processing.normalised_by)
     return () if found is None else (found,)
 
 
@@ -149,13 +149,15 @@ def _notes_on_prompts(over_long: tuple[str, ...], long_prompts: LongPrompts) -> 
     return (f"{first}{more}: the rest is cut, as upstream does; a larger --max-token-len keeps it.",)
 
 
-def chosen_lengths(architecture: Architecture, action_horizon: int | None, max_token_len: int | None) -> Lengths:
-    """Chunk and prompt as given, else as the model has them.
+def chosen_lengths(
+    architecture: Architecture, action_horizon: int | None, max_token_len: int | None, *, cameras: int | None = None
+) -> Lengths:
+    """Chunk and prompt as given, else as the model has them with so many cameras.
 
     Raises:
       InputError: a length below one.
     """
-    default = family_of(architecture).lengths(architecture)
+    default = family_of(architecture).lengths(architecture, cameras)
     lengths = Lengths(
         default.horizon if action_horizon is None else action_horizon,
         default.prompt if max_token_len is None else max_token_len,

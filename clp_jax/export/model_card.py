@@ -9,7 +9,7 @@ from clp_jax.export.reference import CHECK_FILE
 from clp_jax.export.result import Check, Options
 from clp_jax.export.weights import Weights
 from clp_jax.flops import parameter_count, sample_flops
-from clp_jax.models import Architecture, family_of
+from clp_jax.models import Architecture, family_of, views
 
 _CAMERAS = 3
 
@@ -107,7 +107,7 @@ def _sizes(weights: Weights, options: Options, record: Mapping[str, Any] | None)
     rows.append(("parameters", f"{parameter_count(before):,}", f"{parameter_count(after):,}"))
     family = family_of(after)
     if family.why_no_actions(after) is None:
-        cameras = min(_CAMERAS, len(family.camera_names(after)))
+        cameras = len(views(after, _CAMERAS))
         flops = [
             sample_flops(a, options.lengths, cameras=cameras, num_steps=options.num_steps) for a in (before, after)
         ]

@@ -30,9 +30,9 @@ def example_inputs(architecture: Architecture, lengths: Lengths, *, batch_size: 
         for key, leaf in family.inputs(architecture, lengths).items()
         if key not in _OF_TRAINING
     }
-    *others, last = family.camera_names(architecture)
-    if others and f"image_mask/{last}" in arrays:
-        arrays[f"image_mask/{last}"][:] = False
+    names = family.camera_names(architecture) or ()
+    if len(names) > 1 and f"image_mask/{names[-1]}" in arrays:
+        arrays[f"image_mask/{names[-1]}"][:] = False
     sizes = np.linspace(lengths.prompt, max(1, lengths.prompt // 2), batch_size).astype(int)
     arrays["tokenized_prompt_mask"] = np.arange(lengths.prompt) < sizes[:, None]
     if architecture.action_dim is not None:

@@ -62,6 +62,18 @@ def configurations() -> dict[str, Configuration]:
     return {name: found for family in FAMILIES.values() for name, found in family.CONFIGURATIONS.items()}
 
 
+def views(architecture: Architecture, count: int) -> tuple[str, ...]:
+    """Names of so many cameras, or of all that there are: the model's own, or made-up ones where it reads any.
+
+    >>> views(pi0.PI0, 2)
+    ('base_0_rgb', 'left_wrist_0_rgb')
+    >>> views(groot.GROOT_N15, 2)
+    ('view_0', 'view_1')
+    """
+    known = family_of(architecture).camera_names(architecture)
+    return tuple(f"view_{i}" for i in range(count)) if known is None else known[:count]
+
+
 def build(architecture: Architecture, rows: Rows = None) -> Any:
     """The model of an architecture, without parameters; ``rows`` is how a batch is split over devices."""
     return family_of(architecture).build(architecture, rows)
@@ -106,4 +118,5 @@ __all__ = [
     "rows_kept",
     "stack_of",
     "towers_measured",
+    "views",
 ]

@@ -18,7 +18,7 @@ from clp_jax.aliases import AnyArray, Array, Leaf, Tree
 from clp_jax.models.layers.scan import Rows
 from clp_jax.models.layers.torch_rules import Layout
 from clp_jax.processing.conventions import Configuration
-from clp_jax.processing.norm_stats import NormStats
+from clp_jax.processing.norm_stats import By, NormStats
 from clp_jax.processing.robots import Robot
 
 Remat = Literal["all", "dots", "none"]
@@ -135,6 +135,35 @@ class Lengths(NamedTuple):
     prompt: int
 
 
+class Times(NamedTuple):
+    """Times that training draws: at one end x_t is noise, at the other, which is left out, it is the action.
+
+    Attributes:
+      lowest: the least of them.
+      highest: the largest of them.
+      noise: where x_t is noise.
+    """
+
+    lowest: float
+    highest: float
+    noise: float
+
+    def hold(self, time: Float[np.ndarray, " n"]) -> bool:
+        """Whether all of these are such times."""
+        above = time > self.lowest if self.noise == self.highest else time >= self.lowest
+        below = time <= self.highest if self.noise == self.highest else time < self.highest
+        return bool((above & below).all())
+
+    def __str__(self) -> str:
+        """As an interval.
+
+        >>> print(Times(0, 1, noise=1))
+        (0, 1], where 1 is noise
+        """
+        left, right = "(]" if self.noise == self.highest else "[)"
+        return f"{left}{self.lowest:g}, {self.highest:g}{right}, where {self.noise:g} is noise"
+
+
 class Loss(NamedTuple):
     """What a model gets wrong.
 
@@ -222,8 +251,8 @@ class Processing(Protocol):
         ...
 
     @property
-    def quantiles(self) -> bool:
-        """Whether quantiles normalise, or else mean and deviation."""
+    def normalised_by(self) -> By:
+        """What normalises states and actions."""
         ...
 
     def check_dims(self, state: int, actions: int) -> None:
@@ -277,6 +306,8 @@ class Family(Protocol):
       KINDS: values of ``Architecture.kind``.
       RELEASED: sizes as published, by the name that people give.
       STACKS: the stacked leaves; the first match wins.
+      OF_LOSSES: keys that losses read and sampling does not.
+      TIMES: which times training draws; of no matter where none are drawn.
       ROBOTS: robots that upstream knows, by name.
       UNRECORDED_ROBOTS: what these names meant to runs that recorded no conventions.
       CONFIGURATIONS: conventions that upstream names, by name.
@@ -294,6 +325,8 @@ class Family(Protocol):
     KINDS: tuple[str, ...]
     RELEASED: Mapping[str, Any]
     STACKS: tuple[Stack, ...]
+    OF_LOSSES: frozenset[str]
+    TIMES: Times
     ROBOTS: Mapping[str, Robot]
     UNRECORDED_ROBOTS: Mapping[str, Robot]
     CONFIGURATIONS: Mapping[str, Configuration]
@@ -338,8 +371,13 @@ class Family(Protocol):
         """Fresh parameters, float32; under ``jax.eval_shape`` it is the parameter tree."""
         ...
 
-    def lengths(self, architecture: Any) -> Lengths:
-        """Chunk and prompt where nobody says otherwise: the checkpoint's, else upstream's."""
+    def lengths(self, architecture: Any, cameras: int | None = None) -> Lengths:
+        """Chunk and prompt where nobody says otherwise: the checkpoint's, else upstream's.
+
+        Args:
+          architecture: of the model.
+          cameras: how many there are, where prompts hold the images; the model's default if None.
+        """
         ...
 
     def inputs(
@@ -358,12 +396,12 @@ class Family(Protocol):
         """Random arrays with the prompts that this model reads, where not any tokens will do."""
         ...
 
-    def camera_names(self, architecture: Any) -> tuple[str, ...]:
-        """The model's cameras, in the order in which it reads them."""
+    def camera_names(self, architecture: Any) -> tuple[str, ...] | None:
+        """The model's cameras, in the order in which it reads them; None where it reads any, sorted by name."""
         ...
 
-    def robot_cameras(self, architecture: Any) -> tuple[str, ...]:
-        """The names that a robot may give the model's cameras."""
+    def robot_cameras(self, architecture: Any) -> tuple[str, ...] | None:
+        """The names that a robot may give the model's cameras; None where any will do."""
         ...
 
     def any_size(self, architecture: Any) -> frozenset[str]:
@@ -435,8 +473,17 @@ class Family(Protocol):
         """Upstream's settings of a run of so many steps, by the names of the flags of ``clp finetune``."""
         ...
 
-    def norm_stats_of(self, folder: epath.Path) -> dict[str, NormStats] | None:
-        """The statistics in the checkpoint's own form, from the folder of its files; None if it has none."""
+    def norm_stats_of(self, folder: epath.Path, architecture: Any = None) -> dict[str, NormStats] | None:
+        """The statistics in the checkpoint's own form, from the folder of its files; None if it has none.
+
+        Args:
+          folder: of the files.
+          architecture: says which robot it is, where a checkpoint knows several.
+        """
+        ...
+
+    def own_statistics(self, folder: epath.Path) -> Mapping[str, dict[str, NormStats]]:
+        """Statistics in a file of upstream's that is no processor of lerobot's, by the robots that it names."""
         ...
 
     def side_files(self, folder: epath.Path | None, **changes: Any) -> dict[str, bytes]:
@@ -444,8 +491,8 @@ class Family(Protocol):
 
         Args:
           folder: where the files are now.
-          changes: ``vlm_config`` and ``tokenizer`` as given on the command line; ``norm_stats``, ``depths`` and
-            ``image_sizes`` in place of those in the files.
+          changes: ``vlm_config``, ``tokenizer`` and ``embodiment`` as given on the command line; ``norm_stats``,
+            ``depths`` and ``image_sizes`` in place of those in the files.
         """
         ...
 

@@ -5,7 +5,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from etils import epath
@@ -15,6 +15,9 @@ from clp_jax.errors import InputError, blamed_on
 from clp_jax.files import read_json_object
 
 FILE = "norm_stats.json"
+
+By = Literal["deviation", "quantiles", "range"]
+"""What normalises: mean and deviation, the 1 % and 99 % quantiles, or the extremes."""
 _NARROW = 1e-4
 """A range, or a deviation, below which noise of a sensor is all that a dimension holds."""
 _EPSILON = 1e-6
@@ -25,19 +28,23 @@ _LARGEST = float(np.finfo(np.float32).max)
 
 @dataclasses.dataclass(frozen=True)
 class NormStats:
-    """Statistics of one vector (``state`` or ``actions``) over a data set; quantiles may be absent.
+    """Statistics of one vector (``state`` or ``actions``) over a data set; quantiles and extremes may be absent.
 
     Attributes:
       mean: per dimension [d].
       std: population standard deviation per dimension [d].
       q01: 1 % quantile per dimension [d].
       q99: 99 % quantile per dimension [d].
+      min: smallest value per dimension [d].
+      max: largest value per dimension [d].
     """
 
     mean: Float[np.ndarray, " d"]
     std: Float[np.ndarray, " d"]
     q01: Float[np.ndarray, " d"] | None = None
     q99: Float[np.ndarray, " d"] | None = None
+    min: Float[np.ndarray, " d"] | None = None
+    max: Float[np.ndarray, " d"] | None = None
 
 
 def of_vectors(vectors: Iterable[Float[np.ndarray, "*n"]], weights: Float[np.ndarray, "*n"] | None = None) -> NormStats:
@@ -53,19 +60,17 @@ def of_vectors(vectors: Iterable[Float[np.ndarray, "*n"]], weights: Float[np.nda
     >>> of_vectors([np.arange(101.0)]).q99
     array([99.])
     """
-    mean, std, low, high = [], [], [], []
+    rows = []
     for values in vectors:
         if weights is None:
-            mean.append(values.mean(dtype=np.float64))
-            std.append(values.std(dtype=np.float64))
+            mean, std = values.mean(dtype=np.float64), values.std(dtype=np.float64)
             quantiles = np.quantile(values, _QUANTILES, method="inverted_cdf")
         else:
-            mean.append(np.average(values.astype(np.float64), weights=weights))
-            std.append(np.sqrt(np.average((values.astype(np.float64) - mean[-1]) ** 2, weights=weights)))
+            mean = np.average(values.astype(np.float64), weights=weights)
+            std = np.sqrt(np.average((values.astype(np.float64) - mean) ** 2, weights=weights))
             quantiles = _weighted_quantiles(values, weights)
-        low.append(quantiles[0])
-        high.append(quantiles[1])
-    return NormStats(*(np.asarray(column, np.float64) for column in (mean, std, low, high)))
+        rows.append([mean, std, *quantiles, values.min(), values.max()])
+    return NormStats(*np.asarray(rows, np.float64).reshape(-1, 6).T)
 
 
 def _weighted_quantiles(values: np.ndarray, weights: np.ndarray) -> Float[np.ndarray, " q"]:
@@ -110,11 +115,8 @@ def of_robot(
 
 
 def save(folder: str | os.PathLike[str], stats: Mapping[str, NormStats]) -> None:
-    """Write ``folder/norm_stats.json`` as openpi does."""
-    values = {
-        name: {key: None if value is None else value.tolist() for key, value in vars(entry).items()}
-        for name, entry in stats.items()
-    }
+    """Write ``folder/norm_stats.json`` as openpi does, which skips the extremes when it reads the file."""
+    values = {name: _values(entry) for name, entry in stats.items()}
     path = epath.Path(folder)
     path.mkdir(parents=True, exist_ok=True)
     (path / FILE).write_text(json.dumps({"norm_stats": values}, indent=2, allow_nan=False))
@@ -129,6 +131,12 @@ def fingerprint(stats: Mapping[str, NormStats]) -> str:
                 f"{name} {field} {None if values is None else np.asarray(values, np.float64).tolist()}".encode()
             )
     return digest.hexdigest()
+
+
+def _values(entry: NormStats) -> dict[str, list[float] | None]:
+    """openpi's four keys in any case, the extremes if they are known."""
+    known = {key: None if value is None else value.tolist() for key, value in vars(entry).items()}
+    return {key: value for key, value in known.items() if value is not None or key not in ("min", "max")}
 
 
 def load(path: str | os.PathLike[str]) -> dict[str, NormStats]:
@@ -163,31 +171,40 @@ def of_lists(name: str, value: Mapping[str, Any]) -> NormStats:
     Raises:
       ValueError: something else than finite numbers of float32, a negative deviation, or quantiles in the wrong order.
     """
-    given = {key: value.get(key) for key in ("mean", "std", "q01", "q99")}
+    given = {field.name: value.get(field.name) for field in dataclasses.fields(NormStats)}
     arrays = {key: None if item is None else _vector(item, f"{name}, {key}") for key, item in given.items()}
-    mean, std, q01, q99 = arrays.values()
+    mean, std = arrays["mean"], arrays["std"]
     if mean is None or std is None:
         raise ValueError(f"{name} lacks mean or std")
-    if (q01 is None) != (q99 is None):
-        raise ValueError(f"{name} has only one of q01 and q99")
     shapes = {array.shape for array in arrays.values() if array is not None}
     if len(shapes) > 1:
         raise ValueError(f"statistics of different shapes {sorted(shapes)}")
     for dimension in np.flatnonzero(std < 0).tolist():
         raise ValueError(f"{name}, dimension {dimension}: std is {std[dimension]:g}, a deviation is never negative")
-    if q01 is not None and q99 is not None:
-        for dimension in np.flatnonzero(q01 > q99).tolist():
-            raise ValueError(f"{name}, dimension {dimension}: q01 {q01[dimension]:g} is above q99 {q99[dimension]:g}")
-        for dimension in np.flatnonzero((std == 0) & (q01 < q99)).tolist():
-            raise ValueError(f"{name}, dimension {dimension}: std is 0, but q01 and q99 differ")
-    return NormStats(mean, std, q01, q99)
+    for low, high in (("q01", "q99"), ("min", "max")):
+        _check_pair(name, low, arrays[low], high, arrays[high], std)
+    return NormStats(**{"mean": mean, "std": std} | arrays)
+
+
+def _check_pair(
+    name: str, low: str, lower: np.ndarray | None, high: str, upper: np.ndarray | None, std: np.ndarray
+) -> None:
+    """Raise where two bounds cannot both be true, or cannot be those of a deviation."""
+    if lower is None or upper is None:
+        if lower is not upper:
+            raise ValueError(f"{name} has only one of {low} and {high}")
+        return
+    for i in np.flatnonzero(lower > upper).tolist():
+        raise ValueError(f"{name}, dimension {i}: {low} {lower[i]:g} is above {high} {upper[i]:g}")
+    for i in np.flatnonzero((std == 0) & (lower < upper)).tolist():
+        raise ValueError(f"{name}, dimension {i}: std is 0, but {low} and {high} differ")
 
 
 def narrow(
     stats: Mapping[str, NormStats],
     dims: Mapping[str, int],
     *,
-    quantiles: bool | None = None,
+    by: By | None = None,
     least: float = _NARROW,
 ) -> tuple[str, ...]:
     """Dimensions that hardly vary, and what becomes of another value there.
@@ -195,7 +212,8 @@ def narrow(
     Args:
       stats: by name.
       dims: how many dimensions of each are used; the others may be padding.
-      quantiles: whether the quantiles normalise, or else mean and deviation; None asks for both.
+      by: what normalises; None asks for deviations and quantiles. A range of exactly 0 harms nobody: every value
+        becomes 0.
       least: range or deviation below which a dimension hardly varies.
 
     Returns:
@@ -205,23 +223,30 @@ def narrow(
     for name, entry in stats.items():
         for i in range(min(dims.get(name, 0), len(entry.mean))):
             width = entry.std[i]
-            if quantiles is not True and width < least:
+            if by in (None, "deviation") and width < least:
                 found.append(
                     f"{name} {i} (std {width:.2g}: one unit beside the mean becomes {1 / (width + _EPSILON):.0e})"
                 )
-            elif quantiles is not False and entry.q01 is not None and entry.q99 is not None:
+            elif by in (None, "quantiles") and entry.q01 is not None and entry.q99 is not None:
                 width = entry.q99[i] - entry.q01[i]
                 if width < least:
                     found.append(
                         f"{name} {i} (q01 {entry.q01[i]:.3g}, q99 {entry.q99[i]:.3g}: one unit beside them becomes "
                         f"{2 / (width + _EPSILON):.0e})"
                     )
+            elif by == "range" and entry.min is not None and entry.max is not None:
+                width = entry.max[i] - entry.min[i]
+                if 0 < width < least:
+                    found.append(
+                        f"{name} {i} (min {entry.min[i]:.3g}, max {entry.max[i]:.3g}: one unit beside them becomes "
+                        f"{2 / width:.0e})"
+                    )
     return tuple(found)
 
 
-def warning(stats: Mapping[str, NormStats], dims: Mapping[str, int], *, quantiles: bool | None = None) -> str | None:
+def warning(stats: Mapping[str, NormStats], dims: Mapping[str, int], *, by: By | None = None) -> str | None:
     """What to tell a user whose data hardly vary somewhere, None if they vary everywhere; arguments as for `narrow`."""
-    found = narrow(stats, dims, quantiles=quantiles)
+    found = narrow(stats, dims, by=by)
     if not found:
         return None
     return (
@@ -230,21 +255,19 @@ def warning(stats: Mapping[str, NormStats], dims: Mapping[str, int], *, quantile
     )
 
 
-def check_spread(
-    stats: Mapping[str, NormStats], dims: Mapping[str, int], *, source: str, quantiles: bool | None = None
-) -> None:
+def check_spread(stats: Mapping[str, NormStats], dims: Mapping[str, int], *, source: str, by: By | None = None) -> None:
     """Raise where a file that the user gave has no spread in a dimension that is used.
 
     Args:
       stats: from the file.
       dims: how many dimensions of each are used.
       source: the file, for the message.
-      quantiles: as for `narrow`.
+      by: as for `narrow`.
 
     Raises:
       InputError: names the dimensions.
     """
-    found = narrow(stats, dims, quantiles=quantiles, least=_EPSILON)
+    found = narrow(stats, dims, by=by, least=_EPSILON)
     if found:
         raise InputError(
             f"the statistics of {source} have no spread in dimensions that the robot uses: {', '.join(found)}. Widen "

@@ -3,6 +3,7 @@
 A state file is a safetensors file of a few vectors under ``<feature>.<statistic>``.
 """
 
+import dataclasses
 import json
 import struct
 from collections.abc import Mapping
@@ -99,7 +100,7 @@ def _step(step: Any) -> dict[str, Any]:
 
 
 def _stats(vectors: Mapping[str, np.ndarray], feature: str) -> NormStats | None:
-    found = {key: vectors.get(f"{feature}.{key}") for key in ("mean", "std", "q01", "q99")}
+    found = {field.name: vectors.get(f"{feature}.{field.name}") for field in dataclasses.fields(NormStats)}
     if found["mean"] is None or found["std"] is None:
         return None
     # Booleans stay what they are, to be refused.
@@ -128,8 +129,7 @@ def read_vectors(file: epath.Path) -> dict[str, np.ndarray]:
 def with_stats(vectors: Mapping[str, np.ndarray], stats: Mapping[str, NormStats]) -> dict[str, np.ndarray]:
     """The vectors of a state file with these statistics of state and actions in place of all that it had of them.
 
-    Statistics that we do not have (smallest and largest value, number of rows) are left out: they were another data
-    set's.
+    Statistics that we do not have (number of rows) are left out: they were another data set's.
     """
     old = tuple(f"{feature}." for name, feature in _FEATURES.items() if name in stats)
     kept = {name: vector for name, vector in vectors.items() if not name.startswith(old)}

@@ -226,10 +226,12 @@ def abstract_rows(
     cameras: Sequence[str] | None = None,
 ) -> dict[str, Any]:
     """Shapes and dtypes of a batch of requests; all of the model's cameras if none are named."""
-    inputs = family_of(architecture).inputs(architecture, lengths, cameras)
+    family = family_of(architecture)
+    described = family.inputs(architecture, lengths, cameras)
+    inputs = {key: leaf for key, leaf in described.items() if key not in family.OF_LOSSES}
     entries: dict[str, Any] = {"inputs": inputs, "number": jax.ShapeDtypeStruct((), np.uint32)}
-    if "actions" in inputs:
-        entries |= {"noise": inputs.pop("actions"), "given": jax.ShapeDtypeStruct((), np.bool_)}
+    if "actions" in described:
+        entries |= {"noise": described["actions"], "given": jax.ShapeDtypeStruct((), np.bool_)}
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((bucket, *leaf.shape), leaf.dtype), entries)
 
 

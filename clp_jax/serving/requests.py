@@ -171,7 +171,8 @@ class ModelRequests:
     @property
     def cameras(self) -> tuple[str, ...]:
         """All of the model's cameras."""
-        return family_of(self.architecture).camera_names(self.architecture)
+        described = family_of(self.architecture).inputs(self.architecture, self.lengths)
+        return tuple(key.removeprefix("image/") for key in described if key.startswith("image/"))
 
     @property
     def prompt_length(self) -> int:
@@ -190,15 +191,22 @@ class ModelRequests:
         return self.architecture.action_dim
 
     def inputs(self, values: Mapping[str, Any]) -> tuple[dict[str, np.ndarray], Float[np.ndarray, " d"]]:
-        """As `RobotRequests.inputs`."""
+        """As `RobotRequests.inputs`; masks may be left out where the family knows what that means."""
         rules = self._rules()
-        _check_present(values, tuple(map(canonical, rules)))
-        result = {key: _exactly(values, canonical(key), leaf.dtype, leaf.shape) for key, leaf in rules.items()}
+        _check_present(values, tuple(canonical(key) for key, leaf in rules.items() if leaf.dtype != np.bool_))
+        given = {
+            key: _exactly(values, canonical(key), leaf.dtype, leaf.shape)[None]
+            for key, leaf in rules.items()
+            if canonical(key) in values
+        }
+        completed = family_of(self.architecture).complete(self.architecture, given)  # a mask that it knows may lack
+        _check_present({**values, **{canonical(key): None for key in completed}}, tuple(map(canonical, rules)))
+        result = {key: completed[key][0] for key in rules}
         _check_finite(result["state"], "state")
         tokens, seen = result["tokenized_prompt"], result["tokenized_prompt_mask"]
         if tokens.min(initial=0) < 0 or tokens.max(initial=0) >= self.architecture.vocab_size:
             raise InputError(f"tokenized_prompt holds ids beyond the vocabulary of {self.architecture.vocab_size}.")
-        if not seen.any() and not any(result[f"image_mask/{camera}"] for camera in self.cameras):
+        if not seen.any() and not any(result.get(f"image_mask/{camera}", True) for camera in self.cameras):
             raise InputError("every camera and the whole prompt are masked; there is nothing to act on.")
         return result, result["state"]
 
@@ -214,8 +222,9 @@ class ModelRequests:
         del sampled
 
     def _rules(self) -> dict[str, Any]:
-        described = family_of(self.architecture).inputs(self.architecture, self.lengths)
-        return {key: leaf for key, leaf in described.items() if key != "actions"}
+        family = family_of(self.architecture)
+        described = family.inputs(self.architecture, self.lengths)
+        return {key: leaf for key, leaf in described.items() if key not in family.OF_LOSSES}
 
 
 Requests = RobotRequests | ModelRequests

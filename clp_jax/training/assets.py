@@ -21,6 +21,7 @@ def assets_writer(
     *,
     vlm_config: str | os.PathLike[str] | None = None,
     tokenizer: str | os.PathLike[str] | None = None,
+    embodiment: str | None = None,
 ) -> Callable[[epath.Path], None]:
     """Fills a step's assets: the statistics of the data, or those of a checkpoint whose normalised data it is.
 
@@ -33,6 +34,7 @@ def assets_writer(
       data: what it is trained on.
       vlm_config: ``config.json`` of the vision-language model, or its folder, if it was given.
       tokenizer: the tokenizer's file or folder, if it was given.
+      embodiment: which of the model's robots this is, if it was given.
     """
     if data.asset_id is not None:
         check_inside(data.asset_id, "--asset-id")
@@ -43,6 +45,7 @@ def assets_writer(
         norm_stats=data.norm_stats,
         depths=architecture.depths,
         image_sizes=_image_sizes(data),
+        **({} if embodiment is None else {"embodiment": embodiment}),
     )
     files = {f"{POLICY}/{name}": content for name, content in beside.items()} | dict(data.files)
 

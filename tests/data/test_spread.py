@@ -64,19 +64,19 @@ def test_a_file_without_statistics_is_refused(tmp_path, value):
 def test_padding_of_zeros_loads_and_matters_only_where_it_is_used(tmp_path):
     padded = {name: {key: [*values, 0.0] for key, values in entry.items()} for name, entry in SOUND.items()}
     stats = norm_stats.load(stored(tmp_path, padded))
-    check_spread(stats, {"state": 2, "actions": 2}, source="file", quantiles=True)
+    check_spread(stats, {"state": 2, "actions": 2}, source="file", by="quantiles")
     with pytest.raises(InputError, match=r"of file have no spread .*: actions 2 \(q01 0, q99 0: one unit beside them"):
-        check_spread(stats, {"state": 2, "actions": 3}, source="file", quantiles=True)
+        check_spread(stats, {"state": 2, "actions": 3}, source="file", by="quantiles")
     with pytest.raises(InputError, match=r"state 2 \(std 0: one unit beside the mean becomes 1e[+]06\)"):
-        check_spread(stats, {"state": 3, "actions": 2}, source="file", quantiles=False)
+        check_spread(stats, {"state": 3, "actions": 2}, source="file", by="deviation")
 
 
 def test_a_rare_jump_is_narrow_for_quantiles_and_not_for_a_deviation():
     rare = np.zeros(1000)
     rare[5] = 1.0
     stats = {"actions": of_vectors([np.linspace(-1, 1, 1000), rare])}
-    assert narrow(stats, {"actions": 2}, quantiles=False) == ()
-    assert narrow(stats, {"actions": 2}, quantiles=True) == (
+    assert narrow(stats, {"actions": 2}, by="deviation") == ()
+    assert narrow(stats, {"actions": 2}, by="quantiles") == (
         "actions 1 (q01 0, q99 0: one unit beside them becomes 2e+06)",
     )
     said = warning(stats, {"actions": 2})
@@ -88,7 +88,7 @@ def test_a_rare_jump_is_narrow_for_quantiles_and_not_for_a_deviation():
 def test_statistics_without_quantiles_are_asked_for_their_deviation():
     stats = {"state": NormStats(np.zeros(2), np.array([1.0, 0.0]))}
     assert len(narrow(stats, {"state": 2})) == 1
-    assert narrow(stats, {"state": 2}, quantiles=True) == ()
+    assert narrow(stats, {"state": 2}, by="quantiles") == ()
 
 
 @pytest.fixture(scope="module")

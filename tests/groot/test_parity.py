@@ -70,6 +70,15 @@ def test_the_longest_prompt_of_a_batch_is_as_if_it_were_alone():
     _assert_single(ours["velocity"][0], loss, ours["actions"][0], 0)
 
 
+def test_padding_that_the_action_head_does_not_read_changes_nothing():
+    inputs = golden.inputs()
+    inputs["context_mask"] = inputs["tokenized_prompt_mask"]
+    ours = golden.runner(golden.architecture("ckpt"))(golden.checkpoint("ckpt"), inputs)
+    loss = groot.error_weights(golden.architecture("ckpt"), inputs)
+    for i in range(3):
+        _assert_single(ours["velocity"][i], (ours["error"][i] * loss[i]).sum(), ours["actions"][i], i)
+
+
 def _assert_single(velocity, loss, actions, index):
     theirs = recording()
     assert largest_difference(velocity, theirs["single_velocity_pred"][index]) < OUTPUT_TOLERANCE

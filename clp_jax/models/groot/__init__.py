@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float
 
 from clp_jax.aliases import AnyArray, Array, Leaf, Tree
 from clp_jax.errors import InputError
-from clp_jax.models.family import Gates, Lengths, Loss, TowerStates
+from clp_jax.models.family import Gates, Lengths, Loss, Times, TowerStates
 from clp_jax.models.groot import nvidia
 from clp_jax.models.groot.architecture import (
     GROOT_N15,
@@ -32,9 +32,14 @@ from clp_jax.models.groot.layout import (
     prefix_of,
     recognises,
 )
+from clp_jax.models.groot.metadata import FILE as METADATA
+from clp_jax.models.groot.metadata import statistics_of as own_statistics
 from clp_jax.models.groot.model import Groot, model_image, sample_actions
 from clp_jax.models.groot.model import cameras as _cameras
+from clp_jax.models.groot.processing import Processing
 from clp_jax.models.groot.side_files import side_files
+from clp_jax.models.groot.tokenizer import EagleTokenizer
+from clp_jax.models.groot.tokenizer import load_tokenizer as load_eagle_tokenizer
 from clp_jax.models.groot.training import FROZEN, training_defaults
 from clp_jax.models.layers.flow import fixed_noise, per_draw, spread
 from clp_jax.models.layers.scan import Rows
@@ -46,6 +51,11 @@ from clp_jax.processing.robots import Robot
 KINDS = ("groot_n15",)
 
 RELEASED = {"gr00t-n1.5": GROOT_N15}
+
+OF_LOSSES = frozenset({"actions", "action_mask"})
+
+TIMES = Times(-0.0011, 1.0, noise=0.0)
+"""t = (s - x) / s is a little below 0 where Beta's x is above s."""
 
 ROBOTS: dict[str, Robot] = {}
 
@@ -64,8 +74,6 @@ TITLES = {"groot_n15": "GR00T-N1.5"}
 LICENCES = """The weights derive from NVIDIA's GR00T-N1.5: they are under NVIDIA's licence for that model (see the card
 of nvidia/GR00T-N1.5-3B), pruned, fine-tuned or converted, and contain weights of Qwen3 (Apache-2.0) and SigLIP 2
 (Apache-2.0)."""
-
-_MODEL_READY = "a GR00T-N1.5 takes a .npz of model-ready observations; robots and LeRobot sets are not read for it yet."
 
 _PROMPT_TOKENS = 64
 _TOKENS_AROUND_AN_IMAGE = 8
@@ -87,23 +95,24 @@ def init_params(architecture: Architecture, rng: jax.Array) -> dict:
     return build(architecture).init(rng, one, one["actions"], jnp.zeros(1, jnp.float32))["params"]
 
 
-def lengths(architecture: Architecture) -> Lengths:
+def lengths(architecture: Architecture, cameras: int | None = None) -> Lengths:
     """The checkpoint's chunk, and a prompt that holds the images and an instruction of some forty words.
 
     Upstream pads a batch to its longest prompt and has no fixed length.
     """
-    images = len(architecture.cameras) * (architecture.vision.num_tokens + _TOKENS_AROUND_AN_IMAGE)
+    count = len(architecture.cameras) if cameras is None else cameras
+    images = count * (architecture.vision.num_tokens + _TOKENS_AROUND_AN_IMAGE)
     return Lengths(architecture.horizon, images + _PROMPT_TOKENS)
 
 
-def camera_names(architecture: Architecture) -> tuple[str, ...]:
-    """The model's cameras, sorted: the prompt names them in this order."""
-    return architecture.cameras
+def camera_names(architecture: Architecture) -> None:
+    """Any cameras: the prompt names as many images as there are, sorted by the names of their cameras."""
+    del architecture
 
 
-def robot_cameras(architecture: Architecture) -> tuple[str, ...]:
-    """The model's own names are the only ones."""
-    return camera_names(architecture)
+def robot_cameras(architecture: Architecture) -> None:
+    """Any, too."""
+    del architecture
 
 
 def inputs(
@@ -111,12 +120,13 @@ def inputs(
 ) -> dict[str, jax.ShapeDtypeStruct]:
     """What the model reads of one observation, without a batch axis.
 
-    A camera has no mask: its image is in the prompt or it is not.
+    A camera has no mask: its image is in the prompt or it is not. ``context_mask`` is False for tokens of the prompt
+    that the action head does not read; upstream has it read all of a batch, padding included.
 
     Args:
       architecture: of the model.
       lengths: chunk and prompt.
-      cameras: those that are there; all of the model's if None.
+      cameras: those that are there; those of the architecture if None.
     """
     size = architecture.vision.image_size
     actions = lengths.horizon, architecture.action_dim
@@ -129,6 +139,7 @@ def inputs(
         "embodiment_id": ((), jnp.int32),
         "tokenized_prompt": ((lengths.prompt,), jnp.int32),
         "tokenized_prompt_mask": ((lengths.prompt,), jnp.bool_),
+        "context_mask": ((lengths.prompt,), jnp.bool_),
         "actions": (actions, jnp.float32),
         "action_mask": (actions, jnp.bool_),
     }
@@ -170,7 +181,7 @@ def any_size(architecture: Architecture) -> frozenset[str]:
 
 
 def complete(architecture: Architecture, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The arrays, with all actions counted in the loss where no mask says which.
+    """The arrays; where no mask says which, the action head reads all tokens, and the loss counts all actions.
 
     Raises:
       InputError: prompts do not have one place for every token of every image, or a robot is none of the model's.
@@ -187,9 +198,9 @@ def complete(architecture: Architecture, arrays: Mapping[str, np.ndarray]) -> di
     robots = np.asarray(arrays.get("embodiment_id", ()))
     if ((robots < 0) | (robots >= architecture.embodiments)).any():
         raise InputError(f"embodiment_id must be from 0 to {architecture.embodiments - 1}; it holds {robots.tolist()}.")
-    if "actions" not in arrays or "action_mask" in arrays:
-        return dict(arrays)
-    return {**arrays, "action_mask": np.ones(arrays["actions"].shape, bool)}
+    masks = {"context_mask": "tokenized_prompt", "action_mask": "actions"}
+    made = {mask: np.ones(np.shape(arrays[of]), bool) for mask, of in masks.items() if of in arrays}
+    return {**made, **arrays}
 
 
 def without_unseen(architecture: Architecture, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -221,37 +232,38 @@ def own_robot(architecture: Architecture) -> None:
     del architecture
 
 
-def load_tokenizer(architecture: Architecture, path: str | None, assets: epath.Path | None) -> Any:
-    """Prompts of GR00T are not written here.
-
-    Raises:
-      InputError: always.
-    """
-    del architecture, path, assets
-    raise InputError(_MODEL_READY)
+def load_tokenizer(architecture: Architecture, path: str | None, assets: epath.Path | None) -> EagleTokenizer:
+    """Eagle's tokenizer: the file or folder given, else the checkpoint's."""
+    del architecture
+    return load_eagle_tokenizer(path, assets)
 
 
 def processing(
     architecture: Architecture,
     robot: Robot,
     norm_stats: Mapping[str, NormStats],
-    tokenizer: Any,
+    tokenizer: EagleTokenizer,
     lengths: Lengths,
     *,
     state_in_prompt: bool | None = None,
-) -> Any:
-    """Nothing stands between a robot and GR00T here.
+) -> Processing:
+    """What stands between a robot and the model."""
+    if state_in_prompt:
+        raise InputError("a GR00T-N1.5 encodes the state and has no words for it; leave out --state-in-prompt.")
+    return Processing(robot, architecture, norm_stats, tokenizer, lengths.horizon, lengths.prompt)
+
+
+def norm_stats_of(folder: epath.Path, architecture: Architecture | None = None) -> dict[str, NormStats] | None:
+    """The statistics of the robot's embodiment, or of the only one; None if the checkpoint has none of it.
 
     Raises:
-      InputError: always.
+      InputError: it has those of several, and nothing says which robot it is.
     """
-    del architecture, robot, norm_stats, tokenizer, lengths, state_in_prompt
-    raise InputError(_MODEL_READY)
-
-
-def norm_stats_of(folder: epath.Path) -> None:
-    """Statistics in NVIDIA's form are not read."""
-    del folder
+    found = own_statistics(folder)
+    tag = None if architecture is None else architecture.embodiment
+    if tag is None and len(found) > 1:
+        raise InputError(f"{METADATA} has statistics of {', '.join(found)}; choose one with --embodiment.")
+    return next(iter(found.values()), None) if tag is None else found.get(tag)
 
 
 def augment(architecture: Architecture, key: jax.Array, inputs: Mapping[str, Leaf]) -> dict[str, Leaf]:

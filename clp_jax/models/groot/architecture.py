@@ -94,6 +94,7 @@ class Architecture(OfTowers):
       noise_alpha: see noise_s.
       num_inference_timesteps: Euler steps of sampling.
       cameras: the model's cameras, sorted.
+      embodiment: which of them the robot is: a tag of upstream's or a number; None where nothing says it.
       padding: what attention gives to padding tokens of a prompt.
       lm_head: whether the checkpoint also holds the language model's head, which is tied and never used.
       pooling_head: whether the checkpoint also holds the image encoder's pooling head, which is never used.
@@ -120,6 +121,7 @@ class Architecture(OfTowers):
     noise_alpha: float = 1.5
     num_inference_timesteps: int = 4
     cameras: tuple[str, ...] = ("ego_view",)
+    embodiment: str | None = None
     padding: Padding = "flash"
     lm_head: bool = True
     pooling_head: bool = True

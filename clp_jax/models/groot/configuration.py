@@ -17,7 +17,9 @@ from clp_jax.errors import InputError
 from clp_jax.models.groot import config_keys
 from clp_jax.models.groot.architecture import GROOT_N15, Architecture, AttentionSizes, DitSizes, Padding, QwenSizes
 from clp_jax.models.groot.config_files import checkpoint_config, eagle_config
+from clp_jax.models.groot.embodiments import number_of
 from clp_jax.models.groot.layout import EMBEDDING, HEAD, POOLING, tensor_shapes
+from clp_jax.models.groot.metadata import only_tag
 from clp_jax.models.layers.siglip import SiglipSizes
 
 _VISION = "backbone.eagle_model.vision_model.vision_model."
@@ -69,6 +71,7 @@ def architecture_of(
     dtype: str = "bfloat16",
     vlm_config: str | os.PathLike | None = None,
     cameras: Sequence[str] = GROOT_N15.cameras,
+    embodiment: str | None = None,
     padding: Padding = "flash",
 ) -> Architecture:
     """The architecture of a checkpoint.
@@ -81,6 +84,8 @@ def architecture_of(
       vlm_config: Eagle's config.json or its folder. Without it, and without a folder ``eagle``, heads, constants and
         the image token are the released ones if the widths are.
       cameras: of the observations, in any order.
+      embodiment: which of the model's robots this is: a tag of upstream's, or a number. Without it, the only one of
+        which the checkpoint has statistics.
       padding: what attention gives to padding tokens of a prompt.
 
     Raises:
@@ -91,6 +96,9 @@ def architecture_of(
     architecture = dataclasses.replace(
         _from_shapes(shapes), dtype=dtype, cameras=tuple(sorted(cameras)), padding=padding
     )
+    if embodiment is not None:
+        number_of(embodiment, architecture.embodiments)
+    architecture = dataclasses.replace(architecture, embodiment=embodiment or only_tag(folder))
     return _with_config(_with_eagle(architecture, eagle), config)
 
 

@@ -10,7 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from clp_jax.aliases import AnyArray, Array, Tree
 from clp_jax.models.groot.architecture import DitSizes
@@ -53,12 +53,13 @@ class DitBlock(nn.Module):
         time: Float[Array, "r d"],
         seen: KeysValues | None,
         gate: Float[AnyArray, " _g"] | None,
+        mask: Bool[Array, "b s"] | None = None,
     ) -> Float[Array, "r t d"]:
-        """The stream after the block; a block that sees nothing given reads its own tokens."""
+        """The stream after the block; a block that sees nothing given reads its own tokens, all of them."""
         x = inputs = pinned(x, self.rows)
         scale, shift = jnp.split(self.modulation(nn.silu(time))[:, None], 2, axis=-1)
         normed = self.norm1(x) * (1 + scale) + shift
-        x = x + self.attn(normed, self.attn.keys_values(normed) if seen is None else seen)
+        x = x + self.attn(normed, self.attn.keys_values(normed) if seen is None else seen, mask)
         x = x + self.ff(self.norm3(x))
         return x if gate is None else gated(inputs, x, gate)
 
@@ -110,6 +111,7 @@ class Dit(nn.Module):
         x: Float[Array, "r t d"],
         steps: Int[AnyArray, " r"],
         context: Float[Array, "b s c"] | KeysValues,
+        mask: Bool[Array, "b s"] | None = None,
         *,
         gates: Float[AnyArray, "depth _g"] | None = None,
         capture: bool = False,
@@ -120,6 +122,7 @@ class Dit(nn.Module):
           x: state, future and action tokens, one or several rows per row of the context.
           steps: rounded times.
           context: the prompt's features, or what `keys_values` made of them.
+          mask: True for tokens of the context that are read; all are if None.
           gates: per block, for the batch, for each observation or for each row.
           capture: also return the residual stream.
 
@@ -127,12 +130,12 @@ class Dit(nn.Module):
           Tokens for the decoder, and the states [depth + 1, r, t, d] (None if not captured).
         """
         time = self.embed_time(steps)
-        y, states = self._blocks(x, time, context, gates, capture=capture)
+        y, states = self._blocks(x, time, context, mask, gates, capture=capture)
         shift, scale = jnp.split(self.proj_out_1(nn.silu(time))[:, None], 2, axis=-1)
         out = self.proj_out_2(self.out_norm(y) * (1 + scale) + shift)
         return out, jnp.concatenate([x[None], states]) if capture else None
 
-    def _blocks(self, x, time, context, gates, *, capture):
+    def _blocks(self, x, time, context, mask, gates, *, capture):
         """The stream after the last block, and after each [depth, r, t, d] if captured."""
         block, pairs = self._block(), self.sizes.depth // 2
         given = context if isinstance(context, tuple) else None
@@ -140,7 +143,7 @@ class Dit(nn.Module):
         def pair(x, row):
             cross, own, gates, seen = row
             seen = _apply(block, cross, context, method="keys_values") if seen is None else seen
-            between = _apply(block, cross, x, time, seen, None if gates is None else gates[0])
+            between = _apply(block, cross, x, time, seen, None if gates is None else gates[0], mask)
             if own is None:
                 return between, between[None] if capture else None
             after = _apply(block, own, between, time, None, None if gates is None else gates[1])

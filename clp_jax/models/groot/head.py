@@ -5,7 +5,7 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from clp_jax.aliases import AnyArray, Array
 from clp_jax.models.groot.architecture import Architecture
@@ -87,13 +87,16 @@ class ActionHead(nn.Module):
         self.dit = Dit(a.dit, a.vl.width, dtype, a.remat, self.rows)
         self.action_decoder = TwoLayers(a.embodiments, a.hidden_width, a.action_dim, dtype)
 
-    def refine(self, features: Float[Array, "b s d"], gates: Any, *, capture: bool) -> tuple[Array, Array | None]:
+    def refine(
+        self, features: Float[Array, "b s d"], mask: Bool[Array, "b s"] | None, gates: Any, *, capture: bool
+    ) -> tuple[Array, Array | None]:
         """The diffusion transformer's context, and the states of the transformer that makes it."""
-        return self.vl_self_attention(self.vlln(features), gates=gates, capture=capture)
+        return self.vl_self_attention(self.vlln(features), mask, gates=gates, capture=capture)
 
     def __call__(
         self,
         context: Float[Array, "b s d"] | KeysValues,
+        mask: Bool[Array, "b s"] | None,
         state: Float[AnyArray, "b p"],
         embodiment: Int[AnyArray, " b"],
         noisy_actions: Float[AnyArray, "r horizon adim"],
@@ -111,5 +114,5 @@ class ActionHead(nn.Module):
         future = jnp.asarray(self.future_tokens).astype(actions.dtype)
         future = jnp.broadcast_to(future, (rows, *future.shape))
         tokens = pinned(jnp.concatenate([state_token, future, actions], axis=1), self.rows)
-        out, states = self.dit(tokens, steps, context, gates=gates, capture=capture)
+        out, states = self.dit(tokens, steps, context, mask, gates=gates, capture=capture)
         return self.action_decoder(out[:, -horizon:], robots), states

@@ -123,7 +123,9 @@ class Groot(nn.Module):
         rows = jnp.asarray(noisy_actions).reshape(-1, *noisy_actions.shape[-2:])
         steps = time_bucket(jnp.asarray(time).reshape(-1), self.architecture.num_timestep_buckets)
         robot = inputs["state"], inputs["embodiment_id"]
-        velocity, states = self.action_head(context, *robot, rows, steps, gates.get("dit"), capture=capture)
+        velocity, states = self.action_head(
+            context, context_mask(inputs), *robot, rows, steps, gates.get("dit"), capture=capture
+        )
         if states is not None:
             towers |= {"dit": TowerStates(states, jnp.ones(states.shape[1:3], bool))}
         return velocity.reshape(noisy_actions.shape), towers
@@ -133,7 +135,7 @@ class Groot(nn.Module):
     ) -> tuple[Float[Array, "b s d"], dict[str, TowerStates]]:
         """What the diffusion transformer reads, and the states of all towers before it."""
         features, valid, towers = self.backbone(inputs, gates, capture=capture)
-        context, states = self.action_head.refine(features, gates.get("vl"), capture=capture)
+        context, states = self.action_head.refine(features, context_mask(inputs), gates.get("vl"), capture=capture)
         if states is not None:
             towers |= {"vl": TowerStates(states, valid)}
         return context, towers
@@ -153,7 +155,9 @@ class Groot(nn.Module):
     ) -> Float[Array, "b horizon adim"]:
         """The velocity at x_t against a prefilled context."""
         robot = inputs["state"], inputs["embodiment_id"]
-        return self.action_head(seen, *robot, noisy_actions, steps, gates.get("dit"), capture=False)[0]
+        return self.action_head(
+            seen, context_mask(inputs), *robot, noisy_actions, steps, gates.get("dit"), capture=False
+        )[0]
 
 
 def sample_actions(
@@ -174,6 +178,12 @@ def sample_actions(
     # In Python's floats, as upstream rounds them.
     times = np.array([int(i / num_steps * buckets) for i in range(num_steps)], np.int32)
     return jax.lax.scan(step, jnp.asarray(noise), jnp.asarray(times))[0]
+
+
+def context_mask(inputs: Mapping[str, Leaf]) -> Bool[Array, "b s"] | None:
+    """Which tokens of the prompt the action head reads, None for all: upstream reads the padding of a batch, too."""
+    mask = inputs.get("context_mask")
+    return None if mask is None else jnp.asarray(mask).astype(bool)
 
 
 def time_bucket(time: Float[Array, " b"], buckets: int) -> Int[Array, " b"]:

@@ -3,7 +3,8 @@
 Axis legend of the einsums:
   B batch   T query tokens   S key tokens   N heads   H head dim
 
-Nothing here has a mask: padding tokens of the prompt are read like any other, as upstream has it.
+Upstream has no mask here: padding tokens of the prompt are read like any other. A mask leaves them out, as if an
+observation had been alone, where nothing is padded.
 """
 
 from functools import partial
@@ -12,7 +13,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from clp_jax.aliases import AnyArray, Array
 from clp_jax.models.groot.architecture import AttentionSizes
@@ -46,11 +47,23 @@ class Attention(nn.Module):
         """Keys and values of tokens."""
         return self._heads(self.k(x)), self._heads(self.v(x))
 
-    def __call__(self, x: Float[Array, "b s d"], seen: KeysValues) -> Float[Array, "b s d"]:
+    def __call__(
+        self, x: Float[Array, "b s d"], seen: KeysValues, mask: Bool[Array, "_c t"] | None = None
+    ) -> Float[Array, "b s d"]:
+        """What tokens read.
+
+        Args:
+          x: the tokens that read.
+          seen: what they read.
+          mask: True for keys that are read; all are if None.
+        """
         q = self._heads(self.q(x))
         keys, values = (repeated(y, x.shape[0]) for y in seen)
         scale = (self.width // self.num_heads) ** -0.5
         logits = jnp.einsum("BTNH,BSNH->BNTS", q, keys, preferred_element_type=jnp.float32) * scale
+        if mask is not None:
+            read = repeated(mask, x.shape[0])[:, None, None, :]
+            logits = jnp.where(read, logits, jnp.finfo(logits.dtype).min)
         weights = jax.nn.softmax(logits, axis=-1).astype(values.dtype)
         return self.out(jnp.einsum("BNTS,BSNH->BTNH", weights, values).reshape(*x.shape[:2], -1))
 
@@ -80,11 +93,11 @@ class Block(nn.Module):
     rows: Rows = None
 
     @nn.compact
-    def __call__(self, x, gate):
+    def __call__(self, x, gate, mask):
         x = inputs = pinned(x, self.rows)
         attention = Attention(self.sizes.width, self.sizes.num_heads, self.dtype, name="attn")
         normed = norm(epsilon=BLOCK_EPS, dtype=self.dtype, name="norm1")(x)
-        x = x + attention(normed, attention.keys_values(normed))
+        x = x + attention(normed, attention.keys_values(normed), mask)
         normed = norm(epsilon=BLOCK_EPS, dtype=self.dtype, name="norm3")(x)
         x = x + FeedForward(self.sizes.width, self.sizes.mlp_dim, self.dtype, name="ff")(normed)
         if gate is not None:
@@ -102,14 +115,20 @@ class SelfAttentionTransformer(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "b s d"], *, gates: Float[AnyArray, "depth _g"] | None = None, capture: bool = False
+        self,
+        x: Float[Array, "b s d"],
+        mask: Bool[Array, "b s"] | None = None,
+        *,
+        gates: Float[AnyArray, "depth _g"] | None = None,
+        capture: bool = False,
     ) -> tuple[Float[Array, "b s d"], Float[Array, "l b s d"] | None]:
         """The last state, and all states [depth + 1, b, s, d] (None if not captured)."""
         stack: Any = nn.scan(
             rematerialised(Block, self.remat),
             variable_axes={"params": 0},
             split_rngs={"params": True},
+            in_axes=(0, nn.broadcast),
             length=self.sizes.depth,
         )
-        y, states = stack(self.sizes, self.dtype, capture, self.rows, name="blocks")(x, gates)
+        y, states = stack(self.sizes, self.dtype, capture, self.rows, name="blocks")(x, gates, mask)
         return y, jnp.concatenate([x[None], states]) if capture else None

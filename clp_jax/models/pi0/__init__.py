@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 
 from clp_jax.aliases import AnyArray, Array, Leaf, Tree
 from clp_jax.errors import InputError
-from clp_jax.models.family import Gates, Lengths, Loss, Stack, TowerStates
+from clp_jax.models.family import Gates, Lengths, Loss, Stack, Times, TowerStates
 from clp_jax.models.layers.flow import fixed_noise, noisy_actions, spread
 from clp_jax.models.layers.scan import Rows
 from clp_jax.models.layers.torch_rules import Layout
@@ -51,6 +51,10 @@ STACKS = (
     Stack(r"PaliGemma/llm/layers/(?:[^/]+/)*[^/]+_1(?:/.*)?", "action"),
     Stack(r"PaliGemma/llm/layers/.*", "vlm"),
 )
+
+OF_LOSSES = frozenset({"actions"})
+
+TIMES = Times(0.0, 1.0, noise=1.0)
 
 LORA = lora
 
@@ -134,8 +138,9 @@ def init_params(architecture: Architecture, rng: jax.Array) -> dict:
     return model.init(rng, Observation.of(one), one["actions"], jnp.ones(1, jnp.float32))["params"]
 
 
-def lengths(architecture: Architecture) -> Lengths:
+def lengths(architecture: Architecture, cameras: int | None = None) -> Lengths:
     """openpi's chunk and prompt for a kind of model."""
+    del cameras
     return _LENGTHS[architecture.kind]
 
 
@@ -220,9 +225,15 @@ def training_defaults(architecture: Architecture, steps: int) -> dict[str, Any]:
     }
 
 
-def norm_stats_of(folder: epath.Path) -> None:
+def norm_stats_of(folder: epath.Path, architecture: Architecture | None = None) -> None:
     """openpi's statistics are files of their own, ``norm_stats.json``."""
+    del folder, architecture
+
+
+def own_statistics(folder: epath.Path) -> dict[str, dict[str, NormStats]]:
+    """None beside ``norm_stats.json``."""
     del folder
+    return {}
 
 
 def side_files(folder: epath.Path | None, **changes: Any) -> dict[str, bytes]:

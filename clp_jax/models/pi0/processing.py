@@ -12,7 +12,7 @@ from jaxtyping import Float, Shaped, UInt8
 from clp_jax.errors import InputError
 from clp_jax.models.pi0.architecture import Architecture
 from clp_jax.processing import transforms
-from clp_jax.processing.norm_stats import NormStats
+from clp_jax.processing.norm_stats import By, NormStats
 from clp_jax.processing.robots import Robot, to_model_units
 from clp_jax.processing.tokenizer import PromptTokenizer
 
@@ -54,6 +54,11 @@ class Processing:
     def quantiles(self) -> bool:
         """Whether normalisation uses quantiles: for every kind but π0, as in openpi."""
         return self.architecture.kind != "pi0"
+
+    @property
+    def normalised_by(self) -> By:
+        """As `quantiles`, by name."""
+        return "quantiles" if self.quantiles else "deviation"
 
     @property
     def cameras(self) -> tuple[str, ...]:

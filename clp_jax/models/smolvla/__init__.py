@@ -12,7 +12,7 @@ from jaxtyping import Float
 
 from clp_jax.aliases import AnyArray, Array, Leaf, Tree
 from clp_jax.errors import InputError
-from clp_jax.models.family import Gates, Lengths, Loss, TowerStates
+from clp_jax.models.family import Gates, Lengths, Loss, Times, TowerStates
 from clp_jax.models.layers.flow import fixed_noise, noisy_actions, per_draw, spread
 from clp_jax.models.layers.scan import Rows
 from clp_jax.models.layers.torch_rules import Layout
@@ -33,15 +33,18 @@ from clp_jax.models.smolvla.training import (
     trainable,
     training_defaults,
 )
+from clp_jax.processing import policy_files
 from clp_jax.processing.conventions import Configuration
 from clp_jax.processing.norm_stats import NormStats
-from clp_jax.processing.policy_files import norm_stats_of
 from clp_jax.processing.robots import Robot
 
 KINDS = ("smolvla",)
 
 RELEASED = {"smolvla": SMOLVLA}
 
+OF_LOSSES = frozenset({"actions"})
+
+TIMES = Times(0.0, 1.0, noise=1.0)
 
 ROBOTS: dict[str, Robot] = {}
 
@@ -112,8 +115,9 @@ def init_params(architecture: Architecture, rng: jax.Array) -> dict:
     return build(architecture).init(rng, one, one["actions"], jnp.ones(1, jnp.float32))["params"]
 
 
-def lengths(architecture: Architecture) -> Lengths:
+def lengths(architecture: Architecture, cameras: int | None = None) -> Lengths:
     """Chunk and longest prompt of the checkpoint."""
+    del cameras
     return Lengths(architecture.chunk_size, architecture.tokenizer_max_length)
 
 
@@ -260,6 +264,18 @@ def fixed_draw(architecture: Architecture, batch: Mapping[str, AnyArray]) -> dic
     return {"noise": fixed_noise((b, horizon, architecture.action_dim)), "time": time}
 
 
+def norm_stats_of(folder: epath.Path, architecture: Architecture | None = None) -> dict[str, NormStats] | None:
+    """The statistics of the policy's processors."""
+    del architecture
+    return policy_files.norm_stats_of(folder)
+
+
+def own_statistics(folder: epath.Path) -> dict[str, dict[str, NormStats]]:
+    """None beside those of the processors."""
+    del folder
+    return {}
+
+
 def augment(architecture: Architecture, key: jax.Array, inputs: Mapping[str, Leaf]) -> dict[str, Leaf]:
     """The inputs as they are: lerobot's policy changes no image in training."""
     del architecture, key
@@ -332,7 +348,6 @@ __all__ = [
     "frozen_rows",
     "layout",
     "learning_rate",
-    "norm_stats_of",
     "sample_actions",
     "side_files",
     "trainable",

@@ -10,7 +10,7 @@ from clp_jax.errors import InputError
 from clp_jax.models.smolvla.architecture import Architecture
 from clp_jax.models.smolvla.tokenizer import VlmTokenizer
 from clp_jax.processing import transforms
-from clp_jax.processing.norm_stats import NormStats
+from clp_jax.processing.norm_stats import By, NormStats
 from clp_jax.processing.robots import Robot
 
 _EPSILON = 1e-8
@@ -71,9 +71,9 @@ class Processing:
         return self.architecture.true_action_dim
 
     @property
-    def quantiles(self) -> bool:
+    def normalised_by(self) -> By:
         """Mean and deviation normalise, as in lerobot."""
-        return False
+        return "deviation"
 
     def check_dims(self, state: int, actions: int) -> None:
         """Raise an `InputError` unless they are what ``config.json`` says: the loss counts its dimensions."""

@@ -9,10 +9,11 @@ from etils import epath
 from clp_jax.errors import InputError
 from clp_jax.files import read_bytes, read_json_object
 from clp_jax.models.smolvla.layout import config_with_depths
-from clp_jax.models.smolvla.tokenizer import BESIDE, FILE, find_tokenizer
+from clp_jax.models.smolvla.tokenizer import find_tokenizer
 from clp_jax.models.smolvla.vlm import vlm_places
 from clp_jax.processing import policy_files
 from clp_jax.processing.norm_stats import NormStats
+from clp_jax.processing.tokenizer_files import BESIDE, FILE
 
 
 def side_files(

@@ -6,14 +6,11 @@ import numpy as np
 from etils import epath
 from jaxtyping import Bool, Int
 
-from clp_jax.errors import InputError, blamed_on
-from clp_jax.files import read_json_object, read_text
+from clp_jax.errors import InputError
+from clp_jax.files import read_json_object
 from clp_jax.folders import leads_out
 from clp_jax.processing.policy_files import tokenizer_name
-
-FILE = "tokenizer.json"
-BESIDE = ("tokenizer_config.json", "special_tokens_map.json")
-"""Files that may name the padding token."""
+from clp_jax.processing.tokenizer_files import FILE, padding_token, read_tokenizer
 
 
 class VlmTokenizer:
@@ -27,13 +24,8 @@ class VlmTokenizer:
     """
 
     def __init__(self, file: epath.Path):
-        import tokenizers
-
-        text = read_text(file)
-        with blamed_on(file, "copy or download it again", verb="is no readable tokenizer.json"):
-            self._model = tokenizers.Tokenizer.from_str(text)
-        with blamed_on(f"the padding token of {file}"):
-            self._pad = self._padding(file)
+        self._model = read_tokenizer(file)
+        self._pad = padding_token(self._model, file)
         self._model.no_padding()
         self._model.no_truncation()
 
@@ -59,25 +51,6 @@ class VlmTokenizer:
     def encode(self, prompt: str) -> list[int]:
         """All token ids of a prompt; a line break is added where it does not end in one."""
         return self._model.encode(prompt if prompt.endswith("\n") else f"{prompt}\n").ids
-
-    def _padding(self, file: epath.Path) -> int:
-        own = self._model.padding
-        for place in (file.parent / name for name in BESIDE):
-            name = read_json_object(place).get("pad_token") if place.exists() else None
-            name = name.get("content") if isinstance(name, dict) else name
-            number = None if name is None else self._model.token_to_id(name)
-            if number is not None:
-                return number
-        if own is not None:
-            return own["pad_id"]
-        config = file.parent / "config.json"
-        said = read_json_object(config) if config.exists() else {}
-        for part in (said, said.get("text_config", {})):
-            if part.get("pad_token_id") is not None:
-                return part["pad_token_id"]
-        raise InputError(
-            f"neither {file} nor config.json, {' nor '.join(BESIDE)} beside it name a padding token; copy them there."
-        )
 
 
 def find_tokenizer(path: str | os.PathLike[str] | None, assets: epath.Path | None) -> epath.Path | None:
