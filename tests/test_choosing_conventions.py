@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from typing import Any
 
 import pytest
 import smolvla_recordings
@@ -19,7 +20,7 @@ PI0, PI05, FAST = (
 )
 
 
-def chosen(architecture=PI0, record=None, *, new_run=False, **told):
+def chosen(architecture=PI0, record=None, *, new_run=False, **told) -> Any:
     return choose_conventions(Told(**told), architecture, record, new_run=new_run)
 
 
@@ -70,7 +71,7 @@ def test_a_prompt_that_contradicts_a_configurations_own_is_refused():
 
 
 def test_flags_that_agree_with_a_configuration_or_rename_columns_are_welcome():
-    robot = CONFIGURATIONS["pi05_libero"].conventions.robot
+    robot: Any = CONFIGURATIONS["pi05_libero"].conventions.robot
     keys = {"image": ("base_0_rgb=front",), "state_key": ("q",), "action_key": ("u",)}
     found = chosen(PI05, openpi_config="pi05_libero", robot="libero", action_horizon=10, state_in_prompt=False, **keys)
     renamed = dataclasses.replace(robot, images=robot.images | {"base_0_rgb": "front"}, state=("q",), actions=("u",))

@@ -22,7 +22,7 @@ from clp_jax.serving.requests import RobotRequests, flat
 FACTS = json.loads((GOLDEN / "golden_openpi_configs.json").read_text())
 COLOURS = {"base": (200, 30, 60), "left": (10, 220, 90), "right": (70, 80, 240)}
 """Of the pictures that were shown to openpi's transforms."""
-FLOAT32 = {"rtol": 1e-5, "atol": 1e-5}
+FLOAT32 = 1e-5
 """Rounding of float32, in which openpi computes training rows, around values of magnitude 1."""
 
 
@@ -44,6 +44,12 @@ def request(name: str) -> dict:
     cameras = {"cam_high": "base", "cam_left_wrist": "left", "cam_right_wrist": "right", "cam_low": "base"}
     sent = {key: np.moveaxis(picture(camera), -1, 0) for key, camera in cameras.items()}
     return {"state": state, "images": {"cam_high": sent["cam_high"]} if "sim" in name else sent}
+
+
+def robot_of(name: str) -> Robot:
+    robot = CONFIGURATIONS[name].conventions.robot
+    assert robot is not None
+    return robot
 
 
 @functools.cache
@@ -75,7 +81,7 @@ def assert_openpis(inputs: dict, name: str, way: str, keys: set[str]) -> None:
         if camera and not theirs[f"image_mask/{camera}"]:
             assert key not in inputs
         elif key in ("state", "actions"):
-            np.testing.assert_allclose(inputs[key], value, **FLOAT32, err_msg=key)
+            np.testing.assert_allclose(inputs[key], value, rtol=FLOAT32, atol=FLOAT32, err_msg=key)
         else:
             np.testing.assert_array_equal(inputs[key], value, err_msg=key)
 
@@ -97,7 +103,7 @@ def test_a_record_says_what_openpis_configuration_says(name):
         assert getattr(conventions, field) == facts[field], field
     assert (entry.trained_from == "rlds") == facts["rlds"]
     dims = {"libero": 7, "aloha": 14, "droid": 8}[facts["robot"]]
-    assert conventions.robot.action_dim == dims
+    assert robot_of(name).action_dim == dims
     if entry.kind == "pi0_fast":
         assert facts["action_dim"] == dims  # of a π0 the weights tell
 
@@ -143,9 +149,11 @@ def test_numbers_of_a_fast_configuration_are_openpis(name):
         state=g[f"{of}/state"], images={}, prompt="go", actions=g[f"{of}/actions"][: bare.action_horizon]
     )
     if not FACTS[name]["rlds"]:
-        np.testing.assert_allclose(inputs["actions"][:, :dims], g[f"{name}/trained/actions"], **FLOAT32)
+        np.testing.assert_allclose(
+            inputs["actions"][:, :dims], g[f"{name}/trained/actions"], rtol=FLOAT32, atol=FLOAT32
+        )
     known = g[f"{name}/asked/state"]
-    np.testing.assert_allclose(inputs["state"][: len(known)], known, **FLOAT32)
+    np.testing.assert_allclose(inputs["state"][: len(known)], known, rtol=FLOAT32, atol=FLOAT32)
     masks = {key.rpartition("/")[2]: g[key].any() for key in g if key.startswith(f"{name}/asked/image/")}
     assert {camera for camera, seen in masks.items() if seen} == set(processing.robot.images)
 
@@ -155,7 +163,7 @@ def test_the_models_answer_becomes_openpis_actions(name):
     requests, g = requests_of(name), recording("openpi_configs")
     answer = g["answer"][: FACTS[name]["action_horizon"]]
     found = requests.actions(answer, g[f"{FACTS[name]['robot']}/state"].astype(np.float64))
-    np.testing.assert_allclose(found, g[f"{name}/answered"], **FLOAT32)
+    np.testing.assert_allclose(found, g[f"{name}/answered"], rtol=FLOAT32, atol=FLOAT32)
 
 
 def test_a_record_is_read_back_from_json():

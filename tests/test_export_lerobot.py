@@ -16,6 +16,7 @@ from clp_jax.checkpoint.safetensors.tensorfile import read_tensors
 from clp_jax.cli import main
 from clp_jax.models import Lengths
 from clp_jax.models.layers.flow import time_embedding
+from clp_jax.models.pi0 import CONFIGURATIONS
 
 ACTION_TOLERANCE = 1e-5
 """Ten steps of float32 in two frameworks, with the same times and time embedding."""
@@ -47,6 +48,28 @@ def step(request, tmp_path_factory):
     words = ["prune", "--checkpoint", str(full), "--plan", str(folder / "plan.json"), "--out", str(folder / "pruned")]
     assert main(words) == 0
     return folder / "pruned"
+
+
+@pytest.mark.parametrize(
+    ("kind", "config", "said"),
+    [
+        ("pi0", "pi0_libero", ["add it yourself to dimensions 0 1 2 3 4 5."]),
+        ("pi0", "pi0_aloha_sim", ["no units of aloha"]),
+        ("pi05", "pi05_libero", ["spell the state in the prompt, which this checkpoint was not trained with"]),
+        ("pi05", "pi05_droid", []),
+    ],
+)
+def test_what_the_exported_processors_do_not_do_is_said(tmp_path, capsys, kind, config, said):
+    entry = CONFIGURATIONS[config].conventions
+    full = save(tmp_path, eight_heads(kind))
+    (full / "assets" / "robot").rename(full / "assets" / "moved")
+    shutil.copytree(full / "assets" / "moved", full / "assets" / entry.asset_id)
+    words = ("--to", "lerobot", "--check", "bits", "--openpi-config", config)
+    assert main(["export", "--checkpoint", str(full), "--out", str(tmp_path / "e"), *words]) == 0
+    out, card = capsys.readouterr().out, (tmp_path / "e" / "README.md").read_text()
+    assert f"Those of openpi's configuration `{config}`: {entry}." in card
+    assert out.count("warning:") == len(said)
+    assert all(sentence in out and sentence in card for sentence in said)
 
 
 @pytest.fixture(scope="module")

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,7 +27,7 @@ from scripts.make_lerobot_toy import write
 
 ARCH = dataclasses.replace(toys.architecture(), vocab_size=512, action_dim=16)
 SPM = GOLDEN / "tokenizer/tiny_spm.model"
-LIBERO = CONFIGURATIONS["pi0_libero"].conventions
+LIBERO: Any = CONFIGURATIONS["pi0_libero"].conventions
 
 
 @pytest.fixture(scope="module")
@@ -63,14 +64,14 @@ def run(place):
 
 def test_a_run_records_what_it_used(run):
     record = read_spec(run / "0").plan_record
-    recorded = conventions_of(record)
+    recorded: Any = conventions_of(record)
     assert dataclasses.replace(recorded, robot=LIBERO.robot) == LIBERO
     assert dataclasses.replace(recorded.robot, widths={}) == LIBERO.robot
     assert (run / "0/assets/physical-intelligence/libero/norm_stats.json").exists()
 
 
 def test_a_run_is_served_as_it_was_trained_and_not_otherwise(run, capsys):
-    policy = make_policy(Serve(checkpoint=str(run / "0"), max_batch=1), read_spec(run / "0"))
+    policy: Any = make_policy(Serve(checkpoint=str(run / "0"), max_batch=1), read_spec(run / "0"))
     processing = policy.requests.processing
     assert (processing.robot.delta, policy.metadata["action_horizon"]) == (LIBERO.robot.delta, 50)
     told = policy.metadata["conventions"]
@@ -128,7 +129,7 @@ def test_a_run_goes_on_by_its_record_and_not_under_another_convention(place, run
 
 
 def test_a_robots_file_is_known_by_its_content(place, run, tmp_path, capsys):
-    file, images = tmp_path / "mine.json", LIBERO.robot.images
+    file, images = tmp_path / "mine.json", dict(LIBERO.robot.images)
     robot = {"images": images, "state": "state", "actions": "actions", "delta": [6, -1]}
     file.write_text(json.dumps(robot))
     assert finetune(place, run, "--resume", "--robot", file) == 0
@@ -151,7 +152,7 @@ def test_statistics_are_known_by_their_values(place, run, tmp_path, capsys):
 
 def test_simulated_aloha_is_absolute_and_has_one_prompt_whatever_its_tasks_say(place):
     flags = DataFlags(robot="aloha-sim", tokenizer=str(SPM))
-    data = open_data(flags, str(place / "sim"), ARCH, assets=None, hold_out_ratio=0.0, seed=0)
+    data: Any = open_data(flags, str(place / "sim"), ARCH, assets=None, hold_out_ratio=0.0, seed=0)
     rows = data.read(np.arange(20))
     assert len(np.unique(rows["tokenized_prompt"], axis=0)) == 1
     named = DataFlags(openpi_config="pi0_aloha_sim", tokenizer=str(SPM))

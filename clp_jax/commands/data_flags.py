@@ -121,11 +121,9 @@ def open_data(
         stats_file=stats_file,
         tolerance=flags.timestamp_tolerance,
     )
-    if computed and chosen.assumed:
-        data = dataclasses.replace(
-            data, notes=(str(dataclasses.replace(chosen, conventions=data.conventions)), *data.notes)
-        )
-    for note in data.notes:
+    assert data.conventions is not None
+    used = dataclasses.replace(chosen, conventions=data.conventions)
+    for note in (*([str(used)] if computed and chosen.assumed else ()), *data.notes):
         print(f"note: {note}", file=sys.stderr)
     return data
 

@@ -11,6 +11,7 @@ from clp_jax.commands.conventions import Told, choose_conventions
 from clp_jax.commands.model_flags import ModelFlags
 from clp_jax.errors import InputError
 from clp_jax.export import Options, Target, Weights, export_checkpoint
+from clp_jax.export.model_card import unlike_target
 from clp_jax.export.weights import Dtype
 from clp_jax.loading import read_architecture, stored_tree
 from clp_jax.models import Architecture, Lengths, family_of
@@ -81,9 +82,14 @@ def run(config: Export) -> None:
         batch_size=config.batch_size,
         platforms=tuple(name.strip() for name in config.platforms.split(",")),
         run=config.check == "actions",
+        conventions=conventions,
     )
     check = export_checkpoint(weights, config.to, config.out, options, overwrite=config.overwrite)
     _report(console, architecture, config)
+    if conventions.robot is not None:
+        console.print(f"Conventions: {conventions}", highlight=False, markup=False, soft_wrap=True)
+    for sentence in unlike_target(weights, config.to, conventions):
+        console.print(f"[yellow]warning:[/] {escape(sentence)}", soft_wrap=True)
     console.print(f"{check.weights_equal} parameters read back, bit for bit what was to be written.")
     if check.largest_difference is not None:
         console.print(f"Largest difference of the {escape(check.what)}: [bold]{check.largest_difference:.1e}[/]")

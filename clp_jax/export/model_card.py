@@ -10,6 +10,7 @@ from clp_jax.export.result import Check, Options
 from clp_jax.export.weights import Weights
 from clp_jax.flops import parameter_count, sample_flops
 from clp_jax.models import Architecture, family_of, views
+from clp_jax.processing.conventions import Conventions
 
 _CAMERAS = 3
 
@@ -38,6 +39,7 @@ def model_card(weights: Weights, target: str, options: Options, check: Check, *,
         f"# A pruned {name} for {target}" if record else f"# {name} for {target}",
         f"Made by `clp export --to {target}` of clp_jax (CLP, arXiv 2606.20246) from `{source}`.",
         "## Load\n\n" + load + ("" if options.run or CHECK_FILE not in load else _UNCHECKED),
+        *(["## Conventions\n\n" + said] if (said := _conventions(weights, target, options)) else []),
         "## What was removed\n\n" + removed,
         "## Size\n\n" + sizes,
         "## Checked\n\n" + _checked(check),
@@ -49,6 +51,22 @@ def model_card(weights: Weights, target: str, options: Options, check: Check, *,
 _OURS = """
 The code files in this folder are part of clp_jax, Apache-2.0. The data that the model was fine-tuned on may have terms
 of its own."""
+
+
+def _conventions(weights: Weights, target: str, options: Options) -> str | None:
+    """What the checkpoint was trained with, and what of it the target does not do; None where nobody said."""
+    conventions = options.conventions
+    if conventions is None or conventions.robot is None:
+        return None
+    whose = f"Those of openpi's configuration `{conventions.config}`" if conventions.config else "As trained"
+    return "\n\n".join([f"{whose}: {conventions}.", *unlike_target(weights, target, conventions)])
+
+
+def unlike_target(weights: Weights, target: str, conventions: Conventions) -> tuple[str, ...]:
+    """What the conventions ask for and the code that the export is for does not do, one sentence each."""
+    if target != "lerobot":
+        return ()
+    return family_of(weights.architecture).LEROBOT.unlike(weights.architecture, conventions)
 
 
 def _removed(record: Mapping[str, Any] | None) -> str:

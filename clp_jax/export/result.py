@@ -13,6 +13,7 @@ import numpy as np
 from clp_jax.errors import InputError
 from clp_jax.export.weights import Weights
 from clp_jax.models import Lengths
+from clp_jax.processing.conventions import Conventions
 from clp_jax.provenance import versions
 
 EXPORT_FILE = "export.json"
@@ -33,6 +34,7 @@ class Options:
       batch_size: of a StableHLO program; None for any.
       platforms: a StableHLO program runs on.
       run: also run the models and compare what they answer, not only the bytes.
+      conventions: between the robot and the model; None where nobody said.
     """
 
     lengths: Lengths
@@ -41,6 +43,7 @@ class Options:
     batch_size: int | None = None
     platforms: tuple[str, ...] = ("cpu", "cuda", "tpu")
     run: bool = True
+    conventions: Conventions | None = None
 
 
 @dataclasses.dataclass(frozen=True)

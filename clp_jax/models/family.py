@@ -314,10 +314,10 @@ class Family(Protocol):
       LORA: the module of its adapters, None without: ``with_adapters``, ``without_adapters``, ``has_adapters``,
         ``is_adapter``, ``adapter_paths``, ``merge_lora``, ``merge_weight``, ``lora_scale``.
       TARGETS: of ``clp export``, those that have such a model; with "lerobot" there is ``LEROBOT``, the module of its
-        policy folders: ``LOADER``, ``INSTALL``, ``LOAD``, ``PREFIX``, ``ONE_DTYPE``, ``why_not``, ``unused_tensors``,
-        ``policy_files``; with "groot" ``NVIDIA``, that of NVIDIA's folders: ``LOADER``, ``INSTALL``, ``LOAD``,
-        ``TIED``, ``why_not``, ``folder_files``; with "openpi-pytorch" ``why_no_torch``, ``zero_tensors`` and
-        ``torch_config``.
+        policy folders: ``LOADER``, ``INSTALL``, ``LOAD``, ``PREFIX``, ``ONE_DTYPE``, ``why_not``, ``unlike``,
+        ``unused_tensors``, ``policy_files``; with "groot" ``NVIDIA``, that of NVIDIA's folders: ``LOADER``,
+        ``INSTALL``, ``LOAD``, ``TIED``, ``why_not``, ``folder_files``; with "openpi-pytorch" ``why_no_torch``,
+        ``zero_tensors`` and ``torch_config``.
       TITLES: names of the kinds for people.
       LICENCES: under which terms the weights are, for whoever passes them on.
     """

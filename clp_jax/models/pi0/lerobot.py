@@ -14,6 +14,7 @@ from clp_jax.models.pi0.architecture import Architecture
 from clp_jax.models.pi0.layout import why_no_torch, zero_tensors
 from clp_jax.models.pi0.processing import CAMERAS
 from clp_jax.processing import norm_stats
+from clp_jax.processing.conventions import Conventions
 
 LOADER = "load_lerobot.py"
 """The program in the folder that loads it and compares its actions."""
@@ -61,6 +62,19 @@ def why_not(architecture: Architecture, record: Mapping[str, Any] | None) -> str
     """Why lerobot's policies cannot be this model; None where they can."""
     del record
     return why_no_torch(architecture, "lerobot")
+
+
+def unlike(architecture: Architecture, conventions: Conventions) -> tuple[str, ...]:
+    """What the conventions ask for and the exported processors do not do, one sentence each."""
+    robot, found = conventions.robot, []
+    if robot is not None and any(robot.delta):
+        relative = " ".join(str(i) for i, moved in enumerate(robot.delta) if moved)
+        found.append(f"The exported processors add no state to actions: add it yourself to dimensions {relative}.")
+    if robot is not None and robot.units != "own":
+        found.append(f"The exported processors know no units of {robot.units}: convert states and actions yourself.")
+    if architecture.kind == "pi05" and conventions.state_in_prompt is False:
+        found.append("lerobot's processors spell the state in the prompt, which this checkpoint was not trained with.")
+    return tuple(found)
 
 
 def unused_tensors(
@@ -196,6 +210,7 @@ __all__ = [
     "config_of",
     "policy_files",
     "processors_of",
+    "unlike",
     "unused_tensors",
     "why_not",
 ]

@@ -13,6 +13,7 @@ from clp_jax.models.layers.lerobot import PolicyFiles, Wanted
 from clp_jax.models.smolvla.architecture import Architecture
 from clp_jax.models.smolvla.layout import config_with_depths
 from clp_jax.models.smolvla.vlm import vlm_places
+from clp_jax.processing.conventions import Conventions
 
 LOADER = "check_lerobot.py"
 """The program in the folder that compares lerobot's actions with the recorded ones."""
@@ -120,6 +121,12 @@ def _read(folder: epath.Path, name: str) -> dict[str, Any]:
     return read_json_object(_existing(folder, name))
 
 
+def unlike(architecture: Architecture, conventions: Conventions) -> tuple[str, ...]:
+    """Nothing: a SmolVLA's conventions are lerobot's."""
+    del architecture, conventions
+    return ()
+
+
 def _existing(folder: epath.Path, name: str) -> epath.Path:
     if not (folder / name).exists():
         raise InputError(f"{folder} has no {name}, which lerobot's policies need; copy it from the policy's folder.")
@@ -133,6 +140,7 @@ __all__ = [
     "ONE_DTYPE",
     "PREFIX",
     "policy_files",
+    "unlike",
     "unused_tensors",
     "why_not",
 ]
