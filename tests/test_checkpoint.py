@@ -1,5 +1,6 @@
 """Reading and writing checkpoints: what openpi's code recorded, and what Orbax itself gets from ours."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -232,7 +233,7 @@ def test_what_is_read_is_of_the_checkpoint_whose_fingerprint_was_recorded(toy, t
 
 
 def test_a_record_that_is_replaced_is_a_change(tmp_path):
-    write_params(tmp_path / "step", {"w": np.ones(3, np.float32)}, record={"a": 1})
+    write_params(tmp_path / "step", {"w": np.ones(3, np.float32)}, record=RECORD)
     spec = read_spec(tmp_path / "step")
     with pytest.raises(InputError, match="changed while it was read"), unchanged(spec):
-        (tmp_path / "step" / "clp.json").write_text('{"a": 2}')
+        (tmp_path / "step" / "clp.json").write_text(json.dumps(RECORD | {"training": {"step": 1}}))
