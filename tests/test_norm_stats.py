@@ -4,9 +4,12 @@ import json
 
 import numpy as np
 import pytest
+import toys
+from etils import epath
 from recordings import GOLDEN, recording
 
 from clp_jax.cli import main
+from clp_jax.data import load_npz
 from clp_jax.errors import InputError
 from clp_jax.processing import norm_stats, transforms
 from clp_jax.processing.norm_stats import NormStats
@@ -80,6 +83,17 @@ def test_broken_file_is_refused(tmp_path, content, message):
         norm_stats.load(tmp_path)
     with pytest.raises(InputError, match="write one with clp norm-stats"):
         norm_stats.load(tmp_path / "absent")
+
+
+@pytest.mark.parametrize("read", [norm_stats.load, lambda path: load_npz(path, toys.architecture())])
+def test_a_network_that_fails_is_one_line(read, monkeypatch):
+    def fail(_):
+        raise ImportError("Please install gcsfs\nto access Google Storage")
+
+    monkeypatch.setattr(type(epath.Path("gs://bucket/file")), "is_dir", fail)
+    with pytest.raises(InputError, match=r"gs://bucket/file cannot be read: Please install gcsfs; copy") as caught:
+        read("gs://bucket/file")
+    assert "\n" not in str(caught.value)
 
 
 def test_command_writes_the_file_without_reading_an_image(tmp_path, capsys):

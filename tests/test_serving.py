@@ -344,12 +344,11 @@ def test_a_taken_port_is_said_before_the_model_is_read(saved, port, capsys, monk
     assert f"error: 127.0.0.1:{port} cannot be listened on: Address already in use; give another --port" in said
 
 
-def test_statistics_without_spread_are_refused_before_the_model_is_read(saved, tmp_path, capsys, monkeypatch):
+def test_statistics_without_spread_are_refused_before_the_model_is_read(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(serve_command, "load_model", lambda *_: pytest.fail("the model was read"))
-    flat = NormStats(np.zeros(6), np.zeros(6))
-    norm_stats.save(tmp_path, {"state": flat, "actions": flat})
-    flags = ("--robot", "libero", "--tokenizer", str(GOLDEN / "tokenizer/tiny_spm.model"))
-    assert serve(saved, *flags, "--norm-stats", str(tmp_path)) == 2
+    norm_stats.save(tmp_path, {name: NormStats(np.zeros(d), np.zeros(d)) for name, d in (("state", 8), ("actions", 7))})
+    flags = ("--robot", "libero", "--tokenizer", str(GOLDEN / "tokenizer/tiny_spm.model"), "--port", "0")
+    assert serve(GOLDEN / "ckpt/pi0_trained/1", *flags, "--norm-stats", str(tmp_path)) == 2
     assert "have no spread in dimensions that the robot uses: state 0" in capsys.readouterr().err
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from etils import epath
 from jaxtyping import Int
 
-from clp_jax.errors import InputError
+from clp_jax.errors import InputError, blamed_on
 from clp_jax.files import opened, read_archive
 from clp_jax.models import Architecture, Lengths, family_of
 
@@ -71,11 +71,13 @@ def load_npz(path: str | os.PathLike[str], architecture: Architecture) -> Calibr
       InputError: the file is missing or broken, a key is missing, or an array does not fit the model.
     """
     file = epath.Path(path)
-    if file.is_dir():
+    with blamed_on(file):  # a network may fail, or lack its package
+        folder, there = file.is_dir(), file.exists()
+    if folder:
         raise InputError(
             f"{path} is a folder; give a .npz of model-ready observations (open_dataset reads LeRobot folders)."
         )
-    if not file.exists():
+    if not there:
         raise InputError(f"there is no data file {path}.")
     with opened(file) as stream:
         fingerprint = hashlib.file_digest(stream, "sha256").hexdigest()

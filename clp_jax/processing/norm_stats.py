@@ -150,8 +150,10 @@ def load(path: str | os.PathLike[str]) -> dict[str, NormStats]:
         quantiles in the wrong order, what is no finite number in float32.
     """
     file = epath.Path(path)
-    file = file / FILE if file.is_dir() else file
-    if not file.exists():
+    with blamed_on(file):  # a network may fail, or lack its package
+        file = file / FILE if file.is_dir() else file
+        there = file.exists()
+    if not there:
         raise InputError(f"there is no {FILE} at {path}; write one with clp norm-stats.")
     content = read_json_object(file)
     with blamed_on(file, "write one with clp norm-stats", verb=f"is no {FILE} of openpi"):

@@ -48,7 +48,7 @@ def targets(folder: Path) -> dict[str, Callable[[], Target]]:
 
 def checkpoint_ours(folder: Path) -> Target:
     """A checkpoint as we write it: any file of it."""
-    return by_command(_pruned(folder), _prune)
+    return by_command(_pruned(folder), _prune, whole=True)
 
 
 def chunks_of_ours(folder: Path) -> Target:
