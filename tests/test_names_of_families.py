@@ -20,6 +20,7 @@ ALLOWED = {
     **{("models/__init__.py", name): "the one list of families" for name in FAMILIES},
     ("models/layers/lerobot.py", "action"): "the column of a data set of lerobot",
     ("processing/robots.py", "action"): "the column of a data set of lerobot",
+    ("processing/modality.py", "action"): "the column of a data set of lerobot",
     ("processing/policy_files.py", "action"): "the feature in lerobot's statistics",
     ("export/__init__.py", "groot"): "the target, whose code loads the export",
     ("export/groot.py", "groot"): "the same",

@@ -11,7 +11,7 @@ from clp_jax.models.pi0.architecture import Architecture
 from clp_jax.models.pi0.fast_tokenizer import FOLDER, FastTokenizer
 from clp_jax.models.pi0.processing import CAMERAS, check_fit, from_normal, square, to_normal
 from clp_jax.processing import transforms
-from clp_jax.processing.norm_stats import NormStats
+from clp_jax.processing.norm_stats import By, NormStats
 from clp_jax.processing.robots import Robot
 
 FAST_CAMERAS = ("base_0_rgb", "base_1_rgb", "wrist_0_rgb")
@@ -59,6 +59,11 @@ class FastProcessing:
     def quantiles(self) -> bool:
         """Quantiles normalise."""
         return True
+
+    @property
+    def normalised_by(self) -> By:
+        """As `quantiles`, by name."""
+        return "quantiles"
 
     @property
     def state_in_prompt(self) -> bool:
