@@ -22,6 +22,7 @@ from clp_jax.models.pi0.robots import DROID, LIBERO
 from clp_jax.processing.norm_stats import NormStats
 from clp_jax.processing.robots import Robot, mask
 from clp_jax.processing.tokenizer import load_tokenizer
+from clp_jax.serving import wire
 from clp_jax.serving.policy import Policy
 from clp_jax.serving.requests import ModelRequests, RobotRequests
 from scripts.make_lerobot_toy import write
@@ -181,7 +182,7 @@ def test_answers_are_the_models_greedy_tokens_alone_and_in_a_batch(policy, token
         np.testing.assert_array_equal(answer["actions"], expected)
         np.testing.assert_array_equal(policy.infer(request)["actions"], expected)
         assert answer["actions"].shape == (HORIZON, 3)
-        assert "the model wrote no actions" in answer["note"]
+        assert "the model wrote no actions" in wire.unpack(wire.pack(answer))["note"]
     assert policy.metadata["noise_shape"] is None
 
 
