@@ -4,7 +4,7 @@
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo test test-openpi-pins test-lerobot attack lint format clean
+.PHONY: help install demo test test-openpi-pins test-lerobot attack mutants lint format clean
 
 # $(call python,VERSION...): the first interpreter of these versions that runs, from the path (where a version manager's
 # stand-ins exist for Pythons that do not run) or from the folders of pyenv and uv, which need not be on it.
@@ -45,6 +45,9 @@ test-lerobot: .venv-lerobot/.installed-test ## the lerobot exports against the r
 
 attack: .venv/.installed-test ## damage inputs of every kind and count what comes of it: ARGS='--seeds 1 2 --targets plan'
 	@JAX_PLATFORMS=cpu PYTHONPATH=.:tests .venv/bin/python -m attack $(ARGS)
+
+mutants: .venv/.installed-test ## deliberate faults, each of which its tests must notice (an hour or two; weekly, not in CI)
+	@.venv/bin/python -m mutants $(ARGS)
 
 lint: .venv/.installed-lint ## format, style, types, direction of imports
 	@.venv/bin/python -m ruff format --check --quiet .

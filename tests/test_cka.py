@@ -77,6 +77,14 @@ def test_keeps_its_digits_when_the_mean_is_100_times_the_spread(debiased, dtype)
     all_equal(matrix_of(states, everything(200), debiased, 64), wanted, BFLOAT16_STATES)
 
 
+def test_keeps_its_digits_when_the_mean_is_100000_times_the_spread():
+    """There the rounding of the mean itself, which a second pass takes away, is as large as the spread's digits."""
+    states = walk(3, 1000, 24, mean=1e5)
+    exact = np.asarray(states, np.float64)
+    wanted = reference.cka_matrix(exact - exact.mean(axis=1, keepdims=True), debiased=False)
+    all_equal(matrix_of(states, everything(1000), False, 64), wanted, SMALL_SIZE)
+
+
 def test_keeps_its_digits_over_thousands_of_tiles():
     states = walk(3, 1024, 16)
     centred = np.asarray(states, np.float64) - np.asarray(states, np.float64).mean(axis=1, keepdims=True)

@@ -58,6 +58,14 @@ def test_resize_is_openpis_to_the_bit():
     np.testing.assert_array_equal(transforms.resize_with_pad(g["resize_in"], 224), g["resize_pil_224"])
 
 
+@pytest.mark.parametrize(("shape", "kept"), [((45, 64), (19, 28)), ((64, 45), (28, 19)), ((21, 64), (9, 28))])
+def test_edges_that_are_no_whole_number_of_pixels_are_rounded_down(shape, kept):
+    image = transforms.resize_with_pad(np.full((*shape, 3), 255, np.uint8), 28)[..., 0]
+    rows, columns = (np.flatnonzero((image > 0).any(axis=axis)) for axis in (1, 0))
+    assert (len(rows), len(columns)) == kept
+    assert (rows[0], columns[0]) == tuple((28 - n) // 2 for n in kept)
+
+
 def test_image_is_parsed_from_floats_and_from_channels_first():
     image = np.arange(2 * 4 * 3, dtype=np.uint8).reshape(2, 4, 3)
     np.testing.assert_array_equal(transforms.parse_image(np.transpose(image, (2, 0, 1))), image)

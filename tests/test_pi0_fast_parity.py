@@ -3,8 +3,10 @@
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+import toys
 from recordings import (
     HIDDEN_TOLERANCE,
     OUTPUT_TOLERANCE,
@@ -16,8 +18,8 @@ from recordings import (
 )
 
 from clp_jax.models import build
-from clp_jax.models.pi0 import architecture_of
-from clp_jax.models.pi0.fast import compute_loss, sample_tokens
+from clp_jax.models.pi0 import Observation, architecture_of
+from clp_jax.models.pi0.fast import Pi0Fast, compute_loss, sample_tokens
 
 LOGIT_TOLERANCE = 5e-5
 """Logits are sums over the width of the deepest hidden states, each with its own HIDDEN_TOLERANCE."""
@@ -48,25 +50,27 @@ def test_logits_loss_and_hidden_states(case):
         assert largest_difference(states[:, seen], theirs["hidden"][:, seen]) < HIDDEN_TOLERANCE
 
 
-def test_greedy_tokens(case):
-    model, params, theirs = case
-    g = recording("pi0_fast")
-    prompt = g["sample_tokenized_prompt"]
-    obs = dataclasses.replace(
-        observation("pi0_fast"),
-        tokenized_prompt=prompt,
-        tokenized_prompt_mask=g["sample_tokenized_prompt_mask"],
-        token_ar_mask=np.zeros_like(prompt),
-    )
-    tokens = jax.jit(lambda p, o: sample_tokens(model, p, o, max_decoding_steps=12))(params, obs)
-    assert np.array_equal(tokens, theirs["sampled_tokens"])
+class Told(Pi0Fast):
+    """Tells of the logits of every step of decoding, as they come."""
+
+    def prefill(self, *args, **kwargs):
+        return self._tell(super().prefill(*args, **kwargs))
+
+    def decode(self, *args, **kwargs):
+        return self._tell(super().decode(*args, **kwargs))
+
+    def _tell(self, results):
+        jax.debug.callback(TOLD.append, results[0], ordered=True)
+        return results
 
 
-def test_logits_of_every_decoding_step_with_masked_cameras(case):
+TOLD: list[np.ndarray] = []
+
+
+def test_tokens_and_logits_of_every_decoding_step_with_masked_cameras(case):
     """Two of the three observations lack a camera, whose tokens openpi reads with what they make of empty slots."""
     model, params, theirs = case
-    steps = theirs["sampled_tokens"].shape[1]
-    g = recording("pi0_fast")
+    g, steps = recording("pi0_fast"), theirs["sampled_tokens"].shape[1]
     prompt = g["sample_tokenized_prompt"]
     obs = dataclasses.replace(
         observation("pi0_fast"),
@@ -75,14 +79,32 @@ def test_logits_of_every_decoding_step_with_masked_cameras(case):
         token_ar_mask=np.zeros_like(prompt),
     )
     assert not all(mask.all() for mask in obs.image_masks.values())
-    variables = {"params": params}
-    logits, kv_cache, valid = jax.jit(lambda v, o: model.apply(v, o, steps, method="prefill"))(variables, obs)
-    assert largest_difference(logits, theirs["decode_logits"][:, 0]) < LOGIT_TOLERANCE
-    prefix, length = valid.shape[1], np.asarray(valid).sum(axis=1, dtype=np.int32)
-    slots = np.arange(prefix + steps)
-    decode = jax.jit(lambda v, *inputs: model.apply(v, *inputs, method="decode"))
-    for i in range(steps):
-        token = theirs["sampled_tokens"][:, i].astype(np.int32)
-        visible = (slots >= (prefix - length)[:, None]) & (slots < prefix + i + 1)
-        logits, kv_cache = decode(variables, token, kv_cache, np.int32(prefix + i), visible, length + i + 1)
-        assert largest_difference(logits, theirs["decode_logits"][:, i + 1]) < LOGIT_TOLERANCE, i
+    TOLD.clear()
+    told = Told(model.architecture)
+    tokens = jax.jit(lambda p, o: sample_tokens(told, p, o, max_decoding_steps=steps))(params, obs)
+    assert np.array_equal(tokens, theirs["sampled_tokens"])
+    jax.effects_barrier()
+    assert len(TOLD) == 1 + steps
+    for i, logits in enumerate(TOLD):
+        assert largest_difference(logits, theirs["decode_logits"][:, i]) < LOGIT_TOLERANCE, i
+
+
+class Scripted(Pi0Fast):
+    """Says these tokens, one step after another, whatever it is asked."""
+
+    script: tuple[tuple[int, ...], ...] = ()
+
+    def apply(self, _, *args, method, **__):
+        words = jax.nn.one_hot(jnp.asarray(self.script), 8)
+        if method == "prefill":
+            cache = jnp.zeros((1, 2, 1, 1, 1))
+            return words[:, 0], (cache, cache), jnp.ones((2, 3), bool)
+        _, cache, slot, *_ = args
+        return words[:, jnp.minimum(slot - 3 + 1, words.shape[1] - 1)], cache
+
+
+def test_decoding_ends_with_the_last_sequence_and_leaves_empty_what_follows_an_end():
+    script = (5, 1, 1, 6), (4, 7, 1, 6)
+    model = Scripted(toys.architecture("pi0_fast"), script=script)
+    tokens = sample_tokens(model, {}, Observation.of(toys.data(model.architecture, 2).arrays), max_decoding_steps=4)
+    assert tokens.tolist() == [[5, 1, 0, 0], [4, 7, 1, 0]]

@@ -8,12 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import toys
+from recordings import GOLDEN
 
 from clp_jax import sharding
 from clp_jax.checkpoint import read_params, read_spec, write_params
 from clp_jax.data import open_dataset
 from clp_jax.errors import InputError
-from clp_jax.models import Architecture, abstract_params, family_of
+from clp_jax.models import Architecture, abstract_params, build, family_of
+from clp_jax.models.pi0 import architecture_of
 from clp_jax.training import OptimizerSettings, Run, Steps, StepSettings, TrainState, make_optimizer, make_state, train
 from clp_jax.training.adapters import init_adapters, with_adapters
 from clp_jax.training.freezing import frozen_paths, merge_parts, split_frozen
@@ -44,12 +46,23 @@ def inputs(tmp_path_factory):
     return folder
 
 
-def run(inputs, out, mesh=None, *, arch: Architecture = ARCH, log=None, write_assets=lambda _: None, **settings):
+def run(
+    inputs,
+    out,
+    mesh=None,
+    *,
+    arch: Architecture = ARCH,
+    log=None,
+    write_assets=lambda _: None,
+    evaluate=None,
+    **settings,
+):
     """Trains; returns the report and the loss of every step."""
     losses: dict[int, float] = {}
 
     def keep(step, values):
-        losses[step] = values["loss"]
+        if "loss" in values:
+            losses[step] = values["loss"]
         if log is not None:
             log(step, values)
 
@@ -66,6 +79,7 @@ def run(inputs, out, mesh=None, *, arch: Architecture = ARCH, log=None, write_as
             mesh=mesh or mesh_of(1, 1),
             record=lambda training: {"training": dict(training)},
             log=keep,
+            evaluate=evaluate,
         )
     finally:
         saved.close()
@@ -96,6 +110,25 @@ def test_run_lowers_the_loss_and_saves_openpis_layout(uninterrupted):
     leaf = "PaliGemma/llm/layers/mlp/linear/value"
     assert {f"opt_state/1/0/mu/{leaf}", f"opt_state/1/0/nu/{leaf}", f"params/{leaf}", "step"} <= stored
     assert {"opt_state/1/0/count", "opt_state/1/2/count"} <= stored
+
+
+def test_first_loss_is_that_of_openpis_key(inputs, uninterrupted):
+    """openpi's main function splits the key of the seed, and its step folds the number in."""
+    data = open_dataset(inputs / "data.npz", ARCH)
+    batch = next(data.batches(8, seed=Run(steps=1).seed, workers=0))
+    family, key = family_of(ARCH), jax.random.split(jax.random.key(Run(steps=1).seed))[0]
+    drawn, _ = family.draw(ARCH, jax.random.fold_in(key, 0), batch)
+    losses = jax.jit(lambda params, rows: family.losses(build(ARCH), params, rows).each)(toys.params(ARCH), drawn)
+    np.testing.assert_allclose(np.mean(losses), uninterrupted[1][0], rtol=FIRST)
+
+
+def test_what_is_evaluated_is_what_is_saved(inputs, tmp_path):
+    seen = []
+    report, _ = run(inputs, tmp_path / "run", steps=2, evaluate=lambda p: seen.append(jax.device_get(p)) or 0.0)
+    (evaluated,) = seen
+    for path, leaf in flatten(report.state.ema_params).items():
+        np.testing.assert_array_equal(flatten(evaluated)[path], np.asarray(leaf), err_msg=path)
+        assert leaf is not flatten(report.state.params)[path]
 
 
 def test_saved_params_are_the_average_and_load_as_a_checkpoint(uninterrupted):
@@ -202,6 +235,16 @@ def test_lora_trains_adapters_and_leaves_the_language_stack(inputs, tmp_path):
     assert not np.array_equal(end["state_proj/kernel"], start["state_proj/kernel"])
 
 
+def test_lora_freezes_what_openpi_froze():
+    """openpi stores what it froze in bfloat16: the language stack with its embedder and norms, but for the adapters."""
+    tree = read_spec(GOLDEN / "ckpt" / "pi0_lora_trained" / "1").tree
+    leaves = flatten(tree)
+    stored = {path for path, leaf in leaves.items() if leaf.dtype == jnp.bfloat16}
+    assert {"PaliGemma/llm/embedder/input_embedding", "PaliGemma/llm/final_norm_1/scale"} < stored
+    arch = architecture_of(tree)
+    assert frozen_paths(tuple(leaves), default=family_of(arch).frozen_rules(arch)) == stored
+
+
 def test_adapters_begin_as_openpis():
     arch = with_adapters(ARCH, (2, 3))
     leaves = flatten(init_adapters(arch, jax.random.key(0), mesh_of(1, 1)))
@@ -262,7 +305,6 @@ def test_step_takes_shapes_and_augments_each_kind():
 
 
 def test_rematerialisation_does_not_change_the_gradient():
-    from clp_jax.models import build
     from clp_jax.models.pi0 import losses
 
     rows, params = toys.data(ARCH, 2).arrays, toys.params(ARCH)

@@ -38,6 +38,20 @@ def steps_of(length: int):
     return found, state.params, optimizer
 
 
+def test_settings_are_lerobots():
+    """AdamW divides a gradient's scale away again, so that four steps hardly feel where it was clipped."""
+    ours, theirs = (
+        smolvla.training_defaults(architecture(), 100_000),
+        json.loads((GOLDEN / "train_steps.json").read_text()),
+    )
+    optimizer, scheduler = theirs["optimizer"], theirs["scheduler"]
+    assert [ours["b1"], ours["b2"]] == optimizer["betas"]
+    assert (ours["eps"], ours["weight_decay"]) == (optimizer["eps"], optimizer["weight_decay"])
+    assert ours["clip_norm"] == optimizer["grad_clip_norm"]
+    assert (ours["peak_lr"], ours["decay_lr"]) == (scheduler["peak_lr"], scheduler["decay_lr"])
+    assert (ours["warmup_steps"], ours["decay_steps"]) == (scheduler["num_warmup_steps"], scheduler["num_decay_steps"])
+
+
 @pytest.mark.parametrize("length", [100_000, 4])
 def test_four_steps_are_lerobots(monkeypatch, length):
     monkeypatch.setattr(smolvla, "draw", lambda architecture, rng, batch, samples=1: (dict(batch), rng))

@@ -1,0 +1,154 @@
+"""Faults of training and of what is saved and resumed."""
+
+from mutants.mutant import Mutant, faults
+
+_TRAINING = "tests/test_training.py"
+_PARITY = "tests/test_training_parity.py::test_steps_equal_openpis[pi0]"
+_OPTIMIZER = "tests/test_optimizer.py"
+_STEP = "tests/test_training_step.py"
+
+MUTANTS: list[Mutant] = [
+    *faults(
+        "clp_jax/training/step.py",
+        _STEP,
+        (
+            "ema-one-step-late",
+            "decay * old + (1 - decay) * new, average, params)",
+            "decay * old + (1 - decay) * new, average, state.params)",
+        ),
+        (
+            "accumulation-parts-alike",
+            "weighted = jax.tree.map(lambda x: weight * x, (value, gradient))",
+            "weighted, weight = (value, gradient), jnp.ones_like(weight)",
+        ),
+        (
+            "accumulation-is-a-sum",
+            "return jax.tree.map(lambda x: x / weight, (value, gradient))",
+            "return value, gradient",
+        ),
+        (
+            "accumulation-one-augmentation",
+            "own = augmentation_key if settings.accumulate == 1 else jax.random.fold_in(augmentation_key, number)",
+            "own = augmentation_key",
+        ),
+        (
+            "accumulation-augments-otherwise",
+            "own = augmentation_key if settings.accumulate == 1 else jax.random.fold_in(augmentation_key, number)",
+            "own = jax.random.fold_in(augmentation_key, number)",
+        ),
+        ("batch-observations-alike", "return jnp.sum(loss.weight * each) / total, total", "return each.mean(), total"),
+        (
+            "frozen-change",
+            "params = merge_parts(optax.apply_updates(trained, updates), frozen)",
+            "params = merge_parts(optax.apply_updates(trained, updates), jax.tree.map(lambda x: x * 0.999, frozen))",
+        ),
+    ),
+    *faults(
+        "clp_jax/training/step.py",
+        _PARITY,
+        ("every-step-the-same-key", "key = jax.random.fold_in(rng, state.step)", "key = jax.random.fold_in(rng, 0)"),
+        ("norm-of-biases-too", "if x.ndim > 1 and path", "if path"),
+        ("augmentation-off", "        if settings.augment:", "        if False:"),
+    ),
+    *faults(
+        "clp_jax/models/pi0/__init__.py",
+        _PARITY,
+        (
+            "augmentation-key",
+            '"time": time}, jax.random.split(rng, 3)[0]',
+            '"time": time}, jax.random.split(rng, 3)[1]',
+        ),
+    ),
+    *faults(
+        "clp_jax/training/optimizer.py",
+        _OPTIMIZER,
+        (
+            "clip-after-adam",
+            "optax.chain(optax.clip_by_global_norm(settings.clip_norm), adamw)",
+            "optax.chain(adamw, optax.clip_by_global_norm(settings.clip_norm))",
+        ),
+        ("clip-off", "optax.clip_by_global_norm(settings.clip_norm)", "optax.clip_by_global_norm(1e9)"),
+        (
+            "clip-each-leaf",
+            "optax.clip_by_global_norm(settings.clip_norm)",
+            "optax.clip_by_block_rms(settings.clip_norm)",
+        ),
+        ("weight-decay-off", "weight_decay=settings.weight_decay,", "weight_decay=0.0,"),
+        (
+            "schedule-one-step-late",
+            "        learning_rate(settings),\n",
+            "        lambda count: learning_rate(settings)(count + 1),\n",
+        ),
+        (
+            "schedule-first-rate",
+            "settings.peak_lr / (settings.warmup_steps + 1),",
+            "settings.peak_lr / settings.warmup_steps,",
+        ),
+        (
+            "schedule-longer-decay",
+            "max(settings.decay_steps, settings.warmup_steps + 1)",
+            "settings.decay_steps + settings.warmup_steps",
+        ),
+        ("schedule-cosine-late", "done = jnp.asarray(step, jnp.float32)", "done = jnp.asarray(step, jnp.float32) + 1"),
+    ),
+    *faults(
+        "clp_jax/training/freezing.py",
+        f"{_TRAINING}::test_rules_freeze_and_except",
+        (
+            "freeze-wins-over-train",
+            "rules = [(rule, _TRAINED) for rule in train] + [(rule, _FROZEN) for rule in freeze]",
+            "rules = [(rule, _FROZEN) for rule in freeze] + [(rule, _TRAINED) for rule in train]",
+        ),
+    ),
+    *faults(
+        "clp_jax/training/state.py",
+        f"{_TRAINING}::test_trained_parameters_are_float32_and_frozen_ones_as_asked",
+        (
+            "trained-as-stored",
+            "return jnp.float32 if path not in frozen else (frozen_dtype or leaf.dtype)",
+            "return leaf.dtype if path not in frozen else (frozen_dtype or leaf.dtype)",
+        ),
+    ),
+    *faults(
+        "clp_jax/training/saving.py",
+        f"{_TRAINING}::test_saved_params_are_the_average_and_load_as_a_checkpoint {_TRAINING}::test_resumed_run_equals_an_uninterrupted_one_bit_for_bit",
+        (
+            "saved-not-averaged",
+            "_with_value(state.ema_params if averaged else state.params)",
+            "_with_value(state.params)",
+        ),
+        (
+            "resumed-from-the-average",
+            "TrainState(rest.step, live or main, opt_state, main if live else None)",
+            "TrainState(rest.step, main, opt_state, main if live else None)",
+        ),
+        (
+            "resumed-average-is-live",
+            "TrainState(rest.step, live or main, opt_state, main if live else None)",
+            "TrainState(rest.step, live or main, opt_state, live or None)",
+        ),
+    ),
+    *faults(
+        "clp_jax/training/loop.py",
+        f"{_TRAINING}::test_resumed_run_equals_an_uninterrupted_one_bit_for_bit",
+        (
+            "resumed-data-from-the-start",
+            "batches.set_state(position.encode())",
+            "pass",
+        ),
+    ),
+    *faults(
+        "clp_jax/training/loop.py",
+        f"{_TRAINING}::test_first_loss_is_that_of_openpis_key {_TRAINING}::test_what_is_evaluated_is_what_is_saved",
+        (
+            "run-key",
+            "rng, _ = jax.random.split(jax.random.key(seed))",
+            "_, rng = jax.random.split(jax.random.key(seed))",
+        ),
+        (
+            "evaluated-not-averaged",
+            "averaged = state.params if state.ema_params is None else state.ema_params",
+            "averaged = state.params",
+        ),
+    ),
+]
