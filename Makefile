@@ -4,7 +4,7 @@
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo test test-openpi-pins test-lerobot attack mutants lint format clean
+.PHONY: help install demo test test-openpi-pins test-lerobot test-groot attack mutants lint format clean
 
 # $(call python,VERSION...): the first interpreter of these versions that runs, from the path (where a version manager's
 # stand-ins exist for Pythons that do not run) or from the folders of pyenv and uv, which need not be on it.
@@ -14,7 +14,7 @@ python = $(shell for v in $(1); do for p in python$$v "$${PYENV_ROOT:-$$HOME/.py
 NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
 # The newest, for it decides how new the newest releases are.
 PYTHON ?= $(or $(call python,3.13 3.12 3.11),python3)
-# openpi's own versions have wheels for this one.
+# openpi's own versions, and those that GR00T's code runs with, have wheels for this one.
 PYTHON311 ?= $(call python,3.11)
 # lerobot needs this one.
 PYTHON312 ?= $(call python,3.12)
@@ -43,6 +43,9 @@ test-openpi-pins: .venv-openpi/.installed-test ## the same tests with openpi's v
 test-lerobot: .venv-lerobot/.installed-test ## the lerobot exports against the real lerobot (6 GB on disk), on Python 3.12
 	@CI_HAS=torch,lerobot HF_HUB_OFFLINE=1 .venv-lerobot/bin/python -m pytest tests/test_export_lerobot.py tests/smolvla/test_stock_lerobot.py tests/test_lerobot_reader.py $(ARGS)
 
+test-groot: .venv-groot/.installed-test ## stock GR00T-N1.5 on cuts and exports (3 GB on disk), on Python 3.11
+	@CI_HAS=torch,lerobot HF_HUB_OFFLINE=1 .venv-groot/bin/python -m pytest tests/groot/test_stock_groot.py $(ARGS)
+
 attack: .venv/.installed-test ## damage inputs of every kind and count what comes of it: ARGS='--seeds 1 2 --targets plan'
 	@JAX_PLATFORMS=cpu PYTHONPATH=.:tests .venv/bin/python -m attack $(ARGS)
 
@@ -60,7 +63,7 @@ format: .venv/.installed-lint ## rewrite the files in our format
 	@.venv/bin/python -m ruff format --quiet .
 
 clean: ## remove environments and caches
-	@rm -rf .venv .venv-openpi .venv-lerobot .pytest_cache .ruff_cache .hypothesis
+	@rm -rf .venv .venv-openpi .venv-lerobot .venv-groot .pytest_cache .ruff_cache .hypothesis
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # One environment, three sizes, each on top of the one before: the demo does not wait for the linters, and parallel make
@@ -84,6 +87,12 @@ clean: ## remove environments and caches
 	@rm $@
 	@"$(@D)/bin/python" -m pip install -qq --disable-pip-version-check -r constraints/lerobot.txt
 	@"$(@D)/bin/python" -m pip install -qq --disable-pip-version-check --no-deps lerobot==0.6.1 torchvision==0.29.2 && touch $@
+
+.venv-groot/.installed-test: pyproject.toml constraints/groot.txt
+	$(call install,$(PYTHON311),.[test],groot)
+	@rm $@
+	@"$(@D)/bin/python" -m pip install -qq --disable-pip-version-check -r constraints/groot.txt
+	@"$(@D)/bin/python" -m pip install -qq --disable-pip-version-check --no-deps lerobot==0.4.4 && touch $@
 
 # $(1) interpreter, $(2) what, $(3) constraints. An environment whose interpreter is gone is made anew. Twice quiet: pip
 # still prints errors.

@@ -20,7 +20,7 @@ from clp_jax.trees import flatten
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Export(ModelFlags):
-    """Write a checkpoint in the form of openpi, openpi's PyTorch, lerobot or StableHLO; read it back and compare."""
+    """Write a checkpoint for openpi, its PyTorch, lerobot, Isaac-GR00T or as StableHLO; read it back and compare."""
 
     checkpoint: str
     """Checkpoint, pruned or not: step folder of openpi or of a run (local or gs://), or a policy folder."""

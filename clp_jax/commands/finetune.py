@@ -90,6 +90,9 @@ class Finetune(DataFlags, ModelFlags, UpstreamFlags, DistributedFlags):
     augment: bool = True
     """Change the images as the model's authors do in training: π0's are cropped, rotated and recoloured, SmolVLA's
     stay as they are."""
+    dropout: bool = True
+    """Leave out values at random where the model's authors do: in GR00T's action head, at the rates of its config.json;
+    π0 and SmolVLA have no dropout."""
     dtype: str | None = None
     """Activation dtype, bfloat16 or float32; float32 on CPUs, else bfloat16."""
     remat: Remat = "all"
@@ -258,6 +261,10 @@ def _architecture(config: Finetune, spec: Spec) -> Architecture:
     if architecture.action_dim is None and config.action_samples != 1:
         raise InputError(f"--action-samples is for flow matching; a {architecture.kind} draws no noise, leave it out.")
     changes: dict[str, Any] = {"remat": config.remat}
+    if not config.dropout:
+        if not hasattr(architecture, "dropout"):
+            raise InputError(f"a {architecture.kind} has no dropout; leave out --no-dropout.")
+        changes["dropout"] = False
     if config.skip_dead is not None:
         if not hasattr(architecture, "skip_dead"):
             raise InputError(f"--skip-dead is not for a {architecture.kind} model; leave it out.")

@@ -14,7 +14,7 @@ from clp_jax.cli import main
 from clp_jax.loading import load_model, read_architecture
 from clp_jax.trees import flatten
 
-METADATA = '{"new_embodiment": {"statistics": {}}}\n'
+METADATA = {"new_embodiment": {"statistics": {}}}
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +24,7 @@ def checkpoint(tmp_path_factory):
     shutil.copytree(GOLDEN / "ckpt_pruned", place / "ckpt")
     shutil.copytree(GOLDEN / "eagle", place / "eagle")
     (place / "ckpt" / "experiment_cfg").mkdir()
-    (place / "ckpt" / "experiment_cfg" / "metadata.json").write_text(METADATA)
+    (place / "ckpt" / "experiment_cfg" / "metadata.json").write_text(json.dumps(METADATA))
     return place / "ckpt"
 
 
@@ -60,6 +60,7 @@ def test_settings_are_nvidias_and_the_backbone_is_frozen(run, checkpoint):
     config = json.loads((run / "2" / "clp.json").read_text())["steps"][-1]["config"]
     assert (config["peak_lr"], config["b1"], config["b2"], config["clip_norm"]) == (1e-4, 0.95, 0.999, 1.0)
     assert (config["schedule"], config["weight_decay"], config["ema_decay"]) == ("zero-warmup-cosine", 1e-5, None)
+    assert config["dropout"]
     rates = [json.loads(line)["learning_rate"] for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert rates == pytest.approx([0.0, 1e-4, 5e-5])
     before, after = flatten(load_model(checkpoint, dtype="float32").params), flatten(read_params(read_spec(run / "2")))
@@ -77,7 +78,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(run, checkpoint, data, tmp_path)
 
 def test_a_step_is_loaded_and_cut_without_its_source(run, tmp_path):
     policy = run / "2" / "assets" / "policy"
-    assert (policy / "experiment_cfg" / "metadata.json").read_text() == METADATA
+    assert json.loads((policy / "experiment_cfg" / "metadata.json").read_text()) == METADATA
     assert (policy / "eagle" / "config.json").exists()
     step = shutil.copytree(run / "2", tmp_path / "moved" / "2")
     assert read_architecture(read_spec(step)).llm.num_heads == 6
@@ -94,6 +95,11 @@ def test_vlm_config_of_the_command_goes_into_the_steps(data, tmp_path):
     flags = (*LENGTH, "--steps", "1", "--vlm-config", GOLDEN / "eagle")
     assert main(words(alone, data, tmp_path / "run", *flags)) == 0
     assert (tmp_path / "run" / "0" / "assets" / "policy" / "eagle" / "config.json").exists()
+
+
+def test_dropout_cannot_be_left_out_where_there_is_none(data, tmp_path, capsys):
+    assert main(words(GOLDEN.parent / "smolvla" / "ckpt", data, tmp_path / "run", "--steps", "1", "--no-dropout")) == 2
+    assert "a smolvla has no dropout; leave out --no-dropout" in capsys.readouterr().err
 
 
 def test_a_pattern_that_matches_nothing_is_refused(checkpoint, data, tmp_path, capsys):

@@ -6,15 +6,13 @@ Its Python code registers two operators that only that library declares. Nothing
 import importlib.util
 from pathlib import Path
 
-import torch
-
-_SIGNATURE = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
-
 found = importlib.util.find_spec("torchvision")
 if found is not None and found.origin is not None:
+    import torch
+
     try:
         torch.ops.load_library(Path(found.origin).parent / "_C.so")
     except OSError:
         library = torch.library.Library("torchvision", "DEF")
         for name in ("nms", "qnms"):
-            library.define(name + _SIGNATURE)
+            library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")

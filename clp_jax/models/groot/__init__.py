@@ -23,6 +23,7 @@ from clp_jax.models.groot.architecture import (
 )
 from clp_jax.models.groot.augmentation import augment_images
 from clp_jax.models.groot.configuration import architecture_of
+from clp_jax.models.groot.dropout import SEED
 from clp_jax.models.groot.layout import (
     LEROBOT_PREFIX,
     STACKS,
@@ -212,13 +213,14 @@ def without_unseen(architecture: Architecture, arrays: Mapping[str, np.ndarray])
 def draw(
     architecture: Architecture, rng: jax.Array, batch: Mapping[str, Leaf], samples: int = 1
 ) -> tuple[dict[str, Leaf], jax.Array]:
-    """The batch with normal noise and upstream's times, t = (s - x) / s with x ~ Beta(alpha, 1)."""
-    noise_rng, time_rng, augmentation = jax.random.split(rng, 3)
+    """The batch with normal noise, upstream's times, t = (s - x) / s with x ~ Beta(alpha, 1), and seeds of dropout."""
+    noise_rng, time_rng, dropout_rng, augmentation = jax.random.split(rng, 4)
     b, *chunk = batch["actions"].shape
     drawn = (b,) if samples == 1 else (b, samples)
     # The distribution function of Beta(alpha, 1) is x^alpha.
     time = _time_at(architecture, jax.random.uniform(time_rng, drawn))
-    return {**batch, "noise": jax.random.normal(noise_rng, (*drawn, *chunk)), "time": time}, augmentation
+    seeds = {SEED: jax.random.bits(dropout_rng, (b,))} if architecture.dropout else {}
+    return {**batch, **seeds, "noise": jax.random.normal(noise_rng, (*drawn, *chunk)), "time": time}, augmentation
 
 
 def fixed_draw(architecture: Architecture, batch: Mapping[str, AnyArray]) -> dict[str, np.ndarray]:

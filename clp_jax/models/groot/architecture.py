@@ -41,12 +41,23 @@ class QwenSizes:
 
 @dataclasses.dataclass(frozen=True)
 class AttentionSizes:
-    """The transformer between the language model and the action head: width, blocks, feed-forward, heads."""
+    """The transformer between the language model and the action head.
+
+    Attributes:
+      width: channels of the residual stream.
+      depth: blocks.
+      mlp_dim: hidden channels of the feed-forward.
+      num_heads: heads; they split the width.
+      dropout: share of values that training leaves out.
+      final_dropout: whether also at the end of both branches of a block.
+    """
 
     width: int
     depth: int
     mlp_dim: int
     num_heads: int
+    dropout: float = 0.2
+    final_dropout: bool = True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,6 +71,8 @@ class DitSizes:
       num_heads: heads; they split the width.
       output_width: channels of a token that the decoder reads.
       time_channels: sines and cosines that the embedding of time starts from.
+      dropout: share of values that training leaves out.
+      final_dropout: whether also at the end of both branches of a block.
     """
 
     width: int
@@ -68,6 +81,8 @@ class DitSizes:
     num_heads: int
     output_width: int
     time_channels: int
+    dropout: float = 0.2
+    final_dropout: bool = True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,6 +113,7 @@ class Architecture(OfTowers):
       padding: what attention gives to padding tokens of a prompt.
       lm_head: whether the checkpoint also holds the language model's head, which is tied and never used.
       pooling_head: whether the checkpoint also holds the image encoder's pooling head, which is never used.
+      dropout: whether training leaves out values at all.
       dtype: of activations; parameters keep theirs.
       remat: memory of training against time.
     """
@@ -125,6 +141,7 @@ class Architecture(OfTowers):
     padding: Padding = "flash"
     lm_head: bool = True
     pooling_head: bool = True
+    dropout: bool = True
     dtype: str = "bfloat16"
     remat: Remat = "all"
 

@@ -16,7 +16,7 @@ class Section(NamedTuple):
     Attributes:
       read: keys that others than this table interpret.
       fixed: keys with the values that are implemented; the first is what a missing key means.
-      ignored: keys that change nothing of what the model computes without dropout.
+      ignored: keys that change nothing of what the model computes.
     """
 
     read: frozenset[str]
@@ -103,10 +103,8 @@ _ATTENTION: dict[str, tuple[Any, ...]] = {
     "activation_fn": ("gelu-approximate",),
     "positional_embeddings": (_MISSING, None),
 }
-_ATTENTION_READ = _keys("num_attention_heads attention_head_dim num_layers")
-_ATTENTION_IGNORED = _keys(
-    "dropout final_dropout num_embeds_ada_norm max_num_positional_embeddings compute_dtype upcast_attention"
-)
+_ATTENTION_READ = _keys("num_attention_heads attention_head_dim num_layers dropout final_dropout")
+_ATTENTION_IGNORED = _keys("num_embeds_ada_norm max_num_positional_embeddings compute_dtype upcast_attention")
 
 DIT = Section(
     _ATTENTION_READ | _keys("cross_attention_dim output_dim"),

@@ -22,6 +22,9 @@ from clp_jax.models.groot.layout import EMBEDDING, HEAD, POOLING, tensor_shapes
 from clp_jax.models.groot.metadata import only_tag
 from clp_jax.models.layers.siglip import SiglipSizes
 
+_DROPOUT = 0.1
+"""Of upstream's code."""
+
 _VISION = "backbone.eagle_model.vision_model.vision_model."
 _LLM = "backbone.eagle_model.language_model.model."
 _ACTIONS = "action_head."
@@ -203,17 +206,23 @@ def _with_config(architecture: Architecture, found: tuple[str, Mapping[str, Any]
     named = f"action_head_cfg in {where}"
     return dataclasses.replace(
         architecture,
-        vl=dataclasses.replace(
-            architecture.vl, num_heads=_needed(head["vl_self_attention_cfg"], "num_attention_heads", named)
-        ),
-        dit=dataclasses.replace(
-            architecture.dit, num_heads=_needed(head["diffusion_model_cfg"], "num_attention_heads", named)
-        ),
+        vl=_with_attention(architecture.vl, head["vl_self_attention_cfg"], named),
+        dit=_with_attention(architecture.dit, head["diffusion_model_cfg"], named),
         horizon=_needed(head, "action_horizon", named),
         num_timestep_buckets=head.get("num_timestep_buckets", GROOT_N15.num_timestep_buckets),
         noise_s=head.get("noise_s", GROOT_N15.noise_s),
         noise_alpha=head.get("noise_beta_alpha", GROOT_N15.noise_alpha),
         num_inference_timesteps=_needed(head, "num_inference_timesteps", named),
+    )
+
+
+def _with_attention(sizes: Any, given: Mapping[str, Any], where: str) -> Any:
+    """Sizes of a transformer with its heads and its dropout, which upstream's code also has where no key says so."""
+    return dataclasses.replace(
+        sizes,
+        num_heads=_needed(given, "num_attention_heads", where),
+        dropout=float(given.get("dropout", _DROPOUT)),
+        final_dropout=bool(given.get("final_dropout", True)),
     )
 
 

@@ -10,16 +10,20 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, UInt32
 
 from clp_jax.aliases import AnyArray, Array, Tree
 from clp_jax.models.groot.architecture import DitSizes
-from clp_jax.models.groot.transformer import BLOCK_EPS, Attention, FeedForward, KeysValues, norm
+from clp_jax.models.groot.dropout import Site, block_keys, dropped
+from clp_jax.models.groot.transformer import BLOCK_EPS, Attention, FeedForward, KeysValues, branch_ends, norm
 from clp_jax.models.layers.gating import gated
 from clp_jax.models.layers.scan import Rows, checkpointed, pinned
 
 _LONGEST = 10_000.0
 _OUT_EPS = 1e-6
+
+_TOWER = 1
+"""Of the random numbers, other than those of the transformer before this."""
 
 
 def waves(steps: Int[AnyArray, " b"], exponents: Float[np.ndarray, " d"]) -> Float[Array, "b d"]:
@@ -41,7 +45,7 @@ class DitBlock(nn.Module):
         self.norm1, self.norm3 = norm(**plain), norm(**plain)
         self.modulation = nn.Dense(2 * width, dtype=dtype)
         self.attn = Attention(width, self.sizes.num_heads, dtype)
-        self.ff = FeedForward(width, self.sizes.mlp_dim, dtype)
+        self.ff = FeedForward(self.sizes, dtype)
 
     def keys_values(self, context: Float[Array, "b s c"]) -> KeysValues:
         """What a block that reads the context sees; the context is not normalised in the block."""
@@ -54,13 +58,15 @@ class DitBlock(nn.Module):
         seen: KeysValues | None,
         gate: Float[AnyArray, " _g"] | None,
         mask: Bool[Array, "b s"] | None = None,
+        keys: Any = None,
     ) -> Float[Array, "r t d"]:
         """The stream after the block; a block that sees nothing given reads its own tokens, all of them."""
         x = inputs = pinned(x, self.rows)
         scale, shift = jnp.split(self.modulation(nn.silu(time))[:, None], 2, axis=-1)
         normed = self.norm1(x) * (1 + scale) + shift
-        x = x + self.attn(normed, self.attn.keys_values(normed) if seen is None else seen, mask)
-        x = x + self.ff(self.norm3(x))
+        read = self.attn(normed, self.attn.keys_values(normed) if seen is None else seen, mask)
+        x = x + dropped(read, keys, self.sizes.dropout, *branch_ends(self.sizes, Site.ATTENTION, Site.AGAIN))
+        x = x + self.ff(self.norm3(x), keys)
         return x if gate is None else gated(inputs, x, gate)
 
     def whole(
@@ -112,6 +118,7 @@ class Dit(nn.Module):
         steps: Int[AnyArray, " r"],
         context: Float[Array, "b s c"] | KeysValues,
         mask: Bool[Array, "b s"] | None = None,
+        seeds: UInt32[AnyArray, " b"] | None = None,
         *,
         gates: Float[AnyArray, "depth _g"] | None = None,
         capture: bool = False,
@@ -123,6 +130,7 @@ class Dit(nn.Module):
           steps: rounded times.
           context: the prompt's features, or what `keys_values` made of them.
           mask: True for tokens of the context that are read; all are if None.
+          seeds: of what training leaves out, one per row of the context; nothing if None.
           gates: per block, for the batch, for each observation or for each row.
           capture: also return the residual stream.
 
@@ -130,28 +138,31 @@ class Dit(nn.Module):
           Tokens for the decoder, and the states [depth + 1, r, t, d] (None if not captured).
         """
         time = self.embed_time(steps)
-        y, states = self._blocks(x, time, context, mask, gates, capture=capture)
+        keys = block_keys(seeds, _TOWER, self.sizes.depth, x.shape[0])
+        y, states = self._blocks(x, time, context, mask, gates, keys, capture=capture)
         shift, scale = jnp.split(self.proj_out_1(nn.silu(time))[:, None], 2, axis=-1)
         out = self.proj_out_2(self.out_norm(y) * (1 + scale) + shift)
         return out, jnp.concatenate([x[None], states]) if capture else None
 
-    def _blocks(self, x, time, context, mask, gates, *, capture):
+    def _blocks(self, x, time, context, mask, gates, keys, *, capture):
         """The stream after the last block, and after each [depth, r, t, d] if captured."""
         block, pairs = self._block(), self.sizes.depth // 2
         given = context if isinstance(context, tuple) else None
 
         def pair(x, row):
-            cross, own, gates, seen = row
+            cross, own, gates, keys, seen = row
+            keys = (None, None) if keys is None else keys
             seen = _apply(block, cross, context, method="keys_values") if seen is None else seen
-            between = _apply(block, cross, x, time, seen, None if gates is None else gates[0], mask)
+            between = _apply(block, cross, x, time, seen, None if gates is None else gates[0], mask, keys[0])
             if own is None:
                 return between, between[None] if capture else None
-            after = _apply(block, own, between, time, None, None if gates is None else gates[1])
+            after = _apply(block, own, between, time, None, None if gates is None else gates[1], None, keys[1])
             return after, jnp.stack([between, after]) if capture else None
 
         pair = checkpointed(pair, self.remat)
         every_second = None if gates is None else jnp.asarray(gates)[: 2 * pairs].reshape(pairs, 2, -1)
-        rows = (_rows(self.cross, slice(pairs)), self.own, every_second, _rows(given, slice(pairs)))
+        of_pairs = None if keys is None else keys[: 2 * pairs].reshape(pairs, 2, -1)
+        rows = (_rows(self.cross, slice(pairs)), self.own, every_second, of_pairs, _rows(given, slice(pairs)))
         y, states = jax.lax.scan(pair, x, rows)
         states = None if states is None else states.reshape(-1, *x.shape)
         if self.sizes.depth % 2:
@@ -159,6 +170,7 @@ class Dit(nn.Module):
                 _rows(self.cross, pairs),
                 None,
                 None if gates is None else jnp.asarray(gates)[-1:],
+                None if keys is None else keys[-1:],
                 _rows(given, pairs),
             )
             y, state = pair(y, last)

@@ -5,7 +5,7 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, UInt32
 
 from clp_jax.aliases import AnyArray, Array
 from clp_jax.models.groot.architecture import Architecture
@@ -88,10 +88,16 @@ class ActionHead(nn.Module):
         self.action_decoder = TwoLayers(a.embodiments, a.hidden_width, a.action_dim, dtype)
 
     def refine(
-        self, features: Float[Array, "b s d"], mask: Bool[Array, "b s"] | None, gates: Any, *, capture: bool
+        self,
+        features: Float[Array, "b s d"],
+        mask: Bool[Array, "b s"] | None,
+        gates: Any,
+        seeds: UInt32[AnyArray, " b"] | None = None,
+        *,
+        capture: bool,
     ) -> tuple[Array, Array | None]:
         """The diffusion transformer's context, and the states of the transformer that makes it."""
-        return self.vl_self_attention(self.vlln(features), mask, gates=gates, capture=capture)
+        return self.vl_self_attention(self.vlln(features), mask, seeds, gates=gates, capture=capture)
 
     def __call__(
         self,
@@ -102,6 +108,7 @@ class ActionHead(nn.Module):
         noisy_actions: Float[AnyArray, "r horizon adim"],
         steps: Int[AnyArray, " r"],
         gates: Any,
+        seeds: UInt32[AnyArray, " b"] | None = None,
         *,
         capture: bool,
     ) -> tuple[Float[Array, "r horizon adim"], Float[Array, "l r t w"] | None]:
@@ -114,5 +121,5 @@ class ActionHead(nn.Module):
         future = jnp.asarray(self.future_tokens).astype(actions.dtype)
         future = jnp.broadcast_to(future, (rows, *future.shape))
         tokens = pinned(jnp.concatenate([state_token, future, actions], axis=1), self.rows)
-        out, states = self.dit(tokens, steps, context, mask, gates=gates, capture=capture)
+        out, states = self.dit(tokens, steps, context, mask, seeds, gates=gates, capture=capture)
         return self.action_decoder(out[:, -horizon:], robots), states

@@ -18,6 +18,7 @@ from clp_jax.aliases import AnyArray, Array, Leaf, Tree
 from clp_jax.errors import InputError
 from clp_jax.models.family import Gates, TowerStates
 from clp_jax.models.groot.architecture import Architecture
+from clp_jax.models.groot.dropout import SEED
 from clp_jax.models.groot.head import ActionHead
 from clp_jax.models.groot.qwen import Qwen
 from clp_jax.models.groot.transformer import KeysValues
@@ -110,7 +111,7 @@ class Groot(nn.Module):
         The prompt depends on neither noise nor time, so one pass over it serves k draws of them.
 
         Args:
-          inputs: images, prompt, state and embodiment by flat key.
+          inputs: images, prompt, state and embodiment by flat key; in training also the seeds of its dropout.
           noisy_actions: x_t, one or k per observation.
           time: t in [0, 1), 0 is noise.
           gates: blocks to switch off.
@@ -124,7 +125,7 @@ class Groot(nn.Module):
         steps = time_bucket(jnp.asarray(time).reshape(-1), self.architecture.num_timestep_buckets)
         robot = inputs["state"], inputs["embodiment_id"]
         velocity, states = self.action_head(
-            context, context_mask(inputs), *robot, rows, steps, gates.get("dit"), capture=capture
+            context, context_mask(inputs), *robot, rows, steps, gates.get("dit"), inputs.get(SEED), capture=capture
         )
         if states is not None:
             towers |= {"dit": TowerStates(states, jnp.ones(states.shape[1:3], bool))}
@@ -135,7 +136,9 @@ class Groot(nn.Module):
     ) -> tuple[Float[Array, "b s d"], dict[str, TowerStates]]:
         """What the diffusion transformer reads, and the states of all towers before it."""
         features, valid, towers = self.backbone(inputs, gates, capture=capture)
-        context, states = self.action_head.refine(features, context_mask(inputs), gates.get("vl"), capture=capture)
+        context, states = self.action_head.refine(
+            features, context_mask(inputs), gates.get("vl"), inputs.get(SEED), capture=capture
+        )
         if states is not None:
             towers |= {"vl": TowerStates(states, valid)}
         return context, towers

@@ -13,10 +13,11 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, UInt32
 
 from clp_jax.aliases import AnyArray, Array
 from clp_jax.models.groot.architecture import AttentionSizes
+from clp_jax.models.groot.dropout import Site, block_keys, dropped
 from clp_jax.models.layers.gating import gated, repeated
 from clp_jax.models.layers.scan import Rows, pinned, rematerialised
 
@@ -25,6 +26,9 @@ KeysValues = tuple[Float[Array, "*_l _c _s n h"], Float[Array, "*_l _c _s n h"]]
 
 BLOCK_EPS = 1e-5
 """Of the layer norms in blocks and before them."""
+
+_TOWER = 0
+"""Of the random numbers, other than the diffusion transformer's."""
 
 norm = partial(nn.LayerNorm, use_fast_variance=False)
 """Layer norm whose variance is that of the centred values, as PyTorch computes it."""
@@ -71,17 +75,23 @@ class Attention(nn.Module):
         return x.reshape(*x.shape[:2], self.num_heads, -1)
 
 
+def branch_ends(sizes: Any, *sites: Site) -> tuple[Site, ...]:
+    """Where the end of a branch leaves out values: the last of the sites only with a final dropout."""
+    return sites if sizes.final_dropout else sites[:-1]
+
+
 class FeedForward(nn.Module):
     """Two dense layers with tanh-gelu between."""
 
-    width: int
-    mlp_dim: int
+    sizes: Any
     dtype: str
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b s d"]) -> Float[Array, "b s d"]:
-        hidden = nn.gelu(nn.Dense(self.mlp_dim, dtype=self.dtype, name="up")(x))
-        return nn.Dense(self.width, dtype=self.dtype, name="down")(hidden)
+    def __call__(self, x: Float[Array, "b s d"], keys: Any) -> Float[Array, "b s d"]:
+        rate = self.sizes.dropout
+        hidden = nn.gelu(nn.Dense(self.sizes.mlp_dim, dtype=self.dtype, name="up")(x))
+        out = nn.Dense(self.sizes.width, dtype=self.dtype, name="down")(dropped(hidden, keys, rate, Site.HIDDEN))
+        return dropped(out, keys, rate, *branch_ends(self.sizes, Site.FEED_FORWARD))
 
 
 class Block(nn.Module):
@@ -93,13 +103,14 @@ class Block(nn.Module):
     rows: Rows = None
 
     @nn.compact
-    def __call__(self, x, gate, mask):
+    def __call__(self, x, gate, mask, keys):
         x = inputs = pinned(x, self.rows)
         attention = Attention(self.sizes.width, self.sizes.num_heads, self.dtype, name="attn")
         normed = norm(epsilon=BLOCK_EPS, dtype=self.dtype, name="norm1")(x)
-        x = x + attention(normed, attention.keys_values(normed), mask)
+        read = attention(normed, attention.keys_values(normed), mask)
+        x = x + dropped(read, keys, self.sizes.dropout, *branch_ends(self.sizes, Site.ATTENTION, Site.AGAIN))
         normed = norm(epsilon=BLOCK_EPS, dtype=self.dtype, name="norm3")(x)
-        x = x + FeedForward(self.sizes.width, self.sizes.mlp_dim, self.dtype, name="ff")(normed)
+        x = x + FeedForward(self.sizes, self.dtype, name="ff")(normed, keys)
         if gate is not None:
             x = gated(inputs, x, gate)
         return x, x if self.capture else None
@@ -118,6 +129,7 @@ class SelfAttentionTransformer(nn.Module):
         self,
         x: Float[Array, "b s d"],
         mask: Bool[Array, "b s"] | None = None,
+        seeds: UInt32[AnyArray, " b"] | None = None,
         *,
         gates: Float[AnyArray, "depth _g"] | None = None,
         capture: bool = False,
@@ -127,8 +139,9 @@ class SelfAttentionTransformer(nn.Module):
             rematerialised(Block, self.remat),
             variable_axes={"params": 0},
             split_rngs={"params": True},
-            in_axes=(0, nn.broadcast),
+            in_axes=(0, nn.broadcast, 0),
             length=self.sizes.depth,
         )
-        y, states = stack(self.sizes, self.dtype, capture, self.rows, name="blocks")(x, gates, mask)
+        keys = block_keys(seeds, _TOWER, self.sizes.depth, x.shape[0])
+        y, states = stack(self.sizes, self.dtype, capture, self.rows, name="blocks")(x, gates, mask, keys)
         return y, jnp.concatenate([x[None], states]) if capture else None
