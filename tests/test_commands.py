@@ -195,3 +195,11 @@ def test_brackets_in_a_users_name_are_text(inputs, tmp_path, capsys, name):
     assert name in capsys.readouterr().out.replace("\n", "")
     assert main([*words, "--overwrite"]) == 0
     assert [path.name for path in tmp_path.iterdir()] == [name.partition("/")[0]]
+
+
+def test_a_demo_replaces_only_a_demo(tmp_path, capsys):
+    (tmp_path / "analysis").mkdir()
+    (tmp_path / "analysis" / "thesis.tex").write_text("mine")
+    assert main(["demo", "--out", str(tmp_path)]) == 2
+    assert "was written by something else" in capsys.readouterr().err
+    assert (tmp_path / "analysis" / "thesis.tex").exists()

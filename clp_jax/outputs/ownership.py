@@ -59,23 +59,21 @@ def check_own(folder: epath.Path, by: str, *, names: str | None = None) -> None:
       InputError: says what it is instead; nothing was deleted.
     """
     if not is_remote(folder) and Path(folder).is_symlink():
-        raise InputError(f"{folder} is a link, which --overwrite does not follow; give the folder that it leads to")
+        raise InputError(f"{folder} is a link, which is not followed; give the folder that it leads to")
     if not folder.is_dir():
-        raise InputError(f"{folder} is no folder; --overwrite replaces only what {by} wrote: remove it yourself")
+        raise InputError(f"{folder} is no folder; only what {by} wrote is replaced: remove it yourself")
     found = sorted(child.name for child in folder.iterdir() if child.name not in _NOBODYS)
     if not found:
         return
     manifest = read_manifest(folder)
     if manifest.get("written_by") != by:
         raise InputError(
-            f"{folder} was written by {manifest.get('written_by', 'something else')}; --overwrite replaces only what "
-            f"{by} wrote: choose another --out, or remove it yourself"
+            f"{folder} was written by {manifest.get('written_by', 'something else')}; only what {by} wrote is replaced: "
+            "choose another --out, or remove it yourself"
         )
     foreign = [name for name in found if not _is_listed(name, manifest, names)]
     if foreign:
-        raise InputError(
-            f"{folder} holds {foreign[0]}, which {by} did not write; move it elsewhere, then --overwrite again"
-        )
+        raise InputError(f"{folder} holds {foreign[0]}, which {by} did not write; move it elsewhere first")
 
 
 def _is_listed(name: str, manifest: Mapping[str, Any], names: str | None) -> bool:
