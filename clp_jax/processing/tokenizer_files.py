@@ -91,13 +91,13 @@ def _byte_pairs(folder: epath.Path) -> Any:
     )
     model.decoder = decoders.ByteLevel()
     with blamed_on(f"the added tokens of {folder}"):
-        added = sorted(_added(folder).items())
-    for number, fields in added:
-        model.add_tokens([AddedToken(**fields)])
-        if model.token_to_id(fields["content"]) != number:
+        added = [(number, AddedToken(**fields)) for number, fields in sorted(_added(folder).items())]
+    for number, token in added:
+        model.add_tokens([token])
+        if (found := model.token_to_id(token.content)) != number:
             raise InputError(
-                f"{folder}: the added token {fields['content']!r} would be {model.token_to_id(fields['content'])}, its "
-                f"file says {number}; the files are not of one tokenizer."
+                f"{folder}: the added token {token.content!r} would be {found}, its file says {number}; the files are "
+                "not of one tokenizer."
             )
     return model
 

@@ -193,6 +193,9 @@ def test_files_of_a_tokenizer_that_contradict_each_other_are_refused(tmp_path):
     (tmp_path / "added_tokens.json").write_text(json.dumps(dict(list(vocabulary.items())[:3])))
     with pytest.raises(InputError, match="has no token <IMG_CONTEXT>"):
         groot.load_tokenizer(a, str(tmp_path), None)
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"added_tokens_decoder": {"320": 5}}))
+    with pytest.raises(InputError, match=r"the added tokens of .* cannot be read"):
+        groot.load_tokenizer(a, str(tmp_path), None)
     (tmp_path / "vocab.json").write_text("[1")
-    with pytest.raises(InputError, match=r"no readable vocab\.json"):
+    with pytest.raises(InputError, match=r"vocab\.json is no valid JSON"):
         groot.load_tokenizer(a, str(tmp_path), None)
