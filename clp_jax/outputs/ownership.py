@@ -68,8 +68,8 @@ def check_own(folder: epath.Path, by: str, *, names: str | None = None) -> None:
     manifest = read_manifest(folder)
     if manifest.get("written_by") != by:
         raise InputError(
-            f"{folder} was written by {manifest.get('written_by', 'something else')}; only what {by} wrote is replaced: "
-            "choose another --out, or remove it yourself"
+            f"{folder} was written by {manifest.get('written_by', 'something else')}, and only what {by} wrote is "
+            "replaced; choose another --out, or remove it yourself"
         )
     foreign = [name for name in found if not _is_listed(name, manifest, names)]
     if foreign:
