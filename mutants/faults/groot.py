@@ -28,7 +28,11 @@ MUTANTS: list[Mutant] = [
     *faults(
         "clp_jax/models/groot/dit.py",
         f"{_MODEL}::test_an_odd_number_of_dit_blocks_ends_with_one_that_reads_the_prompt {_MODEL}::test_closed_gates_are_the_pruned_model",
-        ("groot-gates-swapped", "None if gates is None else gates[0], mask", "None if gates is None else gates[-1], mask"),
+        (
+            "groot-gates-swapped",
+            "None if gates is None else gates[0], mask",
+            "None if gates is None else gates[-1], mask",
+        ),
         ("groot-odd-block-left-out", "y, state = pair(y, last)", "_, state = pair(y, last)"),
     ),
     *faults(
