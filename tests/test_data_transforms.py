@@ -43,6 +43,8 @@ def test_normalisation_is_openpis_forth_and_back(stats, way, name):
     padded = transforms.pad(normal, 32)
     unpadded = transforms.unnormalise(padded, stats[name], quantiles=quantiles)
     np.testing.assert_allclose(unpadded, g[f"unnorm_padded32_{way}/{name}"], rtol=1e-5, atol=2e-6)
+    beyond = transforms.unnormalise(padded + 0.5, stats[name], quantiles=quantiles)[..., normal.shape[-1] :]
+    np.testing.assert_array_equal(beyond, 0.5)
 
 
 def test_delta_actions_are_openpis_forth_and_back():
@@ -72,6 +74,7 @@ def test_image_is_parsed_from_floats_and_from_channels_first():
     np.testing.assert_array_equal(
         transforms.parse_image(image / np.float32(255)), np.trunc(image / np.float32(255) * 255)
     )
+    assert not transforms.parse_image(np.full((2, 4, 3), 0.9 / 255)).any()
 
 
 @pytest.mark.parametrize("case", json.loads((GOLDEN / "golden_tokenizers.json").read_text())["paligemma"])

@@ -58,7 +58,11 @@ MUTANTS: list[Mutant] = [
             "jnp.sum(prefix_valid, axis=-1, dtype=jnp.int32)[:, None]",
             "prefix_valid.shape[1]",
         ),
-        ("state-sees-actions", "[jnp.ones(1, dtype=bool), first_action]", "[jnp.zeros(1, dtype=bool), first_action]"),
+        (
+            "state-sees-actions",
+            "[jnp.ones(1, dtype=bool), first_action]",
+            "[jnp.ones(1, dtype=bool), jnp.zeros_like(first_action)]",
+        ),
         ("camera-masks-shuffled", "jnp.repeat(masks, tokens, axis=1)", "jnp.tile(masks, (1, tokens))"),
     ),
     *faults(
