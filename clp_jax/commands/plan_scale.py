@@ -61,8 +61,8 @@ class PlanScale(ModelFlags):
     """Chips over which each large parameter is split; all if absent."""
     accumulate: int = 1
     """finetune: parts of a batch that run one after another."""
-    ema_decay: float | None = 0.99
-    """finetune: None plans without the average of the parameters."""
+    ema_decay: float | Literal["upstream"] | None = "upstream"
+    """finetune: None plans without the average of the parameters, which π0's authors keep and the others' do not."""
     augment: bool = True
     """finetune: crop, rotate and recolour the images."""
     remat: Remat = "all"

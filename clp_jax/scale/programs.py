@@ -24,6 +24,9 @@ from clp_jax.trees import flatten
 
 Task = Literal["analyse", "finetune", "lora", "infer"]
 
+_STEPS = 30_000
+"""Of the run whose step is planned: openpi's number; learning rates alone depend on it."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Workload:
@@ -33,7 +36,7 @@ class Workload:
       task: the command; lora is finetune with new adapters.
       batch_size: observations of a step; analyse rounds it up to whole groups on every device.
       accumulate: parts of a training batch.
-      ema_decay: of the average that is trained along; None without.
+      ema_decay: of the average that is trained along; None without, "upstream" as the model's authors have it.
       augment: images in training.
       group_size: observations of a group in analyse.
       num_steps: integration steps of infer; the model's own number if None.
@@ -44,7 +47,7 @@ class Workload:
     task: Task
     batch_size: int = 32
     accumulate: int = 1
-    ema_decay: float | None = 0.99
+    ema_decay: float | Literal["upstream"] | None = "upstream"
     augment: bool = True
     group_size: int = 4
     num_steps: int | None = None
@@ -107,21 +110,34 @@ def programs(
         return [lambda: _sampling(workload, architecture, params, mesh)]
     if workload.task == "lora":
         architecture = with_adapters(architecture)
-    settings = StepSettings(
-        ema_decay=workload.ema_decay,
-        accumulate=workload.accumulate,
-        augment=workload.augment,
-        frozen=_frozen(architecture),
+    run = _run(workload, architecture)
+    check_batch_size(run, mesh)
+    return [lambda: _training_step(workload, architecture, run, mesh)]
+
+
+def _run(workload: Workload, architecture: Architecture) -> Run:
+    """What ``finetune`` does without further flags."""
+    family = family_of(architecture)
+    defaults = family.training_defaults(architecture, _STEPS)
+    names = {field.name for field in dataclasses.fields(OptimizerSettings)}
+    leaves = flatten(abstract_params(architecture))
+    return Run(
+        steps=_STEPS,
+        batch_size=workload.batch_size,
+        optimizer=OptimizerSettings(**{name: value for name, value in defaults.items() if name in names}),
+        step=StepSettings(
+            ema_decay=defaults["ema_decay"] if workload.ema_decay == "upstream" else workload.ema_decay,
+            accumulate=workload.accumulate,
+            augment=workload.augment,
+            frozen=frozen_paths(tuple(leaves), default=family.frozen_rules(architecture)),
+            frozen_rows=tuple(sorted(family.frozen_rows(architecture, leaves).items())),
+        ),
+        frozen_dtype=None if defaults["frozen_dtype"] == "keep" else defaults["frozen_dtype"],
     )
-    check_batch_size(Run(steps=1, batch_size=workload.batch_size, step=settings), mesh)
-    return [lambda: _training_step(workload, architecture, settings, mesh)]
 
 
-def _training_step(
-    workload: Workload, architecture: Architecture, settings: StepSettings, mesh: jax.sharding.Mesh
-) -> Program:
-    run = Run(steps=1)
-    program = build_program(architecture, OptimizerSettings(), settings, run.frozen_dtype, run.seed, mesh)
+def _training_step(workload: Workload, architecture: Architecture, run: Run, mesh: jax.sharding.Mesh) -> Program:
+    program = build_program(architecture, run.optimizer, run.step, run.frozen_dtype, run.seed, mesh)
     rows, state = batch_sharding(mesh), program.abstract
     batch = _placed(_observations(workload, architecture, workload.batch_size), rows)
     stop = jax.ShapeDtypeStruct((mesh.size,), jnp.int32, sharding=rows)
@@ -185,12 +201,6 @@ def _inference_program(
 
 
 _WHOLE = jax.sharding.PartitionSpec()
-
-
-def _frozen(architecture: Architecture) -> frozenset[str]:
-    """What ``finetune`` freezes without further flags."""
-    names = tuple(flatten(abstract_params(architecture)))
-    return frozen_paths(names, default=family_of(architecture).frozen_rules(architecture))
 
 
 def _observations(workload: Workload, architecture: Architecture, count: int) -> dict[str, jax.ShapeDtypeStruct]:
