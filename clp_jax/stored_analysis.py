@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from etils import epath
 
 from clp_jax.editable_json import typed
 from clp_jax.errors import InputError
@@ -30,6 +31,8 @@ def read_stored(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str,
     Raises:
       InputError: it is not such a file, is damaged, or of another version.
     """
+    if not epath.Path(path).exists():
+        raise InputError(f"there is no {os.fspath(path)}; give the folder that clp analyse wrote")
     arrays = read_archive(path, _LIMIT)
     try:
         if "meta" not in arrays or arrays["meta"].dtype.kind != "U":

@@ -192,7 +192,7 @@ def test_python_m_is_the_same_command_line():
 
 
 BREAKS_OFF = """
-import dataclasses, sys, threading, time
+import dataclasses, signal, sys, threading, time
 from types import ModuleType
 from clp_jax import cli
 from clp_jax.outputs import staged
@@ -208,6 +208,7 @@ def run(config):
         print("ready", flush=True)
         time.sleep(600)
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts what is in its background without
 module = ModuleType("clp_jax.commands.slow")
 vars(module).update(Slow=Slow, run=run)
 sys.modules[module.__name__] = module
@@ -226,6 +227,9 @@ def test_a_signal_ends_the_process_at_once_and_leaves_nothing_behind(tmp_path, n
         assert process.stdout.readline() == "ready\n"
         assert len(list(tmp_path.iterdir())) == 1
         process.send_signal(number)
-        assert process.communicate(timeout=30)[1] == line
+        try:
+            assert process.communicate(timeout=60)[1] == line
+        finally:
+            process.kill()
     assert process.returncode == code
     assert list(tmp_path.iterdir()) == []

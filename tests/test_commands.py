@@ -120,7 +120,12 @@ REFUSED = {
     "'greedy' needs loss": ("--analysis", "ANALYSIS", "--keep-layers", "2", "--criterion", "greedy"),
     "there is no data file": ("--data", "nowhere.npz", "--keep-layers", "2"),
     "needs a measured image encoder": ("--analysis", "ANALYSIS", "--keep-layers", "2", "--keep-vision-layers", "1"),
-    "is not the similarity.npz of an analysis": ("--analysis", "nowhere", "--keep-layers", "2"),
+    "give the folder that clp analyse wrote": (
+        "--analysis",
+        "nowhere",
+        "--keep-layers",
+        "2",
+    ),
 }
 
 

@@ -16,6 +16,8 @@ from clp_jax.data import open_dataset
 from clp_jax.errors import InputError
 from clp_jax.models import Architecture, abstract_params, build, family_of
 from clp_jax.models.pi0 import architecture_of
+from clp_jax.plan import PrunePlan
+from clp_jax.provenance import training_record
 from clp_jax.training import OptimizerSettings, Run, Steps, StepSettings, TrainState, make_optimizer, make_state, train
 from clp_jax.training.adapters import init_adapters, with_adapters
 from clp_jax.training.freezing import frozen_paths, merge_parts, split_frozen
@@ -69,6 +71,7 @@ def run(
     step = settings.pop("step", StepSettings(augment=False))
     todo = Run(batch_size=8, optimizer=settings.pop("optimizer", FAST), step=step, log_every=1, **settings)
     saved = Steps(out, write_assets=write_assets)
+    plan = PrunePlan.of(arch.kind, arch.depths, coupled=arch.coupled)
     try:
         report = train(
             read_spec(inputs / "full"),
@@ -77,7 +80,7 @@ def run(
             todo,
             saved,
             mesh=mesh or mesh_of(1, 1),
-            record=lambda training: {"training": dict(training)},
+            record=lambda training: training_record(None, plan, {}, training).to_json(),
             log=keep,
             evaluate=evaluate,
         )
