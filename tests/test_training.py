@@ -80,7 +80,7 @@ def run(
             todo,
             saved,
             mesh=mesh or mesh_of(1, 1),
-            record=lambda training: training_record(None, plan, {}, training).to_json(),
+            record=lambda training: training_record(None, plan, {"config": {}}, training).to_json(),
             log=keep,
             evaluate=evaluate,
         )
