@@ -129,7 +129,7 @@ def test_three_steps_with_the_vlm_are_lerobots(tmp_path, monkeypatch, freeze_vis
     settings = {"train_expert_only": False, "freeze_vision_encoder": freeze_vision, "vlm_model_name": str(VLM)}
     change_config(folder, lambda config: config.update(settings))
     policy = SmolVLAPolicy.from_pretrained(str(folder), strict=True)
-    sizes = smolvla.architecture_of_tensors(tensors(), epath.Path(folder), dtype="float32")
+    sizes = smolvla.architecture_of_tensors(tensors(), epath.Path(folder), dtype="float32", vlm_config=VLM)
     arrays, length = inputs(), 4
     defaults = smolvla.training_defaults(sizes, length)
     monkeypatch.setattr(smolvla, "draw", lambda architecture, rng, batch, samples=1: (dict(batch), rng))
