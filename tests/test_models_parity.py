@@ -32,8 +32,8 @@ BF16_APART = 2.0
 """Two roundings, each as far from float32 as openpi's bfloat16 is, are at most twice that apart. Which steps run in
 float32 is for `test_precision` to see."""
 BF16_ROUNDING = 1.75
-"""On average ours is about as far from float32 as openpi's bfloat16: the few numbers of a loss spread by a third between
-releases of JAX, which fuse otherwise, and between machines."""
+"""On average ours is about as far from float32 as openpi's bfloat16: the few numbers of a loss spread by a third
+between releases of JAX, which fuse otherwise, and between machines."""
 
 
 @pytest.fixture(scope="module", params=KINDS)
