@@ -11,7 +11,7 @@ from unittest import mock
 import numpy as np
 import pytest
 
-from clp_jax.export.pytorch import TEMPLATES
+from clp_jax.export.upstream import TEMPLATES
 
 AT_START = Path(__file__).parent / "torch_without_cuda"
 """To be put on PYTHONPATH of a process that runs stock code."""

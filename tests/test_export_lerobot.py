@@ -78,8 +78,8 @@ def recorded(step, tmp_path_factory):
     real_lerobot.import_lerobot()
     from clp_jax.checkpoint import read_spec
     from clp_jax.export import lerobot
-    from clp_jax.export.pytorch import write_reference
     from clp_jax.export.result import Options, export_record, write_json
+    from clp_jax.export.upstream import write_reference
     from clp_jax.export.weights import Weights
     from clp_jax.loading import read_architecture
 

@@ -11,7 +11,7 @@ from test_openpi_patches import pruned
 
 import openpi_patches
 from clp_jax.checkpoint import read_spec
-from clp_jax.export import pytorch
+from clp_jax.export import pytorch, upstream
 from clp_jax.export.result import EXPORT_FILE, Options, export_record, write_json
 from clp_jax.export.weights import Weights
 from clp_jax.models import Lengths
@@ -55,7 +55,7 @@ def test_openpis_model_gives_our_actions(tmp_path, monkeypatch, name):
     folder = tmp_path / "e"
     folder.mkdir()
     pytorch.write(weights, folder, options)
-    pytorch.write_reference(weights, folder, options)
+    upstream.write_reference(weights, folder, options)
     write_json(folder / EXPORT_FILE, export_record(weights, "openpi-pytorch", options, None))
     try:
         assert loader(folder).largest_difference(folder) < ACTION_TOLERANCE

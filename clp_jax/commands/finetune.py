@@ -304,11 +304,10 @@ def _check_not_decayed(pattern: str | None, trained: Collection[str]) -> None:
 
 
 def _todo(config: Finetune, frozen: frozenset[str], frozen_rows: Mapping[str, tuple[int, ...]]) -> Run:
-    optimizer = {field.name: getattr(config, field.name) for field in dataclasses.fields(OptimizerSettings)}
     return Run(
         steps=config.steps,
         batch_size=config.batch_size,
-        optimizer=OptimizerSettings(**optimizer),
+        optimizer=OptimizerSettings.among(vars(config)),
         step=StepSettings(
             ema_decay=config.ema_decay,
             action_samples=config.action_samples,

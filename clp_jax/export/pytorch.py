@@ -1,22 +1,19 @@
 """openpi's PyTorch π0 and π0.5: ``model.safetensors``, ``config.json`` and norm stats where openpi looks for them."""
 
-import importlib.util
 import shutil
 from pathlib import Path
 
-import numpy as np
 from etils import epath
 
 from clp_jax.checkpoint import write_beside
 from clp_jax.errors import InputError
-from clp_jax.export import reference
-from clp_jax.export.result import Check, Options, check_tolerance, export_record, run_check, write_json
+from clp_jax.export import upstream
+from clp_jax.export.result import Check, Options, write_json
 from clp_jax.export.tensors import check_tensors, write_tensors
 from clp_jax.export.weights import Weights
 from clp_jax.models import Architecture, family_of
 
 LOADER = "check_openpi.py"
-TEMPLATES = Path(__file__).resolve().parent / "templates"
 
 LOAD = """In openpi's environment (its `transformers_replace` copied over transformers 4.53.2), with clp_jax installed
 (its `openpi_patches` reads the depth from the weights):
@@ -40,20 +37,22 @@ def write(weights: Weights, folder: Path, options: Options) -> None:
     config = family.torch_config
     write_json(folder / "config.json", config(weights.architecture, options.lengths, weights.dtype or "float32"))
     write_beside(epath.Path(folder), assets=weights.spec.assets, record=weights.spec.plan_record)
-    shutil.copyfile(TEMPLATES / LOADER, folder / LOADER)
+    shutil.copyfile(upstream.TEMPLATES / LOADER, folder / LOADER)
 
 
 def check(weights: Weights, folder: Path, options: Options) -> Check:
     """Maps the file back to the JAX tree, bit for bit, and runs openpi's model if openpi is there."""
     count = check_tensors(weights, folder)
     what = "sampled actions of openpi's PI0Pytorch and of the JAX model, float32 on CPU"
-    missing = None if options.run else "not asked for (--check bits)"
-    if options.run:
-        write_reference(weights, folder, options)
-        write_json(folder / "export.json", export_record(weights, "openpi-pytorch", options, None))
-        missing = _missing()
-    difference, missing = run_check(folder / LOADER, missing=missing)
-    check_tolerance(difference)
+    difference, missing = upstream.compare(
+        weights,
+        folder,
+        options,
+        target="openpi-pytorch",
+        script=LOADER,
+        modules=("torch", "transformers", "openpi"),
+        where="in openpi's environment (transformers 4.53.2 with openpi's transformers_replace) with clp_jax installed",
+    )
     return Check(count, difference, what, missing)
 
 
@@ -65,21 +64,3 @@ def check_architecture(architecture: Architecture) -> None:
     """
     if (reason := family_of(architecture).why_no_torch(architecture, "openpi-pytorch")) is not None:
         raise InputError(reason)
-
-
-def write_reference(weights: Weights, folder: Path, options: Options) -> None:
-    """Writes ``check.npz``: inputs and the JAX model's actions."""
-    inputs = reference.example_inputs(weights.architecture, options.lengths)
-    actions = reference.run_model(weights.architecture, weights.read(), inputs, num_steps=options.num_steps)
-    np.savez(folder / reference.CHECK_FILE, **inputs, actions=actions)
-
-
-def _missing() -> str | None:
-    """What the comparison needs and this Python lacks."""
-    lacking = [name for name in ("torch", "transformers", "openpi") if importlib.util.find_spec(name) is None]
-    if not lacking:
-        return None
-    return (
-        f"needs {' and '.join(lacking)}, not installed here: run `python {LOADER}` of the export in openpi's "
-        "environment (transformers 4.53.2 with openpi's transformers_replace) with clp_jax installed"
-    )

@@ -16,8 +16,8 @@ from clp_jax.checkpoint.safetensors.listing import WEIGHTS_FILE
 from clp_jax.checkpoint.safetensors.tensorfile import TensorWriter, read_tensors
 from clp_jax.errors import InputError
 from clp_jax.export import reference
-from clp_jax.export.pytorch import TEMPLATES
 from clp_jax.export.result import TOLERANCE, Check, Options, check_tolerance, run_check, same_bits, write_json
+from clp_jax.export.upstream import TEMPLATES
 from clp_jax.export.weights import Weights
 from clp_jax.models import Architecture, Gates, build, family_of
 from clp_jax.trees import unflatten

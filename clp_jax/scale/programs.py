@@ -119,12 +119,11 @@ def _run(workload: Workload, architecture: Architecture) -> Run:
     """What ``finetune`` does without further flags."""
     family = family_of(architecture)
     defaults = family.training_defaults(architecture, _STEPS)
-    names = {field.name for field in dataclasses.fields(OptimizerSettings)}
     leaves = flatten(abstract_params(architecture))
     return Run(
         steps=_STEPS,
         batch_size=workload.batch_size,
-        optimizer=OptimizerSettings(**{name: value for name, value in defaults.items() if name in names}),
+        optimizer=OptimizerSettings.among(defaults),
         step=StepSettings(
             ema_decay=defaults["ema_decay"] if workload.ema_decay == "upstream" else workload.ema_decay,
             accumulate=workload.accumulate,

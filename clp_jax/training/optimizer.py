@@ -2,8 +2,8 @@
 
 import dataclasses
 import re
-from collections.abc import Iterable
-from typing import Literal
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal
 
 import jax.numpy as jnp
 import optax
@@ -43,6 +43,11 @@ class OptimizerSettings:
     """The gradient's global norm is clipped to this."""
     schedule: Schedule = "warmup-cosine"
     """Where warm-up and cosine begin: see `Schedule`."""
+
+    @classmethod
+    def among(cls, values: Mapping[str, Any]) -> "OptimizerSettings":
+        """Those of the values that are settings of the update rule, by name."""
+        return cls(**{field.name: values[field.name] for field in dataclasses.fields(cls) if field.name in values})
 
 
 def learning_rate(settings: OptimizerSettings) -> optax.Schedule:

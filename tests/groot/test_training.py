@@ -45,8 +45,7 @@ def recorded():
 
 def settings(flavour) -> OptimizerSettings:
     defaults = groot.training_defaults(golden.architecture("ckpt"), STEPS) | FLAVOURS[flavour]
-    names = {field.name for field in dataclasses.fields(OptimizerSettings)}
-    return OptimizerSettings(**{name: value for name, value in defaults.items() if name in names})
+    return OptimizerSettings.among(defaults)
 
 
 def frozen(train=()):

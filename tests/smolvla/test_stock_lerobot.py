@@ -1,6 +1,5 @@
 """lerobot itself loads what is cut, strictly and without a patch (make test-lerobot)."""
 
-import dataclasses
 import functools
 import importlib.util
 import json
@@ -165,8 +164,7 @@ def test_three_steps_with_the_vlm_are_lerobots(tmp_path, monkeypatch, freeze_vis
 
 def _our_training(sizes, defaults):
     """Our step, the state at its start, and the rows that stay."""
-    names = {field.name for field in dataclasses.fields(OptimizerSettings)}
-    tx = make_optimizer(OptimizerSettings(**{name: defaults[name] for name in names & defaults.keys()}))
+    tx = make_optimizer(OptimizerSettings.among(defaults))
     frozen = frozen_paths(tuple(flatten(params())), default=smolvla.frozen_rules(sizes))
     rows = smolvla.frozen_rows(sizes, flatten(params()))
     settings = StepSettings(ema_decay=None, frozen=frozen, frozen_rows=tuple(sorted(rows.items())))

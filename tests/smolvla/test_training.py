@@ -24,8 +24,7 @@ def steps_of(length: int):
     """Losses, gradient norms, and the parameters after four steps of a run of so many."""
     a = architecture()
     defaults = dict(smolvla.training_defaults(a, length))
-    names = {field.name for field in dataclasses.fields(OptimizerSettings)}
-    optimizer = OptimizerSettings(**{name: value for name, value in defaults.items() if name in names})
+    optimizer = OptimizerSettings.among(defaults)
     frozen = frozen_paths(tuple(flatten(params())), default=smolvla.frozen_rules(a))
     settings = StepSettings(ema_decay=None, augment=True, frozen=frozen)
     tx = make_optimizer(optimizer)

@@ -53,16 +53,11 @@ class FastProcessing:
             )
         if not self.robot.state:
             raise InputError(f"robot {self.robot.name!r} has no state, which a π0-FAST reads; name its columns.")
-        check_fit(self.architecture, self.robot, self.norm_stats, self.tokenizer.vocab_size, quantiles=self.quantiles)
-
-    @property
-    def quantiles(self) -> bool:
-        """Quantiles normalise."""
-        return True
+        check_fit(self.architecture, self.robot, self.norm_stats, self.tokenizer.vocab_size, quantiles=True)
 
     @property
     def normalised_by(self) -> By:
-        """As `quantiles`, by name."""
+        """Quantiles normalise."""
         return "quantiles"
 
     @property
