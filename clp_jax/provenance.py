@@ -49,6 +49,7 @@ def extend_record(
     source_fingerprint: str,
     config: Mapping[str, Any],
     calibration: Mapping[str, Any] | None,
+    healed: Mapping[str, Any] | None = None,
 ) -> Record:
     """The record of a checkpoint made from one whose record is ``previous``.
 
@@ -59,6 +60,7 @@ def extend_record(
       source_fingerprint: its fingerprint.
       config: resolved flags of the command.
       calibration: counts and fingerprint of the data, None if no data was used.
+      healed: what was done about the gaps, None if nothing was.
 
     Raises:
       InputError: ``previous`` is no record that this version knows.
@@ -71,6 +73,7 @@ def extend_record(
         "source_fingerprint": source_fingerprint,
         "calibration": None if calibration is None else dict(calibration),
         "config": dict(config),
+        **({} if healed is None else {"healed": dict(healed)}),
     }
     if previous is None:
         return Record(plan, (step,))

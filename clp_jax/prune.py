@@ -6,18 +6,33 @@ nothing changes nothing.
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from clp_jax.aliases import Tree
 from clp_jax.checkpoint import CheckpointSpec, FolderSpec, RewriteReport, Spec, fingerprint, rewrite
+from clp_jax.checkpoint.safetensors.leaves import tensors_from
 from clp_jax.errors import InputError
-from clp_jax.models import Stack, family_of_tree, rows_kept, stack_of
+from clp_jax.models import Architecture, Stack, family_of_tree, rows_kept, stack_of
 from clp_jax.plan import PrunePlan
 from clp_jax.provenance import extend_record
 from clp_jax.prune_folder import prune_folder
 from clp_jax.trees import flatten, unflatten
+
+
+class Changes(NamedTuple):
+    """What a pruned checkpoint gets besides the rows that stay.
+
+    Attributes:
+      architecture: of the pruned model.
+      leaves: new values of whole leaves by path, in the dtypes and shapes that the plan leaves.
+      record: for ``clp.json``.
+    """
+
+    architecture: Architecture
+    leaves: Mapping[str, np.ndarray]
+    record: Mapping[str, Any]
 
 
 def depth_of(tree: Tree, tower: str) -> int:
@@ -98,6 +113,7 @@ def prune_checkpoint(
     *,
     config: Mapping[str, Any] | None = None,
     calibration: Mapping[str, Any] | None = None,
+    changes: Changes | None = None,
     overwrite: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> RewriteReport:
@@ -109,6 +125,7 @@ def prune_checkpoint(
       out: step folder to create, or a folder of safetensors like the source; complete or not at all.
       config: settings to record.
       calibration: what to record of the data behind the plan.
+      changes: leaves that do not come from ``spec`` but are given, from ``healing.heal``.
       overwrite: replace ``out``.
       progress: called with bytes written and bytes in all.
 
@@ -116,9 +133,10 @@ def prune_checkpoint(
       InputError: the plan does not fit, the checkpoint is damaged or not finite, or ``out`` exists.
     """
     if isinstance(spec, FolderSpec):
-        return prune_folder(
-            spec, plan, out, config=config, calibration=calibration, overwrite=overwrite, progress=progress
-        )
+        given = {} if changes is None else tensors_from(spec, changes.architecture, changes.leaves)
+        healed = None if changes is None else changes.record
+        settings = {"config": config, "calibration": calibration, "healed": healed}
+        return prune_folder(spec, plan, out, **settings, given=given, overwrite=overwrite, progress=progress)
     plan.check_against({tower: depth_of(spec.tree, tower) for tower in plan.towers})
     record = extend_record(
         spec.plan_record,
@@ -127,6 +145,7 @@ def prune_checkpoint(
         source_fingerprint=fingerprint(spec),
         config=config or {},
         calibration=calibration,
+        healed=None if changes is None else changes.record,
     )
     family = family_of_tree(spec.tree)
     stacks = family.STACKS
@@ -135,6 +154,7 @@ def prune_checkpoint(
         spec,
         out,
         take=lambda path: kept_rows(stacks, plan, path, shapes[path][0] if shapes[path] else 0),
+        given={} if changes is None else changes.leaves,
         record=record.to_json(),
         policy_files=_policy_files(spec, plan),
         overwrite=overwrite,

@@ -4,6 +4,8 @@ import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
+
 from clp_jax.checkpoint.orbax.slicing import RewriteReport
 from clp_jax.checkpoint.safetensors.folder import FolderSpec
 from clp_jax.checkpoint.safetensors.slicing import slice_folder
@@ -19,6 +21,8 @@ def prune_folder(
     *,
     config: Mapping[str, Any] | None = None,
     calibration: Mapping[str, Any] | None = None,
+    healed: Mapping[str, Any] | None = None,
+    given: Mapping[str, np.ndarray] | None = None,
     overwrite: bool = False,
     allow_nonfinite: bool = False,
     progress: Callable[[int, int], None] | None = None,
@@ -31,6 +35,8 @@ def prune_folder(
       out: local folder to create, complete or not at all.
       config: settings to record.
       calibration: what to record of the data behind the plan.
+      healed: what to record of the healing.
+      given: tensors, by their names in the output, that do not come from ``spec`` but are given.
       overwrite: replace ``out``.
       allow_nonfinite: accept NaN and infinity in the weights.
       progress: called with bytes written and bytes in all.
@@ -51,11 +57,13 @@ def prune_folder(
         source_fingerprint=spec.identity,
         config=config or {},
         calibration=calibration,
+        healed=healed,
     )
     return slice_folder(
         spec,
         {name: tower.keep for name, tower in plan.towers.items()},
         out,
+        given=given,
         record=record.to_json(),
         overwrite=overwrite,
         allow_nonfinite=allow_nonfinite,

@@ -8,24 +8,30 @@ from typing import Any
 from rich.console import Console
 from rich.filesize import decimal
 from rich.markup import escape
+from rich.table import Table
 
 from clp_jax.analysis import Analysis, loss_of
 from clp_jax.checkpoint import FolderSpec, RewriteReport, Spec, fingerprint, read_spec
 from clp_jax.commands.measuring import DepthFlags, MeasureFlags, evidence_options, load, measure
+from clp_jax.data import CalibrationData
 from clp_jax.errors import InputError
-from clp_jax.loading import read_architecture
+from clp_jax.healing import heal
+from clp_jax.loading import LoadedModel, read_architecture
 from clp_jax.models import Architecture, Gates, Shape
 from clp_jax.plan import PrunePlan
 from clp_jax.planning import check_depth, check_plan, choose, plan_of_blocks
-from clp_jax.progress import progress
-from clp_jax.prune import prune_checkpoint
+from clp_jax.progress import progress, track
+from clp_jax.prune import Changes, prune_checkpoint
 from clp_jax.sensitivity import plan_gates
 from clp_jax.trees import flatten
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Prune(MeasureFlags, DepthFlags):
-    """Write a checkpoint without the blocks that go. Give one of --data, --analysis, --plan and --keep."""
+    """Write a checkpoint without the blocks that go. Give one of --data, --analysis, --plan and --keep.
+
+    With --heal, --data may stand beside one of the others: it says what to heal on.
+    """
 
     checkpoint: str
     """Checkpoint: step folder of openpi or its params, local or gs://; policy folder of lerobot; NVIDIA's folder."""
@@ -39,6 +45,9 @@ class Prune(MeasureFlags, DepthFlags):
     """Plan file, perhaps edited."""
     keep: tuple[str, ...] = ()
     """Blocks that stay, e.g. 0,1,2,5; where towers are cut on their own, e.g. llm=0,1,2 dit=0,3,8,9."""
+    heal: bool = False
+    """Repair what the cut breaks, without training: refit the last weights of the block before each gap on --data, so
+    that what is left does what the full model does. For models that are used as they are; fine-tuning needs it not."""
     overwrite: bool = False
     """Replace --out if it exists."""
 
@@ -48,6 +57,10 @@ def run(config: Prune) -> None:
     console = Console()
     ways = {name: getattr(config, name) for name in ("data", "analysis", "plan", "keep")}
     given = [name for name, value in ways.items() if value not in (None, ())]
+    if config.heal and "data" not in given:
+        raise InputError("--heal needs observations: give --data, which may stand beside --plan, --keep or --analysis.")
+    if config.heal and len(given) > 1:
+        given.remove("data")
     if len(given) != 1:
         raise InputError(
             f"give exactly one of --data, --analysis, --plan and --keep; given: {', '.join(given) or 'none'}."
@@ -59,9 +72,11 @@ def run(config: Prune) -> None:
     spec = read_spec(config.checkpoint)
     shape = _shape(config, spec)
     check_depth(config.depth(), config.rule(), shape)
-    plan, calibration = _plan(config, spec, shape, console)
+    measured = _load(config) if config.data else None
+    plan, calibration = _plan(config, given[0], spec, shape, measured, console)
     check_plan(plan, shape)
-    report = write(spec, plan, config, calibration)
+    changes = _healed(measured, plan, config, console) if config.heal and measured is not None else None
+    report = write(spec, plan, config, calibration, changes)
     before, after = stored_count(spec), stored_count(read_spec(config.out))
     for name, tower in plan.towers.items():
         if tower.removed:
@@ -79,6 +94,47 @@ def run(config: Prune) -> None:
     console.print(f"Checkpoint: [bold]{escape(config.out)}[/]")
 
 
+_Measured = tuple[LoadedModel, CalibrationData, CalibrationData | None]
+
+
+def _load(config: Prune) -> _Measured:
+    """The model and its data. Healing fits differences between states, which bfloat16 would round away."""
+    dtype = "float32" if config.heal and config.dtype is None else config.dtype
+    return load(config.checkpoint, config.data, dataclasses.replace(config, dtype=dtype))
+
+
+def _healed(measured: _Measured, plan: PrunePlan, config: Prune, console: Console) -> Changes:
+    """What healing changes, and a table of what it won."""
+    model, calibration, evaluation = measured
+    if evaluation is None:
+        raise InputError(
+            "--heal chooses by episodes that are held out, and there are none: give data of more episodes, or a larger "
+            "--holdout-ratio."
+        )
+    healed = heal(
+        model,
+        plan,
+        calibration,
+        evaluation,
+        batch_size=config.group_size * config.groups_per_batch,
+        progress=lambda fits, total: track(fits, "healing", unit="fits", total=total),
+    )
+    table = Table(title="Distance of the stream from what the next block expects, held-out data")
+    for column in ("tower", "removed blocks", "cut", "healed"):
+        table.add_column(column, justify="right" if column in ("cut", "healed") else "left")
+    for gap in healed.gaps:
+        after = f"left alone: {gap.why_not}" if gap.why_not else f"{gap.after:.1%}"
+        before = "" if math.isnan(gap.before) else f"{gap.before:.1%}"
+        table.add_row(escape(gap.tower), " ".join(map(str, gap.removed)), before, after)
+    console.print(table)
+    won = "" if math.isnan(healed.won_back) else f": {healed.won_back:.0%} of what the cut added is won back"
+    console.print(
+        f"loss on {len(evaluation)} held-out observations: full {healed.full:.4f}, cut {healed.pruned:.4f}, healed "
+        f"{healed.healed:.4f}{won}"
+    )
+    return healed.changes
+
+
 def _shape(config: Prune, spec: Spec) -> Architecture | Shape:
     """What the plan must fit. A folder of safetensors is cut by a given plan without a model."""
     if isinstance(spec, FolderSpec) and (config.plan is not None or config.keep):
@@ -92,7 +148,13 @@ def stored_count(spec: Spec) -> int:
     return sum(math.prod(leaf.shape) for leaf in shapes)
 
 
-def write(spec: Spec, plan: PrunePlan, config: Prune, calibration: Mapping[str, Any] | None) -> RewriteReport:
+def write(
+    spec: Spec,
+    plan: PrunePlan,
+    config: Prune,
+    calibration: Mapping[str, Any] | None,
+    changes: Changes | None = None,
+) -> RewriteReport:
     """Stream the checkpoint without the blocks that go, with a progress bar of the bytes written."""
     with progress("writing", total=None, unit="MB") as advance:
         shown = 0
@@ -109,19 +171,29 @@ def write(spec: Spec, plan: PrunePlan, config: Prune, calibration: Mapping[str, 
             "keep_ratio": depth.keep_ratio,
         }
         return prune_checkpoint(
-            spec, plan, config.out, config=settings, calibration=calibration, overwrite=config.overwrite, progress=show
+            spec,
+            plan,
+            config.out,
+            config=settings,
+            calibration=calibration,
+            changes=changes,
+            overwrite=config.overwrite,
+            progress=show,
         )
 
 
-def _plan(config: Prune, spec: Spec, shape: Architecture | Shape, console: Console) -> tuple[PrunePlan, dict | None]:
+def _plan(
+    config: Prune, way: str, spec: Spec, shape: Architecture | Shape, measured: _Measured | None, console: Console
+) -> tuple[PrunePlan, dict | None]:
     """The plan, and what is to be recorded of the data behind it."""
     if config.plan is not None:
         return PrunePlan.load(config.plan), None
     if config.keep:
         return plan_of_blocks(shape, blocks_of(config.keep)), None
-    if config.analysis is not None:
+    if way == "analysis":
         return _plan_of_analysis(config, spec)
-    model, calibration, evaluation = load(config.checkpoint, config.data, config)
+    assert measured is not None
+    model, calibration, evaluation = measured
     analysis = measure(model, calibration, config, [config.rule()])
     loss = loss_of(model, calibration) if config.rule() == "greedy" else None
     options = evidence_options(config)

@@ -38,16 +38,34 @@ A tower that is not named runs as it is; ``Gates()`` is the full model. A gate g
 """
 
 
+Capture = Literal[False, True, "writes"]
+"""What a forward pass gives beside its output: nothing, the residual streams, or also what is written into them."""
+
+
+class Write(NamedTuple):
+    """One branch of all blocks of a tower, up to its last product with weights: the stream gets ``gate * (x W + b)``.
+
+    Attributes:
+      x: [depth, b, s, f].
+      gate: [depth, b, 1, d]; None for 1.
+    """
+
+    x: Float[Array, "depth b s f"]
+    gate: Float[Array, "depth b 1 d"] | None = None
+
+
 class TowerStates(NamedTuple):
     """Residual streams of one tower for a batch.
 
     Attributes:
       states: [depth + 1, b, s, d]; index 0 is the tower's input, i the stream after block i - 1.
       valid: True where a token is real, False for padding and absent cameras [b, s].
+      writes: by the names of ``WRITES`` what its blocks add to the stream; empty if it was not captured.
     """
 
     states: Float[Array, "l b s d"]
     valid: Bool[Array, "b s"]
+    writes: Mapping[str, Write] = {}
 
 
 class Tower(NamedTuple):
@@ -126,6 +144,21 @@ class Stack(NamedTuple):
         [1, 3, 5]
         """
         return range(self.first, self.first + self.step * rows, self.step)
+
+
+class Projection(NamedTuple):
+    """The last weights of a branch of a tower's blocks, through which it adds to the residual stream.
+
+    Attributes:
+      tower: whose blocks.
+      branch: name of the branch in `TowerStates.writes`; in a block they run in the order of ``WRITES``.
+      kernel: regular expression over the whole path of the leaves: blocks on axis 0, the stream's channels on the last.
+        The bias of a ``.../kernel`` is the leaf ``.../bias`` beside it, if there is one.
+    """
+
+    tower: str
+    branch: str
+    kernel: str
 
 
 class Lengths(NamedTuple):
@@ -306,6 +339,7 @@ class Family(Protocol):
       KINDS: values of ``Architecture.kind``.
       RELEASED: sizes as published, by the name that people give.
       STACKS: the stacked leaves; the first match wins.
+      WRITES: what blocks add to the streams through, by which a cut is healed; towers that are not here are not.
       OF_LOSSES: keys that losses read and sampling does not.
       TIMES: which times training draws; of no matter where none are drawn.
       ROBOTS: robots that upstream knows, by name.
@@ -325,6 +359,7 @@ class Family(Protocol):
     KINDS: tuple[str, ...]
     RELEASED: Mapping[str, Any]
     STACKS: tuple[Stack, ...]
+    WRITES: tuple[Projection, ...]
     OF_LOSSES: frozenset[str]
     TIMES: Times
     ROBOTS: Mapping[str, Robot]
@@ -501,7 +536,7 @@ class Family(Protocol):
         ...
 
     def forward(
-        self, model: Any, params: Tree, inputs: Mapping[str, Leaf], *, gates: Gates, capture: bool = False
+        self, model: Any, params: Tree, inputs: Mapping[str, Leaf], *, gates: Gates, capture: Capture = False
     ) -> tuple[Array, dict[str, TowerStates]]:
         """The output that the loss compares (velocity or logits), and the towers' states if captured."""
         ...

@@ -52,6 +52,7 @@ def rewrite(
     out: str | os.PathLike,
     *,
     take: Take,
+    given: Mapping[str, np.ndarray] | None = None,
     record: Mapping[str, Any] | None = None,
     policy_files: Mapping[str, bytes] | None = None,
     overwrite: bool = False,
@@ -67,6 +68,7 @@ def rewrite(
       spec: the checkpoint to read.
       out: step folder to write: ``params``, ``assets`` (copied) and ``clp.json`` if there is a record.
       take: rows of axis 0 to keep for each leaf, by path.
+      given: leaves by path whose values are these, of the shape and dtype that stays, and not the source's.
       record: content of ``clp.json``.
       policy_files: contents of files below ``assets/policy``, in place of the copies.
       overwrite: replace an existing `out`.
@@ -81,11 +83,12 @@ def rewrite(
     """
     started = time.perf_counter()
     shapes = flatten(spec.tree)
-    kept = _kept_rows(shapes, take)
+    kept, given = _kept_rows(shapes, take), given or {}
     fingerprint(spec)  # before anything is listed: the block below proves that all of it is of one checkpoint
     with translated(spec.path):
         arrays = stored_arrays(spec.path)
     leaves = [(arrays[spec.stored_name(path)], kept[path]) for path in shapes]
+    replaced = {spec.stored_name(path): values for path, values in given.items()}
     total = sum(_size(array, rows) for array, rows in leaves)
     source = spec.path.parent if spec.assets or spec.plan_record else spec.path
     done = 0
@@ -99,7 +102,9 @@ def rewrite(
     with staged(out, by="clp prune", overwrite=overwrite, sources=[source]) as folder, unchanged(spec):
         with ItemWriter(folder / "params", allow_nonfinite=allow_nonfinite) as writer:
             # The longest first, so that the threads end together.
-            columns = [column for array, rows in leaves for column in _columns(array, rows, writer)]
+            columns = [
+                column for array, rows in leaves for column in _columns(array, rows, writer, replaced.get(array.name))
+            ]
             columns.sort(key=lambda column: column.work, reverse=True)
             run_in_threads([column.copy() for column in columns], report)
         write_beside(folder, assets=spec.assets, record=record)
@@ -151,6 +156,7 @@ class _Column:
       height: rows in a chunk of the output.
       as_is: whether chunks of the output are chunks of the source, which need no new encoding.
       writer: the output.
+      given: all rows of the output, if they are not the source's.
     """
 
     array: StoredArray
@@ -159,6 +165,7 @@ class _Column:
     height: int
     as_is: bool
     writer: ItemWriter
+    given: np.ndarray | None = None
 
     @property
     def row_bytes(self) -> int:
@@ -172,6 +179,12 @@ class _Column:
 
     def copy(self) -> Iterator[int]:
         """Copies the chunks; yields the decoded size of each as it is done."""
+        if self.given is not None:
+            for number in range(math.ceil(len(self.rows) / self.height)):
+                rows = self.given[number * self.height : (number + 1) * self.height]
+                self.writer.write_chunk(self.array.name, (number, *self.place), self._blocks(rows))
+                yield self._size(len(rows))
+            return
         groups = [self.rows[start : start + self.height] for start in range(0, len(self.rows), self.height)]
         with contextlib.closing(_RowReader(self.array, self.place)) as reader:
             for number, rows in enumerate(groups):
@@ -181,6 +194,13 @@ class _Column:
                     self.writer.write_chunk(self.array.name, (number, *self.place), reader.blocks(rows))
                 yield self._size(len(rows))
             reader.finish()
+
+    def _blocks(self, rows: np.ndarray) -> Iterator[np.ndarray]:
+        """What of given rows lies in this column, with the padding that chunks at an edge are stored with."""
+        for row in rows:
+            part = row[tuple(slice(p * c, (p + 1) * c) for p, c in zip(self.place, self.array.chunk[1:], strict=True))]
+            missing = [(0, c - n) for c, n in zip(self.array.chunk[1:], part.shape, strict=True)]
+            yield np.ascontiguousarray(np.pad(part, missing) if any(after for _, after in missing) else part)
 
     def _copy_chunk(self, number: int, source: int) -> None:
         """Copies a chunk as it is stored, and decodes it all the same, to see that it can be and is finite."""
@@ -197,17 +217,25 @@ class _Column:
         return rows * math.prod(inside) * self.array.dtype.itemsize
 
 
-def _columns(array: StoredArray, rows: Sequence[int] | None, writer: ItemWriter) -> Iterator[_Column]:
+def _columns(
+    array: StoredArray, rows: Sequence[int] | None, writer: ItemWriter, given: np.ndarray | None = None
+) -> Iterator[_Column]:
     """Declares the output of one array and yields its columns."""
     shape, chunk = array.shape or (1,), array.chunk or (1,)
     row_bytes = math.prod(chunk[1:]) * array.dtype.itemsize
+    if given is not None and (given.dtype != array.dtype or given.shape != (_count(array, rows), *shape[1:])):
+        raise InputError(f"{array.name} would be {given.dtype}{list(given.shape)}, which does not fit the source's")
     as_is = chunk[0] == 1 or (rows is None and chunk[0] * row_bytes <= CHUNK_BYTES)
     rows = range(shape[0]) if rows is None else rows
     height = chunk[0] if as_is else rows_per_chunk(row_bytes, len(rows))
     form = ArrayForm((len(rows), *shape[1:]), (height, *chunk[1:]), array.dtype, array.metadata["compressor"])
     writer.add(array.name, form if array.shape else dataclasses.replace(form, shape=(), chunk=()))
     for place in np.ndindex(*(math.ceil(size / step) for size, step in zip(shape[1:], chunk[1:], strict=True))):
-        yield _Column(array, rows, place, height, as_is, writer)
+        yield _Column(array, rows, place, height, as_is, writer, given)
+
+
+def _count(array: StoredArray, rows: Sequence[int] | None) -> int:
+    return array.shape[0] if rows is None else len(rows)
 
 
 class _RowReader:

@@ -63,7 +63,7 @@ class _Ends:
 
 
 class Span(NamedTuple):
-    """A stretch of one tensor to be copied."""
+    """A stretch of one tensor to be copied: from the source, or from ``given``."""
 
     ends: _Ends
     what: str
@@ -74,13 +74,17 @@ class Span(NamedTuple):
     number: str
     known: int | None
     crc32: dict[str, int]
+    given: memoryview | None = None
 
     def copy(self) -> Iterator[int]:
         """Copies it and notes its checksum; yields the size of each part as it is written."""
         buffer, crc32 = _buffer(BLOCK_BYTES), 0
         for start in range(0, self.size, BLOCK_BYTES):
             part = buffer[: min(BLOCK_BYTES, self.size - start)]
-            read_exactly(self.ends.source, part.data, self.begin + start, self.ends.source_path)
+            if self.given is None:
+                read_exactly(self.ends.source, part.data, self.begin + start, self.ends.source_path)
+            else:
+                part[:] = self.given[start : start + len(part)]
             if self.rule is not None:
                 _check_finite(part, self.rule, self.what)
             with writing(epath.Path(self.ends.target_path)):
@@ -104,7 +108,8 @@ class FileToWrite:
       sliced: how many of them belong to a shortened tower.
       added: new names of tensors that the source has under another name only, which is the value.
       known: checksums of the stretches of each tensor, where the source's manifest has them.
-      crc32: the same as they were copied.
+      given: bytes of the tensors that are not the source's.
+      crc32: the same checksums as they were written.
     """
 
     name: str
@@ -115,6 +120,7 @@ class FileToWrite:
     sliced: int
     added: dict[str, str]
     known: Mapping[str, Mapping[str, int]]
+    given: Mapping[str, memoryview] = field(default_factory=dict)
     crc32: dict[str, dict[str, int]] = field(default_factory=dict)
 
     @property
@@ -146,7 +152,8 @@ class FileToWrite:
                 places = (self.source_data + old.begin + start, len(self.header) + new.begin + start)
                 number = str(start // SPAN_BYTES)
                 known = self.known.get(name, {}).get(number)
-                yield Span(shared, f"{name} in {self.source}", *places, size, rule, number, known, sums)
+                given = self.given[name][start : start + size] if name in self.given else None
+                yield Span(shared, f"{name} in {self.source}", *places, size, rule, number, known, sums, given)
 
     def listed(self) -> dict[str, Listed]:
         """What the manifest is to say of the tensors, once all are copied."""

@@ -15,7 +15,7 @@ from clp_jax.checkpoint.safetensors.tensorfile import read_tensors
 from clp_jax.checkpoint.threads import run_in_threads
 from clp_jax.errors import InputError
 from clp_jax.models import Architecture, abstract_params, blocks_of, family_of
-from clp_jax.models.layers.torch_rules import from_tensors, tensors_of
+from clp_jax.models.layers.torch_rules import from_tensors, tensors_of, to_tensors
 from clp_jax.trees import difference, flatten, unflatten
 
 
@@ -114,3 +114,25 @@ class TensorLeaves:
             listed = ", ".join(sorted(map(str, dtypes)))
             raise InputError(f"{names[0]} and its like in other blocks are stored as {listed}; store them alike.")
         return dtypes.pop()
+
+
+def tensors_from(
+    spec: FolderSpec, architecture: Architecture, leaves: Mapping[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+    """The tensors that some leaves of a model become in a folder like this one.
+
+    Args:
+      spec: a folder of the same kind of model, perhaps of other depths.
+      architecture: of the model.
+      leaves: whole leaves by path.
+    """
+    family = family_of(architecture)
+    layout = family.stored_layout(flatten(abstract_params(architecture)), spec.tensors)
+    stacked = functools.partial(blocks_of, family.STACKS)
+
+    def parts(path: str) -> Iterator[np.ndarray]:
+        leaf = leaves[path]
+        return iter([leaf] if stacked(path, 1) is None else leaf)
+
+    shapes = {path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for path, leaf in leaves.items()}
+    return {name: np.ascontiguousarray(x) for name, x in to_tensors(shapes, layout, stacked, parts)}

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from etils import epath
 
 from clp_jax.checkpoint.manifest import list_arrays, listed_arrays
@@ -21,6 +22,7 @@ from clp_jax.checkpoint.safetensors.copying import FileToWrite, copy_file
 from clp_jax.checkpoint.safetensors.folder import CONFIG_FILE, FolderSpec, check_stamps, fingerprint_folder, read_folder
 from clp_jax.checkpoint.safetensors.header import StoredTensor, header_of
 from clp_jax.checkpoint.safetensors.listing import INDEX_FILE
+from clp_jax.checkpoint.safetensors.tensorfile import DTYPE_CODES
 from clp_jax.checkpoint.threads import run_in_threads
 from clp_jax.errors import InputError
 from clp_jax.folders import is_remote
@@ -34,6 +36,7 @@ def slice_folder(
     keep: Mapping[str, Sequence[int]],
     out: str | os.PathLike[str],
     *,
+    given: Mapping[str, np.ndarray] | None = None,
     record: Mapping[str, Any] | None = None,
     overwrite: bool = False,
     allow_nonfinite: bool = False,
@@ -50,6 +53,7 @@ def slice_folder(
       spec: the checkpoint to read.
       keep: by tower the blocks that stay, 0-based and increasing; a tower that is not named keeps all.
       out: local folder to create.
+      given: tensors by their new names whose values are these, of the same shape and dtype, and not the source's.
       record: content of ``clp.json``.
       overwrite: replace an existing `out`.
       allow_nonfinite: accept NaN and infinity in tensors of floats. Dtypes below eight bits cannot hold any, and those
@@ -68,7 +72,7 @@ def slice_folder(
     if is_remote(out):
         raise InputError(f"{os.fspath(out)} is remote: write this folder of safetensors files to a local disk first")
     kept = _kept_blocks(spec, keep)
-    files = _files_to_write(spec, kept)
+    files = _files_to_write(spec, kept, given or {})
     total = sum(file.data_bytes for file in files)
     done = 0
 
@@ -124,7 +128,9 @@ def _kept_blocks(spec: FolderSpec, keep: Mapping[str, Sequence[int]]) -> dict[st
     return kept
 
 
-def _files_to_write(spec: FolderSpec, kept: Mapping[str, tuple[int, ...]]) -> list[FileToWrite]:
+def _files_to_write(
+    spec: FolderSpec, kept: Mapping[str, tuple[int, ...]], given: Mapping[str, np.ndarray]
+) -> list[FileToWrite]:
     """The files to write; one without tensors is left out."""
     places = {name: {block: place for place, block in enumerate(blocks)} for name, blocks in kept.items()}
     aliases: dict[str, list[str]] = {}
@@ -150,8 +156,19 @@ def _files_to_write(spec: FolderSpec, kept: Mapping[str, tuple[int, ...]]) -> li
             tensors = _placed(names)
             header = header_of({name: new for name, (_, new) in tensors.items()}, shard.metadata)
             added = {new: name for name in shard.tensors for new in aliases.get(name, [])}
-            files.append(FileToWrite(file_name, shard.path, shard.data, header, tensors, sliced, added, known))
+            own = {name: _bytes_of(given[name], name, new) for name, (_, new) in tensors.items() if name in given}
+            known = {name: sums for name, sums in known.items() if name not in own}
+            files.append(FileToWrite(file_name, shard.path, shard.data, header, tensors, sliced, added, known, own))
+    if unknown := sorted(given.keys() - {name for file in files for name in file.tensors}):
+        raise InputError(f"the pruned checkpoint has no tensor {unknown[0]!r} whose values could be replaced")
     return files
+
+
+def _bytes_of(values: np.ndarray, name: str, tensor: StoredTensor) -> memoryview:
+    """The bytes of given values, which must fill the place of the tensor."""
+    if values.shape != tuple(tensor.shape) or DTYPE_CODES.get(values.dtype.name) != tensor.dtype:
+        raise InputError(f"{name} is {tensor.dtype}{list(tensor.shape)}, not {values.dtype}{list(values.shape)}")
+    return np.ascontiguousarray(values).reshape(-1).view(np.uint8).data
 
 
 def _placed(names: Mapping[str, StoredTensor]) -> dict[str, tuple[StoredTensor, StoredTensor]]:

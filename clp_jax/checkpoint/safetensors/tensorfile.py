@@ -16,8 +16,8 @@ import numpy as np
 
 from clp_jax.errors import InputError
 
-_NAMES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
-_DTYPES = {code: jnp.dtype(name) for name, code in _NAMES.items()}
+DTYPE_CODES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
+_DTYPES = {code: jnp.dtype(name) for name, code in DTYPE_CODES.items()}
 
 
 class TensorWriter:
@@ -36,7 +36,7 @@ class TensorWriter:
         for name, tensor in tensors.items():
             size = math.prod(tensor.shape) * tensor.dtype.itemsize
             place = [offset, offset + size]
-            header[name] = {"dtype": _NAMES[tensor.dtype.name], "shape": list(tensor.shape), "data_offsets": place}
+            header[name] = {"dtype": DTYPE_CODES[tensor.dtype.name], "shape": list(tensor.shape), "data_offsets": place}
             offset += size
         text = json.dumps(header).encode()
         text += b" " * (-len(text) % 8)  # so that tensors begin at multiples of eight bytes

@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float
 
 from clp_jax.aliases import AnyArray, Array, Leaf, Tree
 from clp_jax.errors import InputError
-from clp_jax.models.family import Gates, Lengths, Loss, Times, TowerStates
+from clp_jax.models.family import Capture, Gates, Lengths, Loss, Projection, Times, TowerStates
 from clp_jax.models.groot import nvidia
 from clp_jax.models.groot.architecture import (
     GROOT_N15,
@@ -52,6 +52,15 @@ from clp_jax.processing.robots import Robot
 KINDS = ("groot_n15",)
 
 RELEASED = {"gr00t-n1.5": GROOT_N15}
+
+WRITES = (
+    Projection("llm", "attention", "backbone/llm/layers/attn/o/kernel"),
+    Projection("llm", "mlp", "backbone/llm/layers/mlp/down/kernel"),
+    Projection("vl", "attention", "action_head/vl_self_attention/blocks/attn/out/kernel"),
+    Projection("vl", "mlp", "action_head/vl_self_attention/blocks/ff/down/kernel"),
+    Projection("dit", "attention", "action_head/dit/(cross|self)/attn/out/kernel"),
+    Projection("dit", "mlp", "action_head/dit/(cross|self)/ff/down/kernel"),
+)
 
 OF_LOSSES = frozenset({"actions", "action_mask"})
 
@@ -276,7 +285,7 @@ def augment(architecture: Architecture, key: jax.Array, inputs: Mapping[str, Lea
 
 
 def forward(
-    model: Groot, params: Tree, inputs: Mapping[str, Leaf], *, gates: Gates = Gates(), capture: bool = False
+    model: Groot, params: Tree, inputs: Mapping[str, Leaf], *, gates: Gates = Gates(), capture: Capture = False
 ) -> tuple[Float[Array, "b *k horizon adim"], dict[str, TowerStates]]:
     """The velocity, and the towers' states if captured."""
     t = jnp.asarray(inputs["time"])[..., None, None]

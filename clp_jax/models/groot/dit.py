@@ -13,9 +13,18 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, UInt32
 
 from clp_jax.aliases import AnyArray, Array, Tree
+from clp_jax.models.family import Capture, Write
 from clp_jax.models.groot.architecture import DitSizes
 from clp_jax.models.groot.dropout import Site, block_keys, dropped
-from clp_jax.models.groot.transformer import BLOCK_EPS, Attention, FeedForward, KeysValues, branch_ends, norm
+from clp_jax.models.groot.transformer import (
+    BLOCK_EPS,
+    Attention,
+    Captured,
+    FeedForward,
+    KeysValues,
+    branch_ends,
+    norm,
+)
 from clp_jax.models.layers.gating import gated
 from clp_jax.models.layers.scan import Rows, checkpointed, pinned
 
@@ -59,21 +68,26 @@ class DitBlock(nn.Module):
         gate: Float[AnyArray, " _g"] | None,
         mask: Bool[Array, "b s"] | None = None,
         keys: Any = None,
-    ) -> Float[Array, "r t d"]:
-        """The stream after the block; a block that sees nothing given reads its own tokens, all of them."""
+    ) -> tuple[Float[Array, "r t d"], dict[str, Write]]:
+        """The stream after the block, and what was written into it.
+
+        A block that sees nothing given reads its own tokens, all of them.
+        """
         x = inputs = pinned(x, self.rows)
         scale, shift = jnp.split(self.modulation(nn.silu(time))[:, None], 2, axis=-1)
         normed = self.norm1(x) * (1 + scale) + shift
         read = self.attn(normed, self.attn.keys_values(normed) if seen is None else seen, mask)
-        x = x + dropped(read, keys, self.sizes.dropout, *branch_ends(self.sizes, Site.ATTENTION, Site.AGAIN))
-        x = x + self.ff(self.norm3(x), keys)
-        return x if gate is None else gated(inputs, x, gate)
+        ends = branch_ends(self.sizes, Site.ATTENTION, Site.AGAIN)
+        x = x + dropped(self.attn.write(read), keys, self.sizes.dropout, *ends)
+        hidden = self.ff.hidden(self.norm3(x), keys)
+        x = x + self.ff.write(hidden, keys)
+        return (x if gate is None else gated(inputs, x, gate)), {"attention": Write(read), "mlp": Write(hidden)}
 
     def whole(
         self, x: Float[Array, "r t d"], time: Float[Array, "r d"], context: Float[Array, "b s c"] | None
     ) -> Array:
         """The block on a context, for its parameters' shapes."""
-        return self(x, time, None if context is None else self.keys_values(context), None)
+        return self(x, time, None if context is None else self.keys_values(context), None)[0]
 
 
 class Dit(nn.Module):
@@ -121,8 +135,8 @@ class Dit(nn.Module):
         seeds: UInt32[AnyArray, " b"] | None = None,
         *,
         gates: Float[AnyArray, "depth _g"] | None = None,
-        capture: bool = False,
-    ) -> tuple[Float[Array, "r t o"], Float[Array, "l r t d"] | None]:
+        capture: Capture = False,
+    ) -> tuple[Float[Array, "r t o"], Captured | None]:
         """Run the blocks.
 
         Args:
@@ -132,20 +146,23 @@ class Dit(nn.Module):
           mask: True for tokens of the context that are read; all are if None.
           seeds: of what training leaves out, one per row of the context; nothing if None.
           gates: per block, for the batch, for each observation or for each row.
-          capture: also return the residual stream.
+          capture: also return the residual stream, and what is written into it.
 
         Returns:
-          Tokens for the decoder, and the states [depth + 1, r, t, d] (None if not captured).
+          Tokens for the decoder, and what was captured (None if nothing was).
         """
         time = self.embed_time(steps)
         keys = block_keys(seeds, _TOWER, self.sizes.depth, x.shape[0])
-        y, states = self._blocks(x, time, context, mask, gates, keys, capture=capture)
+        y, captured = self._blocks(x, time, context, mask, gates, keys, capture=capture)
         shift, scale = jnp.split(self.proj_out_1(nn.silu(time))[:, None], 2, axis=-1)
         out = self.proj_out_2(self.out_norm(y) * (1 + scale) + shift)
-        return out, jnp.concatenate([x[None], states]) if capture else None
+        if captured is None:
+            return out, None
+        states, writes = captured
+        return out, Captured(jnp.concatenate([x[None], states]), writes)
 
     def _blocks(self, x, time, context, mask, gates, keys, *, capture):
-        """The stream after the last block, and after each [depth, r, t, d] if captured."""
+        """The stream after the last block; after each [depth, r, t, d] and what was written into it, if captured."""
         block, pairs = self._block(), self.sizes.depth // 2
         given = context if isinstance(context, tuple) else None
 
@@ -153,18 +170,20 @@ class Dit(nn.Module):
             cross, own, gates, keys, seen = row
             keys = (None, None) if keys is None else keys
             seen = _apply(block, cross, context, method="keys_values") if seen is None else seen
-            between = _apply(block, cross, x, time, seen, None if gates is None else gates[0], mask, keys[0])
+            between, writes = _apply(block, cross, x, time, seen, None if gates is None else gates[0], mask, keys[0])
+            first = (between, writes if capture == "writes" else {})
             if own is None:
-                return between, between[None] if capture else None
-            after = _apply(block, own, between, time, None, None if gates is None else gates[1], None, keys[1])
-            return after, jnp.stack([between, after]) if capture else None
+                return between, jax.tree.map(lambda x: x[None], first) if capture else None
+            after, writes = _apply(block, own, between, time, None, None if gates is None else gates[1], None, keys[1])
+            second = (after, writes if capture == "writes" else {})
+            return after, jax.tree.map(lambda *both: jnp.stack(both), first, second) if capture else None
 
         pair = checkpointed(pair, self.remat)
         every_second = None if gates is None else jnp.asarray(gates)[: 2 * pairs].reshape(pairs, 2, -1)
         of_pairs = None if keys is None else keys[: 2 * pairs].reshape(pairs, 2, -1)
         rows = (_rows(self.cross, slice(pairs)), self.own, every_second, of_pairs, _rows(given, slice(pairs)))
-        y, states = jax.lax.scan(pair, x, rows)
-        states = None if states is None else states.reshape(-1, *x.shape)
+        y, captured = jax.lax.scan(pair, x, rows)
+        captured = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), captured)
         if self.sizes.depth % 2:
             last = (
                 _rows(self.cross, pairs),
@@ -173,9 +192,9 @@ class Dit(nn.Module):
                 None if keys is None else keys[-1:],
                 _rows(given, pairs),
             )
-            y, state = pair(y, last)
-            states = jnp.concatenate([states, state]) if capture else None
-        return y, states
+            y, end = pair(y, last)
+            captured = jax.tree.map(lambda *both: jnp.concatenate(both), captured, end)
+        return y, captured
 
     def _block(self) -> DitBlock:
         return DitBlock(self.sizes, self.dtype, self.rows, parent=None)

@@ -8,9 +8,10 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, UInt32
 
 from clp_jax.aliases import AnyArray, Array
+from clp_jax.models.family import Capture
 from clp_jax.models.groot.architecture import Architecture
 from clp_jax.models.groot.dit import Dit, waves
-from clp_jax.models.groot.transformer import BLOCK_EPS, KeysValues, SelfAttentionTransformer, norm
+from clp_jax.models.groot.transformer import BLOCK_EPS, Captured, KeysValues, SelfAttentionTransformer, norm
 from clp_jax.models.layers.gating import repeated
 from clp_jax.models.layers.scan import Rows, pinned
 
@@ -94,9 +95,9 @@ class ActionHead(nn.Module):
         gates: Any,
         seeds: UInt32[AnyArray, " b"] | None = None,
         *,
-        capture: bool,
-    ) -> tuple[Array, Array | None]:
-        """The diffusion transformer's context, and the states of the transformer that makes it."""
+        capture: Capture,
+    ) -> tuple[Array, Captured | None]:
+        """The diffusion transformer's context, and what was captured in the transformer that makes it."""
         return self.vl_self_attention(self.vlln(features), mask, seeds, gates=gates, capture=capture)
 
     def __call__(
@@ -110,9 +111,9 @@ class ActionHead(nn.Module):
         gates: Any,
         seeds: UInt32[AnyArray, " b"] | None = None,
         *,
-        capture: bool,
-    ) -> tuple[Float[Array, "r horizon adim"], Float[Array, "l r t w"] | None]:
-        """Velocities, and the diffusion transformer's states; one or several rows of actions per observation."""
+        capture: Capture,
+    ) -> tuple[Float[Array, "r horizon adim"], Captured | None]:
+        """Velocities, and what was captured in the diffusion transformer; one or several rows per observation."""
         rows, horizon = noisy_actions.shape[:2]
         robots = repeated(jnp.asarray(embodiment), rows)
         actions = self.action_encoder(noisy_actions, steps, robots)
@@ -121,5 +122,5 @@ class ActionHead(nn.Module):
         future = jnp.asarray(self.future_tokens).astype(actions.dtype)
         future = jnp.broadcast_to(future, (rows, *future.shape))
         tokens = pinned(jnp.concatenate([state_token, future, actions], axis=1), self.rows)
-        out, states = self.dit(tokens, steps, context, mask, seeds, gates=gates, capture=capture)
-        return self.action_decoder(out[:, -horizon:], robots), states
+        out, captured = self.dit(tokens, steps, context, mask, seeds, gates=gates, capture=capture)
+        return self.action_decoder(out[:, -horizon:], robots), captured

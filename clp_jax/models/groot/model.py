@@ -16,12 +16,12 @@ from jaxtyping import Bool, Float, Int
 
 from clp_jax.aliases import AnyArray, Array, Leaf, Tree
 from clp_jax.errors import InputError
-from clp_jax.models.family import Gates, TowerStates
+from clp_jax.models.family import Capture, Gates, TowerStates
 from clp_jax.models.groot.architecture import Architecture
 from clp_jax.models.groot.dropout import SEED
 from clp_jax.models.groot.head import ActionHead
 from clp_jax.models.groot.qwen import Qwen
-from clp_jax.models.groot.transformer import KeysValues
+from clp_jax.models.groot.transformer import Captured, KeysValues
 from clp_jax.models.layers.scan import Rows, pinned
 from clp_jax.models.layers.siglip import Siglip
 
@@ -65,7 +65,7 @@ class Backbone(nn.Module):
             self.vision_head = PoolingHead(a.vision.width, a.vision.mlp_dim)
 
     def __call__(
-        self, inputs: Mapping[str, Leaf], gates: Gates, *, capture: bool
+        self, inputs: Mapping[str, Leaf], gates: Gates, *, capture: Capture
     ) -> tuple[Float[Array, "b s d"], Bool[Array, "b s"], dict[str, TowerStates]]:
         """Features, which tokens are real, and the states of ``vision`` and ``llm`` if captured."""
         if self.is_initializing() and self.architecture.pooling_head:
@@ -74,17 +74,17 @@ class Backbone(nn.Module):
         images = jnp.stack([model_image(inputs[f"image/{name}"], size) for name in cameras(inputs)], axis=1)
         b, c = images.shape[:2]
         images = pinned(images.reshape(b * c, *images.shape[2:]), self.rows)
-        encoded, vision = self.vision(images, gates=gates.get("vision"), capture=capture)
+        encoded, vision = self.vision(images, gates=gates.get("vision"), capture=bool(capture))
         features = self.mlp1(encoded).reshape(b, c * encoded.shape[1], -1)
         ids = jnp.asarray(inputs["tokenized_prompt"])
         x = _with_images(self.llm.embed(ids), ids == self.architecture.image_token, features)
         valid = jnp.asarray(inputs["tokenized_prompt_mask"]).astype(bool)
-        out, states = self.llm(pinned(x, self.rows), valid, gates=gates.get("llm"), capture=capture)
-        if vision is None or states is None:
+        out, captured = self.llm(pinned(x, self.rows), valid, gates=gates.get("llm"), capture=capture)
+        if vision is None or captured is None:
             return out, valid, {}
         vision = vision.reshape(vision.shape[0], *features.shape[:2], -1)
         seen = jnp.ones(features.shape[:2], bool)
-        return out, valid, {"vision": TowerStates(vision, seen), "llm": TowerStates(states, valid)}
+        return out, valid, {"vision": TowerStates(vision, seen), "llm": _tower(captured, valid)}
 
 
 class Groot(nn.Module):
@@ -104,7 +104,7 @@ class Groot(nn.Module):
         time: Float[AnyArray, "b *k"],
         *,
         gates: Gates = Gates(),
-        capture: bool = False,
+        capture: Capture = False,
     ) -> tuple[Float[Array, "b *k horizon adim"], dict[str, TowerStates]]:
         """The velocity at x_t.
 
@@ -115,7 +115,7 @@ class Groot(nn.Module):
           noisy_actions: x_t, one or k per observation.
           time: t in [0, 1), 0 is noise.
           gates: blocks to switch off.
-          capture: also return the residual streams.
+          capture: also return the residual streams, and what is written into them.
 
         Returns:
           The velocity and, per tower, its states; empty if not captured. ``dit`` has the rows of all draws.
@@ -124,23 +124,23 @@ class Groot(nn.Module):
         rows = jnp.asarray(noisy_actions).reshape(-1, *noisy_actions.shape[-2:])
         steps = time_bucket(jnp.asarray(time).reshape(-1), self.architecture.num_timestep_buckets)
         robot = inputs["state"], inputs["embodiment_id"]
-        velocity, states = self.action_head(
+        velocity, captured = self.action_head(
             context, context_mask(inputs), *robot, rows, steps, gates.get("dit"), inputs.get(SEED), capture=capture
         )
-        if states is not None:
-            towers |= {"dit": TowerStates(states, jnp.ones(states.shape[1:3], bool))}
+        if captured is not None:
+            towers |= {"dit": _tower(captured, jnp.ones(captured.states.shape[1:3], bool))}
         return velocity.reshape(noisy_actions.shape), towers
 
     def context(
-        self, inputs: Mapping[str, Leaf], gates: Gates, *, capture: bool = False
+        self, inputs: Mapping[str, Leaf], gates: Gates, *, capture: Capture = False
     ) -> tuple[Float[Array, "b s d"], dict[str, TowerStates]]:
         """What the diffusion transformer reads, and the states of all towers before it."""
         features, valid, towers = self.backbone(inputs, gates, capture=capture)
-        context, states = self.action_head.refine(
+        context, captured = self.action_head.refine(
             features, context_mask(inputs), gates.get("vl"), inputs.get(SEED), capture=capture
         )
-        if states is not None:
-            towers |= {"vl": TowerStates(states, valid)}
+        if captured is not None:
+            towers |= {"vl": _tower(captured, valid)}
         return context, towers
 
     def prefill(self, inputs: Mapping[str, Leaf], gates: Gates) -> KeysValues:
@@ -230,6 +230,10 @@ def _with_images(
     index = jnp.clip(jnp.cumsum(places, axis=1) - 1, 0, features.shape[1] - 1)
     images = jnp.take_along_axis(features, index[..., None], axis=1)
     return jnp.where(places[..., None], images, text)
+
+
+def _tower(captured: Captured, valid: Bool[Array, "b s"]) -> TowerStates:
+    return TowerStates(captured.states, valid, captured.writes)
 
 
 def _dense(out: int, width: int) -> dict[str, tuple[int, ...]]:

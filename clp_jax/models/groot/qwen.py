@@ -12,7 +12,9 @@ import jax.numpy as jnp
 from jaxtyping import Bool, Float, Int
 
 from clp_jax.aliases import AnyArray, Array
+from clp_jax.models.family import Capture, Write
 from clp_jax.models.groot.architecture import Padding, QwenSizes
+from clp_jax.models.groot.transformer import Captured
 from clp_jax.models.layers.attention import rotate
 from clp_jax.models.layers.gating import gated
 from clp_jax.models.layers.scan import Rows, pinned, rematerialised
@@ -43,7 +45,8 @@ class Attention(nn.Module):
     @nn.compact
     def __call__(
         self, x: Float[Array, "b s d"], positions: Int[Array, "b s"], mask: Bool[Array, "b s s"]
-    ) -> Float[Array, "b s d"]:
+    ) -> tuple[Float[Array, "b s d"], Float[Array, "b s h"]]:
+        """What is added to the stream, and what the heads read, of which it is made."""
         size = self.sizes
         b, s, _ = x.shape
         groups = size.num_heads // size.num_kv_heads
@@ -64,7 +67,8 @@ class Attention(nn.Module):
         if self.padding == "flash":
             weights = jnp.where(seen.any(axis=-1, keepdims=True), weights, 0.0)
         read = jnp.einsum("BKGTS,BSKH->BTKGH", weights.astype(v.dtype), v)
-        return nn.Dense(size.width, use_bias=False, dtype=self.dtype, name="o")(read.reshape(b, s, -1))
+        read = read.reshape(b, s, -1)
+        return nn.Dense(size.width, use_bias=False, dtype=self.dtype, name="o")(read), read
 
 
 class FeedForward(nn.Module):
@@ -75,12 +79,14 @@ class FeedForward(nn.Module):
     dtype: str
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b s d"]) -> Float[Array, "b s d"]:
+    def __call__(self, x: Float[Array, "b s d"]) -> tuple[Float[Array, "b s d"], Float[Array, "b s f"]]:
+        """What is added to the stream, and the hidden channels of which it is made."""
         gate, up, down = (
             nn.Dense(width, use_bias=False, dtype=self.dtype, name=name)
             for name, width in (("gate", self.mlp_dim), ("up", self.mlp_dim), ("down", self.width))
         )
-        return down(nn.silu(gate(x)) * up(x))
+        hidden = nn.silu(gate(x)) * up(x)
+        return down(hidden), hidden
 
 
 class Block(nn.Module):
@@ -89,19 +95,22 @@ class Block(nn.Module):
     sizes: QwenSizes
     dtype: str
     padding: Padding
-    capture: bool
+    capture: Capture
     rows: Rows = None
 
     @nn.compact
     def __call__(self, x, gate, positions, mask):
         x = inputs = pinned(x, self.rows)
         normed = RMSNorm(self.sizes.eps, name="attn_norm")(x)
-        x = x + Attention(self.sizes, self.dtype, self.padding, name="attn")(normed, positions, mask)
+        update, read = Attention(self.sizes, self.dtype, self.padding, name="attn")(normed, positions, mask)
+        x = x + update
         normed = RMSNorm(self.sizes.eps, name="mlp_norm")(x)
-        x = x + FeedForward(self.sizes.width, self.sizes.mlp_dim, self.dtype, name="mlp")(normed)
+        update, hidden = FeedForward(self.sizes.width, self.sizes.mlp_dim, self.dtype, name="mlp")(normed)
+        x = x + update
         if gate is not None:
             x = gated(inputs, x, gate)
-        return x, x if self.capture else None
+        writes = {"attention": Write(read), "mlp": Write(hidden)} if self.capture == "writes" else {}
+        return x, (x, writes) if self.capture else None
 
 
 class Qwen(nn.Module):
@@ -134,18 +143,18 @@ class Qwen(nn.Module):
         valid: Bool[Array, "b s"],
         *,
         gates: Float[AnyArray, "depth _g"] | None = None,
-        capture: bool = False,
-    ) -> tuple[Float[Array, "b s d"], Float[Array, "l b s d"] | None]:
+        capture: Capture = False,
+    ) -> tuple[Float[Array, "b s d"], Captured | None]:
         """Run the stack.
 
         Args:
           x: embeddings, images included.
           valid: False for padding, which counts in the positions but is seen by nobody.
           gates: per block, for the batch or for each observation.
-          capture: also return the residual stream.
+          capture: also return the residual stream, and what is written into it.
 
         Returns:
-          The normalised stream, and the states [depth + 1, b, s, d] (None if not captured): the embeddings, the stream
+          The normalised stream, and what was captured (None if nothing was); the states are the embeddings, the stream
           after every block but the last, and the normalised one.
         """
         s = x.shape[1]
@@ -158,6 +167,9 @@ class Qwen(nn.Module):
             length=self.sizes.depth,
         )
         blocks = stack(self.sizes, self.dtype, self.padding, capture, self.rows, name="layers")
-        y, states = blocks(x, gates, jnp.broadcast_to(jnp.arange(s), valid.shape), mask)
+        y, captured = blocks(x, gates, jnp.broadcast_to(jnp.arange(s), valid.shape), mask)
         y = self.norm(pinned(y, self.rows))
-        return y, jnp.concatenate([x[None], states[:-1], y[None]]) if capture else None
+        if captured is None:
+            return y, None
+        states, writes = captured
+        return y, Captured(jnp.concatenate([x[None], states[:-1], y[None]]), writes)

@@ -7,8 +7,9 @@ Upstream has no mask here: padding tokens of the prompt are read like any other.
 observation had been alone, where nothing is padded.
 """
 
+from collections.abc import Mapping
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -16,6 +17,7 @@ import jax.numpy as jnp
 from jaxtyping import Bool, Float, UInt32
 
 from clp_jax.aliases import AnyArray, Array
+from clp_jax.models.family import Capture, Write
 from clp_jax.models.groot.architecture import AttentionSizes
 from clp_jax.models.groot.dropout import Site, block_keys, dropped
 from clp_jax.models.layers.gating import gated, repeated
@@ -23,6 +25,14 @@ from clp_jax.models.layers.scan import Rows, pinned, rematerialised
 
 KeysValues = tuple[Float[Array, "*_l _c _s n h"], Float[Array, "*_l _c _s n h"]]
 """What queries read."""
+
+
+class Captured(NamedTuple):
+    """Of one tower: its states [depth + 1, b, s, d] and its `TowerStates.writes`."""
+
+    states: Float[Array, "l b s d"]
+    writes: Mapping[str, Write]
+
 
 BLOCK_EPS = 1e-5
 """Of the layer norms in blocks and before them."""
@@ -54,7 +64,7 @@ class Attention(nn.Module):
     def __call__(
         self, x: Float[Array, "b s d"], seen: KeysValues, mask: Bool[Array, "_c t"] | None = None
     ) -> Float[Array, "b s d"]:
-        """What tokens read.
+        """What the heads read for the tokens.
 
         Args:
           x: the tokens that read.
@@ -69,7 +79,11 @@ class Attention(nn.Module):
             read = repeated(mask, x.shape[0])[:, None, None, :]
             logits = jnp.where(read, logits, jnp.finfo(logits.dtype).min)
         weights = jax.nn.softmax(logits, axis=-1).astype(values.dtype)
-        return self.out(jnp.einsum("BNTS,BSNH->BTNH", weights, values).reshape(*x.shape[:2], -1))
+        return jnp.einsum("BNTS,BSNH->BTNH", weights, values).reshape(*x.shape[:2], -1)
+
+    def write(self, read: Float[Array, "b s d"]) -> Float[Array, "b s d"]:
+        """What is added to the stream."""
+        return self.out(read)
 
     def _heads(self, x: Float[Array, "b s d"]) -> Float[Array, "b s n h"]:
         return x.reshape(*x.shape[:2], self.num_heads, -1)
@@ -86,12 +100,17 @@ class FeedForward(nn.Module):
     sizes: Any
     dtype: str
 
-    @nn.compact
-    def __call__(self, x: Float[Array, "b s d"], keys: Any) -> Float[Array, "b s d"]:
-        rate = self.sizes.dropout
-        hidden = nn.gelu(nn.Dense(self.sizes.mlp_dim, dtype=self.dtype, name="up")(x))
-        out = nn.Dense(self.sizes.width, dtype=self.dtype, name="down")(dropped(hidden, keys, rate, Site.HIDDEN))
-        return dropped(out, keys, rate, *branch_ends(self.sizes, Site.FEED_FORWARD))
+    def setup(self) -> None:
+        self.up = nn.Dense(self.sizes.mlp_dim, dtype=self.dtype)
+        self.down = nn.Dense(self.sizes.width, dtype=self.dtype)
+
+    def hidden(self, x: Float[Array, "b s d"], keys: Any) -> Float[Array, "b s f"]:
+        """What the second layer reads."""
+        return dropped(nn.gelu(self.up(x)), keys, self.sizes.dropout, Site.HIDDEN)
+
+    def write(self, hidden: Float[Array, "b s f"], keys: Any) -> Float[Array, "b s d"]:
+        """What is added to the stream."""
+        return dropped(self.down(hidden), keys, self.sizes.dropout, *branch_ends(self.sizes, Site.FEED_FORWARD))
 
 
 class Block(nn.Module):
@@ -99,7 +118,7 @@ class Block(nn.Module):
 
     sizes: AttentionSizes
     dtype: str
-    capture: bool
+    capture: Capture
     rows: Rows = None
 
     @nn.compact
@@ -108,12 +127,15 @@ class Block(nn.Module):
         attention = Attention(self.sizes.width, self.sizes.num_heads, self.dtype, name="attn")
         normed = norm(epsilon=BLOCK_EPS, dtype=self.dtype, name="norm1")(x)
         read = attention(normed, attention.keys_values(normed), mask)
-        x = x + dropped(read, keys, self.sizes.dropout, *branch_ends(self.sizes, Site.ATTENTION, Site.AGAIN))
-        normed = norm(epsilon=BLOCK_EPS, dtype=self.dtype, name="norm3")(x)
-        x = x + FeedForward(self.sizes, self.dtype, name="ff")(normed, keys)
+        ends = branch_ends(self.sizes, Site.ATTENTION, Site.AGAIN)
+        x = x + dropped(attention.write(read), keys, self.sizes.dropout, *ends)
+        feed_forward = FeedForward(self.sizes, self.dtype, name="ff")
+        hidden = feed_forward.hidden(norm(epsilon=BLOCK_EPS, dtype=self.dtype, name="norm3")(x), keys)
+        x = x + feed_forward.write(hidden, keys)
         if gate is not None:
             x = gated(inputs, x, gate)
-        return x, x if self.capture else None
+        writes = {"attention": Write(read), "mlp": Write(hidden)} if self.capture == "writes" else {}
+        return x, (x, writes) if self.capture else None
 
 
 class SelfAttentionTransformer(nn.Module):
@@ -132,9 +154,9 @@ class SelfAttentionTransformer(nn.Module):
         seeds: UInt32[AnyArray, " b"] | None = None,
         *,
         gates: Float[AnyArray, "depth _g"] | None = None,
-        capture: bool = False,
-    ) -> tuple[Float[Array, "b s d"], Float[Array, "l b s d"] | None]:
-        """The last state, and all states [depth + 1, b, s, d] (None if not captured)."""
+        capture: Capture = False,
+    ) -> tuple[Float[Array, "b s d"], Captured | None]:
+        """The last state; all states and what was written into the stream (None if not captured)."""
         stack: Any = nn.scan(
             rematerialised(Block, self.remat),
             variable_axes={"params": 0},
@@ -143,5 +165,8 @@ class SelfAttentionTransformer(nn.Module):
             length=self.sizes.depth,
         )
         keys = block_keys(seeds, _TOWER, self.sizes.depth, x.shape[0])
-        y, states = stack(self.sizes, self.dtype, capture, self.rows, name="blocks")(x, gates, mask, keys)
-        return y, jnp.concatenate([x[None], states]) if capture else None
+        y, captured = stack(self.sizes, self.dtype, capture, self.rows, name="blocks")(x, gates, mask, keys)
+        if captured is None:
+            return y, None
+        states, writes = captured
+        return y, Captured(jnp.concatenate([x[None], states]), writes)

@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 
 from clp_jax.aliases import AnyArray, Array, Leaf, Tree
 from clp_jax.errors import InputError
-from clp_jax.models.family import Gates, Lengths, Loss, Stack, Times, TowerStates
+from clp_jax.models.family import Capture, Gates, Lengths, Loss, Projection, Stack, Times, TowerStates
 from clp_jax.models.layers.flow import fixed_noise, noisy_actions, spread
 from clp_jax.models.layers.scan import Rows
 from clp_jax.models.layers.torch_rules import Layout
@@ -50,6 +50,13 @@ STACKS = (
     # The second expert's modules end in _1: attn/q_einsum_1/w, mlp_1/linear, pre_ffw_norm_1/Dense_0/kernel.
     Stack(r"PaliGemma/llm/layers/(?:[^/]+/)*[^/]+_1(?:/.*)?", "action"),
     Stack(r"PaliGemma/llm/layers/.*", "vlm"),
+)
+
+WRITES = (
+    Projection("vlm", "attention", "PaliGemma/llm/layers/attn/attn_vec_einsum/w"),
+    Projection("vlm", "mlp", "PaliGemma/llm/layers/mlp/linear"),
+    Projection("action", "attention", "PaliGemma/llm/layers/attn/attn_vec_einsum_1/w"),
+    Projection("action", "mlp", "PaliGemma/llm/layers/mlp_1/linear"),
 )
 
 OF_LOSSES = frozenset({"actions"})
@@ -319,7 +326,7 @@ def augment(architecture: Architecture, key: jax.Array, inputs: Mapping[str, Lea
 
 
 def forward(
-    model: Pi0 | Pi0Fast, params: Tree, inputs: Mapping[str, Leaf], *, gates: Gates = Gates(), capture: bool = False
+    model: Pi0 | Pi0Fast, params: Tree, inputs: Mapping[str, Leaf], *, gates: Gates = Gates(), capture: Capture = False
 ) -> tuple[Array, dict[str, TowerStates]]:
     """The velocity (of π0-FAST, the logits), and the towers' states if captured."""
     variables, observation = {"params": params}, Observation.of(inputs)

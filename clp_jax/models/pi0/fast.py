@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Bool, Float, Int
 
 from clp_jax.aliases import Array, Tree
-from clp_jax.models.family import Gates, TowerStates
+from clp_jax.models.family import Capture, Gates, TowerStates
 from clp_jax.models.layers.attention import attention_mask, token_positions
 from clp_jax.models.layers.scan import Rows
 from clp_jax.models.pi0.architecture import Architecture
@@ -33,7 +33,7 @@ class Pi0Fast(nn.Module):
         self.PaliGemma = PaliGemma(self.architecture, self.rows)
 
     def __call__(
-        self, observation: Observation, *, gates: Gates = Gates(), capture: bool = False
+        self, observation: Observation, *, gates: Gates = Gates(), capture: Capture = False
     ) -> tuple[Float[Array, "b s v"], dict[str, TowerStates]]:
         """Logits for prompt tokens 1, 2, ... (each input predicts the next token; the last is no input).
 
@@ -52,7 +52,7 @@ class Pi0Fast(nn.Module):
             capture=capture,
         )
         if states is not None:
-            towers |= {"vlm": TowerStates(states[0], valid)}
+            towers |= {"vlm": TowerStates(states[0].states, valid, states[0].writes)}
         return self.PaliGemma.llm.decode(out[:, 1 - observation.tokenized_prompt.shape[1] :]), towers
 
     def prefill(

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Bool, Float, Int
 
 from clp_jax.aliases import AnyArray, Array, Tree
-from clp_jax.models.family import Gates, TowerStates
+from clp_jax.models.family import Capture, Gates, TowerStates
 from clp_jax.models.layers.attention import attention_mask, token_positions
 from clp_jax.models.layers.flow import noisy_actions, per_draw, time_embedding
 from clp_jax.models.layers.gating import repeated
@@ -38,7 +38,7 @@ class PaliGemma(nn.Module):
         self.llm = Gemma(a.experts, a.vocab_size, a.dtype, a.remat, fast, skip_dead, self.rows)
 
     def embed_prefix(
-        self, observation: Observation, gates: Gates, *, capture: bool
+        self, observation: Observation, gates: Gates, *, capture: Capture
     ) -> tuple[Float[Array, "b p d"], Bool[Array, "b p"], dict[str, TowerStates]]:
         """Image tokens of every camera, then prompt tokens; their validity; the vision tower's states if captured."""
         cameras = list(observation.images)
@@ -47,7 +47,7 @@ class PaliGemma(nn.Module):
         images = jnp.stack([model_image(observation.images[camera], size) for camera in cameras], axis=1)
         b, c = images.shape[:2]
         images = pinned(images.reshape(b * c, *images.shape[2:]), self.rows)
-        encoded, states = self.img(images, gates=gates.get("vision"), capture=capture)
+        encoded, states = self.img(images, gates=gates.get("vision"), capture=bool(capture))
         tokens = encoded.shape[1]
         masks = jnp.stack([jnp.asarray(observation.image_masks[camera]) for camera in cameras], axis=1)
         image_valid = jnp.repeat(masks, tokens, axis=1)
@@ -86,7 +86,7 @@ class Pi0(nn.Module):
         time: Float[AnyArray, "b *k"],
         *,
         gates: Gates = Gates(),
-        capture: bool = False,
+        capture: Capture = False,
     ) -> tuple[Float[Array, "b *k horizon adim"], dict[str, TowerStates]]:
         """The velocity at x_t, prefix and suffix in one pass, as training runs it.
 
@@ -98,7 +98,7 @@ class Pi0(nn.Module):
           noisy_actions: x_t, one or k per observation.
           time: t in (0, 1], 1 is noise.
           gates: blocks to switch off.
-          capture: also return the residual streams.
+          capture: also return the residual streams, and what is written into them.
 
         Returns:
           v_t and, per tower (``vision``, ``vlm``, ``action``), its states; empty if not captured. ``action`` has the
@@ -118,8 +118,8 @@ class Pi0(nn.Module):
         )
         if states is not None:
             towers |= {
-                "vlm": TowerStates(states[0], prefix_valid),
-                "action": TowerStates(states[1], jnp.ones(suffix.shape[:2], dtype=bool)),
+                "vlm": TowerStates(states[0].states, prefix_valid, states[0].writes),
+                "action": TowerStates(states[1].states, jnp.ones(suffix.shape[:2], dtype=bool), states[1].writes),
             }
         return self._velocity(out, noisy_actions.shape), towers
 

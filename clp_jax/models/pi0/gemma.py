@@ -8,8 +8,8 @@ Leaf names follow openpi: the first expert's have no suffix, the second's end in
 axis 0 by one scan. Numerics (which steps run in float32) follow openpi models/gemma.py, commit 15a9616.
 """
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from jaxtyping import Bool, Float, Int
 
 from clp_jax.aliases import AnyArray, Array, Leaf
+from clp_jax.models.family import Capture, Write
 from clp_jax.models.layers.attention import rotate
 from clp_jax.models.layers.gating import gated, repeated
 from clp_jax.models.layers.scan import Rows, pinned, rematerialised
@@ -30,6 +31,13 @@ Streams = Sequence[Float[Array, "_b _s _d"] | None]
 """One array of tokens per expert; None for an expert that does not run."""
 
 _MASKED_LOGIT = -2.3819763e38
+
+
+class Captured(NamedTuple):
+    """Of one expert: its states [depth + 1, b, s, d], None if it did not run, and its `TowerStates.writes`."""
+
+    states: Leaf
+    writes: Mapping[str, Write]
 
 
 def expert_name(name: str, expert: int) -> str:
@@ -92,8 +100,8 @@ class Attention(nn.Module):
         values: Float[Array, "b s k h"],
         positions: Int[Array, "b t"],
         mask: Bool[Array, "b t s"],
-    ) -> Float[Array, "b t d"]:
-        """What expert ``i``'s tokens read from the keys and values that they see."""
+    ) -> Float[Array, "b t n h"]:
+        """What the heads of expert ``i`` read from the keys and values that its tokens see."""
         if self.qkv[i] is None:
             q = self.q[i]("BTD,NDH->BTNH", x)
         else:
@@ -106,8 +114,11 @@ class Attention(nn.Module):
         logits = jnp.einsum("BTKGH,BSKH->BKGTS", q, keys.astype(q.dtype), preferred_element_type=jnp.float32)
         logits = jnp.where(mask[:, None, None, :, :], logits, _MASKED_LOGIT)
         weights = jax.nn.softmax(logits, axis=-1).astype(values.dtype)
-        encoded = jnp.einsum("BKGTS,BSKH->BTKGH", weights, values).reshape(b, t, n, h)
-        return self.output[i]("BTNH,NHD->BTD", encoded)
+        return jnp.einsum("BKGTS,BSKH->BTKGH", weights, values).reshape(b, t, n, h)
+
+    def write(self, i: int, read: Float[Array, "b t n h"]) -> Float[Array, "b t d"]:
+        """What expert ``i`` adds to its stream."""
+        return self.output[i]("BTNH,NHD->BTD", read)
 
     def _output(self, i: int) -> Einsum:
         e = self.experts[i]
@@ -129,14 +140,14 @@ class Block(nn.Module):
     several neighbouring rows of the later stream.
 
     The scan carry is the streams; per block it takes the KV cache, the gates and whether the first stream is ``read``
-    afterwards, and gives the new KV cache and, if ``capture``, the streams after it. A gate g per expert and
-    observation replaces the block's output y by ``(1 - g) x + g y``: 1 keeps the block, 0 removes it exactly, and the
-    derivative is the block's whole update. A first stream that is not read ends with its keys and values: the rest of
-    its block, which could reach nothing, does not run.
+    afterwards, and gives the new KV cache and, if ``capture``, the streams after it and what was written into them. A
+    gate g per expert and observation replaces the block's output y by ``(1 - g) x + g y``: 1 keeps the block, 0 removes
+    it exactly, and the derivative is the block's whole update. A first stream that is not read ends with its keys and
+    values: the rest of its block, which could reach nothing, does not run.
     """
 
     experts: tuple[GemmaSizes, ...]
-    capture: bool
+    capture: Capture
     remat: str = "all"
     float32_queries: bool = False
     rows: Rows = None
@@ -149,34 +160,41 @@ class Block(nn.Module):
         self.mlps = [FeedForward(e.width, e.mlp_dim, e.ffn_lora_rank, name=expert_name("mlp", i)) for i, e in numbered]
 
     def __call__(self, xs, kv_cache, gates, read, cache_index, positions, masks, conditions):
-        after, seen = [], kv_cache
+        after, writes, seen = [], [], kv_cache
         for i, x in enumerate(pinned(xs, self.rows)):
             if x is None:
                 after.append(None)
+                writes.append(None)
                 continue
             normed, residual_gate = self.attention_norms[i](x, conditions[i])
             seen = _extended(seen, self.attn.keys_values(i, normed, positions[i]), cache_index)
             gate = None if gates is None else gates[i]
             inputs = x, normed, residual_gate, seen, positions[i], masks[i], conditions[i], gate
             if i or read is None or self.is_initializing():
-                after.append(self.finish(i, *inputs))
+                y, written = self.finish(i, *inputs)
+                after.append(y)
+                writes.append(written)
             else:
                 # What a branch keeps for the backward pass crosses its border and cannot be fused away.
                 finish = rematerialised(_finish_first, self.remat)
                 after.append(nn.cond(read, finish, _leave_first, self, *inputs))
-        return after, (seen, after if self.capture else None)
+        return after, (seen, after if self.capture else None, writes if self.capture == "writes" else None)
 
     def finish(self, i: int, x, normed, residual_gate, seen, positions, mask, condition, gate):
-        """Stream ``i`` after the block: all that follows its keys and values."""
+        """Stream ``i`` after the block, all that follows its keys and values, and what was written into it."""
         keys, values = seen
-        y = _add(x, self.attn(i, normed, keys, values, positions, mask), residual_gate)
+        read = self.attn(i, normed, keys, values, positions, mask)
+        writes = {"attention": Write(read.reshape(*read.shape[:2], -1), residual_gate)}
+        y = _add(x, self.attn.write(i, read), residual_gate)
         normed, residual_gate = self.ffw_norms[i](y, condition)
-        y = _add(y, self.mlps[i](normed), residual_gate)
-        return y if gate is None else gated(x, y, gate)
+        hidden = self.mlps[i].hidden(normed)
+        writes["mlp"] = Write(hidden, residual_gate)
+        y = _add(y, self.mlps[i].write(hidden), residual_gate)
+        return (y if gate is None else gated(x, y, gate)), writes
 
 
 def _finish_first(block: Block, *inputs) -> Array:
-    return block.finish(0, *inputs)
+    return block.finish(0, *inputs)[0]
 
 
 def _leave_first(_: Block, x: Array, *__) -> Array:
@@ -235,8 +253,8 @@ class Gemma(nn.Module):
         kv_cache: KVCache | None = None,
         cache_index: Int[Array, ""] | None = None,
         gates: Float[AnyArray, "depth e #b"] | None = None,
-        capture: bool = False,
-    ) -> tuple[list[Leaf], KVCache, list[Leaf] | None]:
+        capture: Capture = False,
+    ) -> tuple[list[Leaf], KVCache, list[Captured] | None]:
         """Run the stack.
 
         Args:
@@ -248,12 +266,12 @@ class Gemma(nn.Module):
           kv_cache: keys and values that all experts see before the new ones.
           cache_index: write the new keys into the cache at this slot (fixed-size decoding); None appends them.
           gates: per block, expert and observation, 1 keeps and 0 removes; None runs without the extra multiply.
-          capture: also return the residual streams.
+          capture: also return the residual streams, and what is written into them.
 
         Returns:
           Normalised outputs per expert; the keys and values that the last running expert saw; and per expert the states
-          [depth + 1, b, s, d] (None if not captured). With ``skip_dead`` the first expert has no output, unless states
-          are captured: what follows its keys and values in the last block is not computed.
+          [depth + 1, b, s, d] and the writes (None if not captured). With ``skip_dead`` the first expert has no output,
+          unless states are captured: what follows its keys and values in the last block is not computed.
         """
         xs = pinned([None if x is None else x.astype(self.dtype) for x in xs], self.rows)
         conditions = conditions or [None] * len(self.experts)
@@ -266,7 +284,7 @@ class Gemma(nn.Module):
             in_axes=(0, 0, 0, nn.broadcast, nn.broadcast, nn.broadcast, nn.broadcast),
             length=depth,
         )(self.experts, capture, self.remat, self.float32_queries, self.rows, name="layers")
-        ys, (kv_cache, states) = stack(xs, kv_cache, gates, read, cache_index, positions, masks, conditions)
+        ys, (kv_cache, states, writes) = stack(xs, kv_cache, gates, read, cache_index, positions, masks, conditions)
         if read is not None and not self.is_initializing():
             ys = [None, *ys[1:]]
         ys = pinned(ys, self.rows)
@@ -274,11 +292,13 @@ class Gemma(nn.Module):
             None if y is None else norm(y, condition)[0]
             for norm, y, condition in zip(self.final_norms, ys, conditions, strict=True)
         ]
-        if capture:
-            states = [
-                None if x is None else jnp.concatenate([x[None], after]) for x, after in zip(xs, states, strict=True)
-            ]
-        return outputs, kv_cache, states
+        if not capture:
+            return outputs, kv_cache, None
+        streams = [
+            None if x is None else jnp.concatenate([x[None], after]) for x, after in zip(xs, states, strict=True)
+        ]
+        found = [{} if written is None else written for written in writes or [None] * len(xs)]
+        return outputs, kv_cache, [Captured(*pair) for pair in zip(streams, found, strict=True)]
 
 
 def _fused(sizes: GemmaSizes) -> bool:

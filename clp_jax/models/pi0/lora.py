@@ -74,12 +74,17 @@ class FeedForward(nn.Module):
     mlp_dim: int
     lora_rank: int = 0
 
-    @nn.compact
-    def __call__(self, x: Float[Array, "b s d"]) -> Float[Array, "b s d"]:
-        gating = self._weight("gating_einsum", (2, self.width, self.mlp_dim), batch_axis=(0,))
-        linear = self._weight("linear", (self.mlp_dim, self.width))
-        hidden = nn.gelu(_product(x, *(w[0] for w in gating))) * _product(x, *(w[1] for w in gating))
-        return _product(hidden, *linear)
+    def setup(self) -> None:
+        self.gating = self._weight("gating_einsum", (2, self.width, self.mlp_dim), batch_axis=(0,))
+        self.linear = self._weight("linear", (self.mlp_dim, self.width))
+
+    def hidden(self, x: Float[Array, "b s d"]) -> Float[Array, "b s f"]:
+        """gelu(x W_0) * (x W_1)."""
+        return nn.gelu(_product(x, *(w[0] for w in self.gating))) * _product(x, *(w[1] for w in self.gating))
+
+    def write(self, hidden: Float[Array, "b s f"]) -> Float[Array, "b s d"]:
+        """What is added to the stream."""
+        return _product(hidden, *self.linear)
 
     def _weight(self, name: str, shape: tuple[int, ...], batch_axis: tuple[int, ...] = ()) -> tuple[Array, ...]:
         """The weight alone, or the weight and its two adapter factors."""

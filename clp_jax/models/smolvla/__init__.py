@@ -12,7 +12,7 @@ from jaxtyping import Float
 
 from clp_jax.aliases import AnyArray, Array, Leaf, Tree
 from clp_jax.errors import InputError
-from clp_jax.models.family import Gates, Lengths, Loss, Times, TowerStates
+from clp_jax.models.family import Capture, Gates, Lengths, Loss, Projection, Times, TowerStates
 from clp_jax.models.layers.flow import fixed_noise, noisy_actions, per_draw, spread
 from clp_jax.models.layers.scan import Rows
 from clp_jax.models.layers.torch_rules import Layout
@@ -41,6 +41,13 @@ from clp_jax.processing.robots import Robot
 KINDS = ("smolvla",)
 
 RELEASED = {"smolvla": SMOLVLA}
+
+WRITES = (
+    Projection("vlm", "attention", "vlm/(even|odd)/o_proj"),
+    Projection("vlm", "mlp", "vlm/(even|odd)/down_proj"),
+    Projection("action", "attention", "action/(even|odd)/o_proj"),
+    Projection("action", "mlp", "action/(even|odd)/down_proj"),
+)
 
 OF_LOSSES = frozenset({"actions"})
 
@@ -283,7 +290,7 @@ def augment(architecture: Architecture, key: jax.Array, inputs: Mapping[str, Lea
 
 
 def forward(
-    model: SmolVLA, params: Tree, inputs: Mapping[str, Leaf], *, gates: Gates = Gates(), capture: bool = False
+    model: SmolVLA, params: Tree, inputs: Mapping[str, Leaf], *, gates: Gates = Gates(), capture: Capture = False
 ) -> tuple[Array, dict[str, TowerStates]]:
     """The velocity, and the towers' states if captured."""
     time = inputs["time"]

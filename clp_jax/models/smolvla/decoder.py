@@ -20,6 +20,7 @@ import jax.numpy as jnp
 from jaxtyping import Bool, Float, Int
 
 from clp_jax.aliases import AnyArray, Array, Leaf
+from clp_jax.models.family import Capture, Write
 from clp_jax.models.layers.attention import rotate
 from clp_jax.models.layers.gating import gated, repeated
 from clp_jax.models.layers.scan import Rows, checkpointed, pinned
@@ -87,17 +88,17 @@ class Decoder(NamedTuple):
       sizes: of the whole model.
       places: of each stream, a `Place`; None for one that does not run.
       rows: how a batch is split over devices.
-      capture: also give the streams after every block.
+      capture: also give the streams after every block, and what is written into them.
     """
 
     sizes: Architecture
     places: Streams
     rows: Rows = None
-    capture: bool = False
+    capture: Capture = False
 
     def run(
         self, weights: Streams, tokens: Streams, gates: Streams, cache: Pair | None = None
-    ) -> tuple[Streams, Pair, Streams | None]:
+    ) -> tuple[Streams, Pair, tuple[Streams, Streams] | None]:
         """Run all blocks.
 
         Args:
@@ -109,42 +110,57 @@ class Decoder(NamedTuple):
 
         Returns:
           The streams after the last block; what the actions see of the prefix in each block, even and odd ones stacked
-          apart; the states [depth + 1, b, s, d] of each stream (None if not captured). The VLM's stream is None unless
-          it is captured: what follows its keys and values in the last block reaches nothing and is not computed.
+          apart; the states [depth + 1, b, s, d] of each stream and its `TowerStates.writes` (None if not captured). The
+          VLM's stream is None unless it is captured: what follows its keys and values in the last block reaches nothing
+          and is not computed.
         """
         pairs, last = divmod(self.sizes.vlm.depth, 2)
         blocks = _kinds(weights, gates, cache)
         steps = Pair(_at(slice(pairs), blocks.even), blocks.odd)
         read = None if last or self.capture or tokens.vlm is None else jnp.arange(1, pairs + 1) < pairs
-        streams, (seen, states) = jax.lax.scan(checkpointed(self._pair, self.sizes.remat), tokens, (steps, read))
+        streams, (seen, captured) = jax.lax.scan(checkpointed(self._pair, self.sizes.remat), tokens, (steps, read))
+        ends = None
         if last:
-            run_last = checkpointed(functools.partial(self._block, read=self.capture), self.sizes.remat)
-            streams, extra = run_last(streams, _at(pairs, blocks.even))
+            run_last = checkpointed(functools.partial(self._block, read=bool(self.capture)), self.sizes.remat)
+            streams, extra, writes = run_last(streams, _at(pairs, blocks.even))
+            ends = streams, writes
             seen = Pair(jax.tree.map(lambda xs, x: jnp.concatenate([xs, x[None]]), seen.even, extra), seen.odd)
         if not self.capture:
             return Streams(None, streams.action), seen, None
-        return streams, seen, _interleaved(tokens, states, streams if last else None)
+        blocks = jax.tree.map(lambda even, odd: jnp.stack([even, odd], 1).reshape(-1, *even.shape[1:]), *captured)
+        if ends is not None:
+            blocks = jax.tree.map(lambda xs, x: jnp.concatenate([xs, x[None]]), blocks, ends)
+        states, writes = blocks
+        return streams, seen, (jax.tree.map(lambda x, xs: jnp.concatenate([x[None], xs]), tokens, states), writes)
 
     def _pair(self, streams: Streams, pair: tuple[Pair, Leaf]) -> tuple[Streams, tuple[Pair, Pair | None]]:
         steps, read = pair
-        even, seen_in_even = self._block(streams, steps.even)
-        odd, seen_in_odd = self._block(even, steps.odd, odd=True, read=True if read is None else read)
-        return odd, (Pair(seen_in_even, seen_in_odd), Pair(even, odd) if self.capture else None)
+        even, seen_in_even, even_writes = self._block(streams, steps.even)
+        odd, seen_in_odd, odd_writes = self._block(even, steps.odd, odd=True, read=True if read is None else read)
+        captured = Pair((even, even_writes), (odd, odd_writes)) if self.capture else None
+        return odd, (Pair(seen_in_even, seen_in_odd), captured)
 
     def _block(
         self, streams: Streams, step: Step, *, odd: bool = False, read: Leaf = True
-    ) -> tuple[Streams, KeysValues]:
-        """One block over both streams; gives the streams after it and what the actions see of the prefix."""
+    ) -> tuple[Streams, KeysValues, Streams]:
+        """One block over both streams.
+
+        Gives the streams after it, what the actions see of the prefix, and what was written into each stream if that is
+        captured.
+        """
         streams = pinned(streams, self.rows)
         vlm, action, seen = streams.vlm, streams.action, step.seen
+        writes = Streams({}, {})
         if vlm is not None:
             normed = rms_norm(vlm, step.weights.vlm["input_layernorm"], self.sizes.rms_eps)
             own = self._keys_values(step.weights.vlm, normed, self.places.vlm.positions)
             seen = self._projected(step.weights.action, own) if odd else own
-            vlm = self._read(read, step.weights.vlm, vlm, normed, *own, step.gates.vlm)
+            vlm, found = self._read(read, step.weights.vlm, vlm, normed, *own, step.gates.vlm)
+            writes.vlm.update(found)
         if action is not None:
-            action = self._act(step.weights.action, action, seen, step.gates.action, odd=odd)
-        return Streams(vlm, action), seen
+            action, found = self._act(step.weights.action, action, seen, step.gates.action, odd=odd)
+            writes.action.update(found)
+        return Streams(vlm, action), seen, writes
 
     def _keys_values(self, w: Weights, normed: Array, positions: Array) -> KeysValues:
         """Keys after their rotation, and values."""
@@ -160,19 +176,21 @@ class Decoder(NamedTuple):
         y = x @ kernel.astype(x.dtype)
         return y.reshape(*y.shape[:2], -1, self.sizes.head_dim)
 
-    def _read(self, read: Leaf, *block: Leaf) -> Array:
+    def _read(self, read: Leaf, *block: Leaf) -> tuple[Array, dict[str, Write]]:
         """The VLM stream after a block, or as it was where nothing reads it any more."""
         if isinstance(read, bool):
-            return self._read_prefix(*block) if read else block[1]
+            return self._read_prefix(*block) if read else (block[1], {})
         # What a branch keeps for the backward pass crosses its border and cannot be fused away.
-        return jax.lax.cond(read, checkpointed(self._read_prefix, self.sizes.remat), lambda _, x, *__: x, *block)
+        return jax.lax.cond(read, checkpointed(self._read_prefix, self.sizes.remat), lambda _, x, *__: (x, {}), *block)
 
-    def _read_prefix(self, w: Weights, x: Array, normed: Array, keys: Array, values: Array, gate: Leaf) -> Array:
+    def _read_prefix(
+        self, w: Weights, x: Array, normed: Array, keys: Array, values: Array, gate: Leaf
+    ) -> tuple[Array, dict[str, Write]]:
         q = self._heads(w["q_proj"], normed)
         q = rotate(q, self.places.vlm.positions).astype(q.dtype)
         return self._finished(w, x, attend(q, keys, values, self.places.vlm.mask), gate)
 
-    def _act(self, w: Weights, x: Array, seen: KeysValues, gate: Leaf, *, odd: bool) -> Array:
+    def _act(self, w: Weights, x: Array, seen: KeysValues, gate: Leaf, *, odd: bool) -> tuple[Array, dict[str, Write]]:
         """The actions after a block."""
         normed = rms_norm(x, w["input_layernorm"], self.sizes.rms_eps)
         keys, values = (repeated(part, x.shape[0]) for part in seen)
@@ -186,14 +204,16 @@ class Decoder(NamedTuple):
         q = rotate(q, positions).astype(q.dtype)
         return self._finished(w, x, attend(q, keys, values, mask), gate)
 
-    def _finished(self, w: Weights, x: Array, attended: Array, gate: Leaf) -> Array:
-        """The residual sums of attention and feed-forward, under the block's gate."""
+    def _finished(self, w: Weights, x: Array, attended: Array, gate: Leaf) -> tuple[Array, dict[str, Write]]:
+        """The residual sums of attention and feed-forward, under the block's gate, and what was added if captured."""
         dtype = x.dtype
-        y = x + attended.astype(dtype) @ w["o_proj"].astype(dtype)
+        attended = attended.astype(dtype)
+        y = x + attended @ w["o_proj"].astype(dtype)
         normed = rms_norm(y, w["post_attention_layernorm"], self.sizes.rms_eps)
         hidden = jax.nn.silu(normed @ w["gate_proj"].astype(dtype)) * (normed @ w["up_proj"].astype(dtype))
         y = y + hidden @ w["down_proj"].astype(dtype)
-        return y if gate is None else gated(x, y, gate)
+        writes = {"attention": Write(attended), "mlp": Write(hidden)} if self.capture == "writes" else {}
+        return (y if gate is None else gated(x, y, gate)), writes
 
 
 def _kinds(weights: Streams, gates: Streams, cache: Pair | None) -> Pair:
@@ -208,17 +228,3 @@ def _of(kind: int, streams: Streams) -> Streams:
 
 def _at(index: Any, tree: Step) -> Step:
     return jax.tree.map(lambda x: x[index], tree)
-
-
-def _interleaved(tokens: Streams, states: Pair, last: Streams | None) -> Streams:
-    """The states of each stream in the order of the blocks, its input first."""
-    streams = []
-    for i, start in enumerate(tokens):
-        if start is None:
-            streams.append(None)
-            continue
-        even, odd = states.even[i], states.odd[i]
-        blocks = jnp.stack([even, odd], axis=1).reshape(-1, *start.shape)
-        ends = [] if last is None else [last[i][None]]
-        streams.append(jnp.concatenate([start[None], blocks, *ends]))
-    return Streams(*streams)

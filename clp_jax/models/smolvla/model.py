@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float
 
 from clp_jax.aliases import AnyArray, Array, Leaf, Tree
 from clp_jax.errors import InputError
-from clp_jax.models.family import Gates, TowerStates
+from clp_jax.models.family import Capture, Gates, TowerStates
 from clp_jax.models.layers.attention import attention_mask, token_positions
 from clp_jax.models.layers.gating import repeated
 from clp_jax.models.layers.scan import Rows, pinned
@@ -56,7 +56,7 @@ class SmolVLA(nn.Module):
         time: Float[AnyArray, "b *k"],
         *,
         gates: Gates = Gates(),
-        capture: bool = False,
+        capture: Capture = False,
     ) -> tuple[Float[Array, "b *k horizon adim"], dict[str, TowerStates]]:
         """The velocity at x_t, prefix and actions in one pass, as training runs it.
 
@@ -68,7 +68,7 @@ class SmolVLA(nn.Module):
           noisy_actions: x_t, one or k per observation.
           time: t in (0, 1], 1 is noise.
           gates: blocks to switch off.
-          capture: also return the residual streams.
+          capture: also return the residual streams, and what is written into them.
 
         Returns:
           v_t in float32 and, per tower (``vision``, ``vlm``, ``action``), its states; empty if not captured. ``action``
@@ -77,11 +77,12 @@ class SmolVLA(nn.Module):
         prefix, valid, starts, towers = self.embed_prefix(inputs, gates, capture=capture)
         suffix = self.embed_suffix(*_rows(noisy_actions, time))
         places = Streams(_prefix_place(valid, starts), _suffix_place(valid, *suffix.shape[:2]))
-        streams, _, states = self._decode(places, Streams(prefix, suffix), gates, capture=capture)
-        if states is not None:
+        streams, _, captured = self._decode(places, Streams(prefix, suffix), gates, capture=capture)
+        if captured is not None:
+            states, writes = captured
             towers |= {
-                "vlm": TowerStates(states.vlm, valid),
-                "action": TowerStates(states.action, jnp.ones(suffix.shape[:2], dtype=bool)),
+                "vlm": TowerStates(states.vlm, valid, writes.vlm),
+                "action": TowerStates(states.action, jnp.ones(suffix.shape[:2], dtype=bool), writes.action),
             }
         return self._velocity(streams.action, noisy_actions.shape), towers
 
@@ -107,7 +108,7 @@ class SmolVLA(nn.Module):
         return self._velocity(streams.action, noisy_actions.shape)
 
     def embed_prefix(
-        self, inputs: Mapping[str, Leaf], gates: Gates, *, capture: bool
+        self, inputs: Mapping[str, Leaf], gates: Gates, *, capture: Capture
     ) -> tuple[Float[Array, "b p d"], Bool[Array, "b p"], Bool[Array, "b p"], dict[str, TowerStates]]:
         """Tokens of images, prompt and state; which are real; which open a new attention block; the vision's states.
 
@@ -140,7 +141,7 @@ class SmolVLA(nn.Module):
         return self.action_time_mlp_out(nn.silu(mixed)).astype(a.dtype)
 
     def _embed_cameras(
-        self, inputs: Mapping[str, Leaf], gates: Gates, *, capture: bool
+        self, inputs: Mapping[str, Leaf], gates: Gates, *, capture: Capture
     ) -> tuple[Array, Array, dict[str, TowerStates]]:
         a = self.architecture
         cameras = cameras_of(a, inputs)
@@ -148,7 +149,7 @@ class SmolVLA(nn.Module):
         images = jnp.stack([model_image(inputs[f"image/{c}"], a.vision.image_size) for c in cameras], axis=1)
         b, count = images.shape[:2]
         images = pinned(images.reshape(b * count, *images.shape[2:]), self.rows)
-        encoded, states = self.vision(images, gates=gates.get("vision"), capture=capture)
+        encoded, states = self.vision(images, gates=gates.get("vision"), capture=bool(capture))
         tokens = self.connector(folded(encoded, a.scale_factor))
         tokens = tokens * jnp.asarray(math.sqrt(a.vlm.width), tokens.dtype)
         masks = jnp.stack([jnp.asarray(inputs[f"image_mask/{camera}"]) for camera in cameras], axis=1)
@@ -174,8 +175,8 @@ class SmolVLA(nn.Module):
         return jnp.take(self.embed_tokens, jnp.asarray(tokens), axis=0).astype(self.architecture.dtype)
 
     def _decode(
-        self, places: Streams, tokens: Streams, gates: Gates, cache: Pair | None = None, *, capture: bool = False
-    ) -> tuple[Streams, Pair, Streams | None]:
+        self, places: Streams, tokens: Streams, gates: Gates, cache: Pair | None = None, *, capture: Capture = False
+    ) -> tuple[Streams, Pair, tuple[Streams, Streams] | None]:
         weights = Streams(self.vlm()[0], self.action()[0])
         decoder = Decoder(self.architecture, places, self.rows, capture)
         own_gates = Streams(gates.get("vlm"), gates.get("action"))

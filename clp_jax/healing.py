@@ -1,0 +1,393 @@
+"""Heal a cut in closed form, without training: kept blocks learn to write what the removed ones would have written.
+
+Where blocks i to j - 1 go, a block that expects state j of the full model is given state i. The block before the gap
+ends in two products with weights, one of its attention and one of its feed-forward, and what it writes into the stream
+is linear in these weights. So least squares over calibration data finds the change of the weights after which the block
+ends in state j: first in its attention, then, with that healed, in its feed-forward. Gaps are healed in the order in
+which data flows, each on the model as it is by then, so that a later one also mends what is left of an earlier one.
+
+The targets are states of the full model on the same observations, noise and times. Shapes, names and dtypes of all
+leaves stay: what is healed is as valid a checkpoint as what was only cut. ReplaceMe (arXiv 2505.02819) folds a linear
+map of the feed-forward's output into the same weights; here the weights themselves are fitted, and the attention's too.
+"""
+
+import dataclasses
+import functools
+import math
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from clp_jax.aliases import Array, Tree
+from clp_jax.data import CalibrationData, arrange
+from clp_jax.errors import InputError
+from clp_jax.least_squares import Sums, fit, sums_of
+from clp_jax.loading import LoadedModel
+from clp_jax.models import Architecture, Gates, Rows, blocks_of, build, family_of
+from clp_jax.models.layers.gating import repeated
+from clp_jax.plan import PrunePlan
+from clp_jax.prune import Changes, apply_plan
+from clp_jax.sensitivity import make_loss
+from clp_jax.sharding import batch_sharding, parameter_shardings
+from clp_jax.similarity import CalibrationBatch, batches
+from clp_jax.trees import flatten, unflatten
+
+RIDGES = (0.01, 0.1, 1.0)
+"""Strengths of regularisation that are tried at every gap; held-out episodes choose among them."""
+
+DRAWS = 4
+"""Draws of noise and time for every observation, which share one pass over what does not depend on them."""
+
+_ROUNDS_OF_GATED = 3
+"""Fits of a branch whose gates differ from token to token, where one fit does not reach the least squares."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Gap:
+    """Removed blocks of one tower that follow each other, and what was done about them.
+
+    Attributes:
+      tower: whose blocks.
+      removed: the blocks.
+      block: the kept block before them, in the full model's numbers; None where the first blocks go.
+      before: distance of the stream after that block from what the next one expects, on held-out data, in units of the
+        latter's norm; NaN where it was not measured.
+      after: the same, healed.
+      ridges: strength of regularisation chosen for each branch that was changed.
+      why_not: why it was left alone, wholly; None if it was healed.
+    """
+
+    tower: str
+    removed: tuple[int, ...]
+    block: int | None
+    before: float = math.nan
+    after: float = math.nan
+    ridges: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    why_not: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON values."""
+        found = dataclasses.asdict(self)
+        return {key: None if isinstance(x, float) and math.isnan(x) else x for key, x in found.items()}
+
+
+@dataclasses.dataclass(frozen=True)
+class Healed:
+    """A healed cut.
+
+    Attributes:
+      gaps: in the order in which data flows.
+      changes: of the pruned model's parameters.
+      full: loss of the full model on the held-out data.
+      pruned: loss of the model that is only cut.
+      healed: loss of the healed one; if it were larger than ``pruned``, there are no changes.
+      params: of the healed model, on the mesh.
+    """
+
+    gaps: tuple[Gap, ...]
+    changes: Changes
+    full: float
+    pruned: float
+    healed: float
+    params: Tree
+
+    @property
+    def won_back(self) -> float:
+        """Share of the loss that the cut added which healing takes away again; NaN where the cut added none."""
+        added = self.pruned - self.full
+        return (self.pruned - self.healed) / added if added > 0 else math.nan
+
+
+def gaps_of(architecture: Architecture, plan: PrunePlan) -> list[Gap]:
+    """The gaps of a plan, towers in the order in which data flows."""
+    found = []
+    for tower in architecture.towers:
+        removed = plan.removed(tower.name)
+        runs = np.split(np.array(removed, int), np.flatnonzero(np.diff(removed) > 1) + 1) if removed else []
+        for run in runs:
+            first, last = int(run[0]), int(run[-1])
+            why_not = None
+            if not any(write.tower == tower.name for write in family_of(architecture).WRITES):
+                why_not = "this tower is not healed"
+            elif first == 0:
+                why_not = "no block before it could be changed"
+            elif last + 1 in tower.incomparable:
+                why_not = "nothing compares with the state behind it"
+            found.append(Gap(tower.name, tuple(run.tolist()), None if first == 0 else first - 1, why_not=why_not))
+    return found
+
+
+def heal(
+    model: LoadedModel,
+    plan: PrunePlan,
+    calibration: CalibrationData,
+    held_out: CalibrationData,
+    *,
+    draws: int = DRAWS,
+    batch_size: int = 1,
+    progress: Callable[[Iterable[Any], int], Iterable[Any]] = lambda steps, _: steps,
+) -> Healed:
+    """Fit the blocks before the gaps of a cut to what the full model does.
+
+    Args:
+      model: the full model.
+      plan: the cut.
+      calibration: observations to fit on.
+      held_out: observations of other episodes, by which the regularisation is chosen and the result judged; a branch
+        that would do worse on them is left alone.
+      draws: of noise and time for each observation.
+      batch_size: observations of one forward pass, rounded up to a multiple of the number of devices.
+      progress: wraps the iterator of fits, of which there are so many.
+
+    Returns:
+      The changed leaves and what each gap won. Memory: both models, and for the widest branch of f channels four
+      matrices [f, f] in float32.
+
+    Raises:
+      InputError: the plan removes nothing.
+    """
+    if not any(plan.removed(name) for name in plan.towers):
+        raise InputError("the plan removes nothing, so there is nothing to heal.")
+    work = _Work(model, plan, calibration, held_out, draws, batch_size)
+    before = work.loss()
+    gaps = {(gap.tower, gap.block): gap for gap in work.gaps}
+    for towers, block, branch in progress(work.fits, len(work.fits)):
+        for tower, fitted in work.fit(towers, block, branch).items():
+            gap = gaps[tower, block]
+            gaps[tower, block] = dataclasses.replace(
+                gap,
+                before=fitted.before if math.isnan(gap.before) else gap.before,
+                after=fitted.after,
+                ridges=gap.ridges | ({} if fitted.ridge is None else {branch: fitted.ridge}),
+            )
+    after = work.loss()
+    done = tuple(gaps.values())
+    if after < before:
+        done = tuple(gap if gap.ridges or gap.why_not else dataclasses.replace(gap, why_not=_WORSE) for gap in done)
+        leaves = work.changed
+    else:
+        done = tuple(
+            dataclasses.replace(gap, after=gap.before, ridges={}, why_not=gap.why_not or _WORSE) for gap in done
+        )
+        leaves, after, work.params = {}, before, work.pruned
+    record = {
+        "gaps": [gap.to_json() for gap in done],
+        "observations": len(calibration),
+        "held_out": len(held_out),
+        "data_fingerprint": calibration.fingerprint,
+        "draws": draws,
+        "loss": {"full": work.full_loss(), "pruned": before, "healed": after},
+    }
+    changes = Changes(work.smaller, {path: np.asarray(leaf) for path, leaf in leaves.items()}, record)
+    return Healed(done, changes, record["loss"]["full"], before, after, work.params)
+
+
+_WORSE = "the fit does worse on held-out data"
+
+
+@dataclasses.dataclass(frozen=True)
+class _Fitted:
+    """Distances before and after a fit, and the strength chosen; None if the weights stay."""
+
+    before: float
+    after: float
+    ridge: float | None
+
+
+class _Work:
+    """Both models, their data, and the parameters as far as they are healed."""
+
+    def __init__(
+        self,
+        model: LoadedModel,
+        plan: PrunePlan,
+        calibration: CalibrationData,
+        held_out: CalibrationData,
+        draws: int,
+        batch_size: int,
+    ):
+        self.model, self.plan = model, plan
+        self.smaller = model.architecture.with_depths({name: len(cut.keep) for name, cut in plan.towers.items()})
+        self.pruned = _placed(apply_plan(model.params, plan), model.mesh)
+        self.params = self.pruned
+        self.gaps = gaps_of(model.architecture, plan)
+        self.changed: dict[str, Array] = {}
+        self._data = [with_draws(model.architecture, data, draws) for data in (calibration, held_out)]
+        self._held_out = held_out
+        self._batch_size = batch_size
+
+    @property
+    def fits(self) -> list[tuple[tuple[str, ...], int, str]]:
+        """What is fitted together: towers of one group, the block before their gap, and the branch."""
+        order = [tower.name for tower in self.model.architecture.towers]
+        groups = sorted(self.model.architecture.groups, key=lambda group: order.index(group[0]))
+        writes = family_of(self.model.architecture).WRITES
+        found = []
+        for group in groups:
+            healed = [gap for gap in self.gaps if gap.tower in group and gap.why_not is None]
+            for block in sorted({gap.block for gap in healed if gap.block is not None}):
+                towers = tuple(gap.tower for gap in healed if gap.block == block)
+                branches = dict.fromkeys(write.branch for write in writes if write.tower in towers)
+                found += [(towers, block, branch) for branch in branches]
+        return found
+
+    def fit(self, towers: tuple[str, ...], block: int, branch: str) -> dict[str, _Fitted]:
+        """Fit one branch of a block in all towers of a group, and keep what does better on held-out data."""
+        place = self.plan.towers[towers[0]].keep.index(block)
+        gap = next(gap for gap in self.gaps if gap.tower == towers[0] and gap.block == block)
+        found: dict[str, _Fitted] = {}
+        open_towers = towers
+        for _ in range(_ROUNDS_OF_GATED):
+            calibration, held_out = (
+                self._sums(data, towers, branch, place, gap.removed[-1] + 1) for data in self._data
+            )
+            for tower in open_towers:
+                ridge, change, before, after = fit(calibration[tower], held_out[tower], RIDGES)
+                last = found.get(tower)
+                if ridge is not None:
+                    self._add(tower, branch, place, change)
+                found[tower] = _Fitted(
+                    before if last is None else last.before, after, ridge if ridge is not None else last and last.ridge
+                )
+            open_towers = tuple(tower for tower in open_towers if calibration[tower].gated)
+            if not open_towers:
+                break
+        return found
+
+    def _sums(
+        self, data: CalibrationData, towers: tuple[str, ...], branch: str, place: int, target: int
+    ) -> dict[str, Sums]:
+        step, nothing = sums_step(self.model.architecture, self.smaller, towers, branch, self.model.mesh)
+        models, sums = (self.model.params, self.params), None
+        for batch in self._batches(data):
+            sums = nothing(*models, batch, place, target) if sums is None else sums
+            sums = step(sums, *models, batch, place, target)
+        assert sums is not None
+        return sums
+
+    def _batches(self, data: CalibrationData) -> Iterator[CalibrationBatch]:
+        devices = math.prod(self.model.mesh.shape.values())
+        groups = math.ceil(self._batch_size / devices) * devices
+        return batches(data, arrange(data.episodes, 1), groups, self.model.mesh)
+
+    def _add(self, tower: str, branch: str, place: int, change: Array) -> None:
+        """Add a change [f or f + 1, d] to the weights, and its last row to the bias."""
+        leaves = flatten(self.params)
+        kernel, row = _leaf_of(self.smaller, leaves, tower, branch, place)
+        weights = change[: math.prod(leaves[kernel].shape[1:-1])]
+        leaves[kernel] = self.changed[kernel] = _add_to_row(leaves[kernel], row, weights)
+        if (bias := _bias_of(kernel, leaves)) is not None:
+            leaves[bias] = self.changed[bias] = _add_to_row(leaves[bias], row, change[-1])
+        self.params = unflatten(leaves)
+
+    def loss(self) -> float:
+        """Of the cut model on the held-out data, with the observations' own noise and times."""
+        return make_loss(self.smaller, self.params, self._batches(self._held_out))(Gates())
+
+    def full_loss(self) -> float:
+        """Of the full model."""
+        return make_loss(self.model.architecture, self.model.params, self._batches(self._held_out))(Gates())
+
+
+def with_draws(architecture: Architecture, data: CalibrationData, draws: int) -> CalibrationData:
+    """The observations with so many fixed draws of noise and time, on an axis behind the batch, if any are drawn."""
+    if "actions" not in data.arrays:
+        return data
+    many = {
+        "actions": np.broadcast_to(data.arrays["actions"][:1], (draws * len(data), *data.arrays["actions"].shape[1:]))
+    }
+    drawn = family_of(architecture).fixed_draw(architecture, many)
+    # Neighbours in the sequence of times are far apart, so an observation's own draws cover all of them.
+    per_observation = {key: x.reshape(len(data), draws, *x.shape[1:]) for key, x in drawn.items()}
+    return dataclasses.replace(data, arrays=data.arrays | per_observation)
+
+
+@functools.lru_cache(maxsize=8)
+def sums_step(architecture: Architecture, smaller: Architecture, towers: tuple[str, ...], branch: str, mesh: Any):
+    """The compiled program that adds a batch to the sums of a fit, and a function that gives sums of nothing.
+
+    Both take the parameters of the full model and of the cut one, a `CalibrationBatch`, the block's place in the cut
+    model and the number of the state in which it should end; the first takes sums before them.
+    """
+    of_batch = functools.partial(_batch_sums, architecture, smaller, towers, branch, batch_sharding(mesh))
+
+    @functools.partial(jax.jit, donate_argnums=0)
+    def step(sums: dict[str, Sums], *inputs: Any) -> dict[str, Sums]:
+        added = of_batch(*inputs)
+        added = jax.lax.with_sharding_constraint(added, parameter_shardings(added, mesh))
+        return jax.tree.map(jnp.add, sums, added)
+
+    def nothing(*inputs: Any) -> dict[str, Sums]:
+        shapes = jax.eval_shape(of_batch, *inputs)
+        zeros = functools.partial(jax.tree.map, lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+        return jax.jit(zeros, out_shardings=parameter_shardings(shapes, mesh))()
+
+    return step, nothing
+
+
+def _batch_sums(
+    architecture: Architecture,
+    smaller: Architecture,
+    towers: tuple[str, ...],
+    branch: str,
+    rows: Rows,
+    full: Tree,
+    params: Tree,
+    batch: CalibrationBatch,
+    place: Array,
+    target: Array,
+) -> dict[str, Sums]:
+    family = family_of(architecture)
+    _, expected = family.forward(build(architecture, rows), full, batch.inputs, gates=Gates(), capture=True)
+    _, found = family.forward(build(smaller, rows), params, batch.inputs, gates=Gates(), capture="writes")
+    leaves, sums = flatten(params), {}
+    for name in towers:
+        tower, write = found[name], found[name].writes[branch]
+        wanted = expected[name].states[target].astype(jnp.float32)
+        error = wanted - tower.states[place + 1].astype(jnp.float32)
+        x = write.x[place].astype(jnp.float32)
+        if any(_bias_of(path, leaves) for path in _kernels(smaller, leaves, name, branch)):
+            x = jnp.concatenate([x, jnp.ones((*x.shape[:-1], 1))], axis=-1)
+        gate = None if write.gate is None else write.gate[place].astype(jnp.float32)
+        valid = tower.valid & repeated(batch.present, tower.valid.shape[0])[:, None]
+        sums[name] = sums_of(x, error, wanted, valid, gate)
+    return sums
+
+
+def _kernels(architecture: Architecture, leaves: Mapping[str, Any], tower: str, branch: str) -> list[str]:
+    """Paths of the last weights in a branch of a tower's blocks: one, or one for each kind of block."""
+    (write,) = (w for w in family_of(architecture).WRITES if (w.tower, w.branch) == (tower, branch))
+    return [path for path in leaves if re.fullmatch(write.kernel, path)]
+
+
+def _leaf_of(
+    architecture: Architecture, leaves: Mapping[str, Any], tower: str, branch: str, block: int
+) -> tuple[str, int]:
+    """Path and row of a block's last weights in a branch."""
+    for path in _kernels(architecture, leaves, tower, branch):
+        blocks = blocks_of(family_of(architecture).STACKS, path, leaves[path].shape[0])
+        if blocks is not None and block in blocks:
+            return path, blocks.index(block)
+    raise AssertionError(f"no leaf holds block {block} of tower {tower}")
+
+
+def _bias_of(kernel: str, leaves: Mapping[str, Any]) -> str | None:
+    """The bias beside a kernel."""
+    bias = re.sub(r"/kernel$", "/bias", kernel)
+    return bias if bias != kernel and bias in leaves else None
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _add_to_row(leaf: Array, row: int, change: Array) -> Array:
+    """Added in float32, then rounded to the leaf's own dtype: later fits see what will be stored."""
+    wide = leaf[row].astype(jnp.float32) + change.reshape(leaf.shape[1:])
+    return leaf.at[row].set(wide.astype(leaf.dtype))
+
+
+def _placed(tree: Tree, mesh: Any) -> Tree:
+    """The tree under openpi's sharding rule."""
+    return jax.tree.map(jax.device_put, tree, parameter_shardings(tree, mesh))
