@@ -58,7 +58,8 @@ class Gap:
         latter's norm; NaN where it was not measured.
       after: the same, healed.
       ridges: strength of regularisation chosen for each branch that was changed.
-      why_not: why it was left alone, wholly; None if it was healed.
+      why_not: why it could not be healed, or was not; None if it was, or if no fit did better on held-out data, when
+        ``ridges`` is empty.
     """
 
     tower: str
@@ -88,7 +89,7 @@ class Healed:
       params: of the healed model, on the mesh.
     """
 
-    gaps: tuple[Gap, ...]
+    gaps: list[Gap]
     changes: Changes
     full: float
     pruned: float
@@ -100,6 +101,9 @@ class Healed:
         """Share of the loss that the cut added which healing takes away again; NaN where the cut added none."""
         added = self.pruned - self.full
         return (self.pruned - self.healed) / added if added > 0 else math.nan
+
+
+_WORSE = "the healed model does worse on held-out data"
 
 
 def gaps_of(architecture: Architecture, plan: PrunePlan) -> list[Gap]:
@@ -152,54 +156,35 @@ def heal(
     """
     if not any(plan.removed(name) for name in plan.towers):
         raise InputError("the plan removes nothing, so there is nothing to heal.")
-    work = _Work(model, plan, calibration, held_out, draws, batch_size)
-    before = work.loss()
-    gaps = {(gap.tower, gap.block): gap for gap in work.gaps}
+    work = Work(model, plan, calibration, held_out, draws=draws, batch_size=batch_size)
+    full, before = work.loss(full=True), work.loss()
     for towers, block, branch in progress(work.fits, len(work.fits)):
-        for tower, fitted in work.fit(towers, block, branch).items():
-            gap = gaps[tower, block]
-            gaps[tower, block] = dataclasses.replace(
-                gap,
-                before=fitted.before if math.isnan(gap.before) else gap.before,
-                after=fitted.after,
-                ridges=gap.ridges | ({} if fitted.ridge is None else {branch: fitted.ridge}),
-            )
+        work.fit(towers, block, branch)
     after = work.loss()
-    done = tuple(gaps.values())
-    if after < before:
-        done = tuple(gap if gap.ridges or gap.why_not else dataclasses.replace(gap, why_not=_WORSE) for gap in done)
-        leaves = work.changed
-    else:
-        done = tuple(
-            dataclasses.replace(gap, after=gap.before, ridges={}, why_not=gap.why_not or _WORSE) for gap in done
-        )
-        leaves, after, work.params = {}, before, work.pruned
+    if not after < before:
+        work.undo()
+        after = before
     record = {
-        "gaps": [gap.to_json() for gap in done],
+        "gaps": [gap.to_json() for gap in work.gaps],
         "observations": len(calibration),
         "held_out": len(held_out),
         "data_fingerprint": calibration.fingerprint,
         "draws": draws,
-        "loss": {"full": work.full_loss(), "pruned": before, "healed": after},
+        "loss": {"full": full, "pruned": before, "healed": after},
     }
-    changes = Changes(work.smaller, {path: np.asarray(leaf) for path, leaf in leaves.items()}, record)
-    return Healed(done, changes, record["loss"]["full"], before, after, work.params)
+    leaves = {path: np.asarray(leaf) for path, leaf in work.changed.items()}
+    return Healed(work.gaps, Changes(work.smaller, leaves, record), full, before, after, work.params)
 
 
-_WORSE = "the fit does worse on held-out data"
+class Work:
+    """A cut that is being healed.
 
-
-@dataclasses.dataclass(frozen=True)
-class _Fitted:
-    """Distances before and after a fit, and the strength chosen; None if the weights stay."""
-
-    before: float
-    after: float
-    ridge: float | None
-
-
-class _Work:
-    """Both models, their data, and the parameters as far as they are healed."""
+    Attributes:
+      smaller: architecture of the cut model.
+      params: its parameters, as far as they are healed.
+      changed: leaves that differ from those of the cut, by path.
+      gaps: as far as they are healed.
+    """
 
     def __init__(
         self,
@@ -207,62 +192,74 @@ class _Work:
         plan: PrunePlan,
         calibration: CalibrationData,
         held_out: CalibrationData,
-        draws: int,
-        batch_size: int,
+        *,
+        draws: int = DRAWS,
+        batch_size: int = 1,
     ):
-        self.model, self.plan = model, plan
         self.smaller = model.architecture.with_depths({name: len(cut.keep) for name, cut in plan.towers.items()})
-        self.pruned = _placed(apply_plan(model.params, plan), model.mesh)
-        self.params = self.pruned
-        self.gaps = gaps_of(model.architecture, plan)
+        self.params = self._cut = _placed(apply_plan(model.params, plan), model.mesh)
         self.changed: dict[str, Array] = {}
+        self.gaps = gaps_of(model.architecture, plan)
+        self._model, self._plan = model, plan
         self._data = [with_draws(model.architecture, data, draws) for data in (calibration, held_out)]
         self._held_out = held_out
-        self._batch_size = batch_size
+        devices = math.prod(model.mesh.shape.values())
+        self._batch = math.ceil(batch_size / devices) * devices
 
     @property
     def fits(self) -> list[tuple[tuple[str, ...], int, str]]:
-        """What is fitted together: towers of one group, the block before their gap, and the branch."""
-        order = [tower.name for tower in self.model.architecture.towers]
-        groups = sorted(self.model.architecture.groups, key=lambda group: order.index(group[0]))
-        writes = family_of(self.model.architecture).WRITES
+        """What is fitted together: towers of one group, the block before their gap, and the branch; in order."""
+        order = list(self._model.architecture.depths)
+        groups = sorted(self._model.architecture.groups, key=lambda group: order.index(group[0]))
+        writes = family_of(self._model.architecture).WRITES
         found = []
         for group in groups:
-            healed = [gap for gap in self.gaps if gap.tower in group and gap.why_not is None]
-            for block in sorted({gap.block for gap in healed if gap.block is not None}):
-                towers = tuple(gap.tower for gap in healed if gap.block == block)
+            open_gaps = [gap for gap in self.gaps if gap.tower in group and gap.why_not is None]
+            for block in sorted({gap.block for gap in open_gaps if gap.block is not None}):
+                towers = tuple(gap.tower for gap in open_gaps if gap.block == block)
                 branches = dict.fromkeys(write.branch for write in writes if write.tower in towers)
                 found += [(towers, block, branch) for branch in branches]
         return found
 
-    def fit(self, towers: tuple[str, ...], block: int, branch: str) -> dict[str, _Fitted]:
-        """Fit one branch of a block in all towers of a group, and keep what does better on held-out data."""
-        place = self.plan.towers[towers[0]].keep.index(block)
-        gap = next(gap for gap in self.gaps if gap.tower == towers[0] and gap.block == block)
-        found: dict[str, _Fitted] = {}
-        open_towers = towers
+    def fit(self, towers: tuple[str, ...], block: int, branch: str) -> None:
+        """Fit one branch of a block in all these towers, and keep what does better on held-out data."""
+        place = self._plan.towers[towers[0]].keep.index(block)
+        target = next(gap for gap in self.gaps if gap.tower == towers[0] and gap.block == block).removed[-1] + 1
         for _ in range(_ROUNDS_OF_GATED):
-            calibration, held_out = (
-                self._sums(data, towers, branch, place, gap.removed[-1] + 1) for data in self._data
-            )
-            for tower in open_towers:
+            calibration, held_out = (self._sums(data, towers, branch, place, target) for data in self._data)
+            for tower in towers:
                 ridge, change, before, after = fit(calibration[tower], held_out[tower], RIDGES)
-                last = found.get(tower)
                 if ridge is not None:
                     self._add(tower, branch, place, change)
-                found[tower] = _Fitted(
-                    before if last is None else last.before, after, ridge if ridge is not None else last and last.ridge
-                )
-            open_towers = tuple(tower for tower in open_towers if calibration[tower].gated)
-            if not open_towers:
+                self._note(tower, block, branch, ridge, before, after)
+            towers = tuple(tower for tower in towers if calibration[tower].gated)
+            if not towers:
                 break
-        return found
+
+    def undo(self) -> None:
+        """Leave the cut as it was."""
+        self.params, self.changed = self._cut, {}
+        self.gaps = [
+            dataclasses.replace(gap, after=gap.before, ridges={}, why_not=gap.why_not or _WORSE) for gap in self.gaps
+        ]
+
+    def loss(self, *, full: bool = False) -> float:
+        """Of the cut model, as far as it is healed, or of the full one, on the held-out data's own noise and times."""
+        models = (self._model.architecture, self._model.params), (self.smaller, self.params)
+        return make_loss(*models[0 if full else 1], self._batches(self._held_out))(Gates())
+
+    def _note(self, tower: str, block: int, branch: str, ridge: float | None, before: float, after: float) -> None:
+        number = next(i for i, gap in enumerate(self.gaps) if (gap.tower, gap.block) == (tower, block))
+        gap = self.gaps[number]
+        ridges = dict(gap.ridges) | ({} if ridge is None else {branch: ridge})
+        before = before if math.isnan(gap.before) else gap.before
+        self.gaps[number] = dataclasses.replace(gap, before=before, after=after, ridges=ridges)
 
     def _sums(
         self, data: CalibrationData, towers: tuple[str, ...], branch: str, place: int, target: int
     ) -> dict[str, Sums]:
-        step, nothing = sums_step(self.model.architecture, self.smaller, towers, branch, self.model.mesh)
-        models, sums = (self.model.params, self.params), None
+        step, nothing = sums_step(self._model.architecture, self.smaller, towers, branch, self._model.mesh)
+        models, sums = (self._model.params, self.params), None
         for batch in self._batches(data):
             sums = nothing(*models, batch, place, target) if sums is None else sums
             sums = step(sums, *models, batch, place, target)
@@ -270,9 +267,7 @@ class _Work:
         return sums
 
     def _batches(self, data: CalibrationData) -> Iterator[CalibrationBatch]:
-        devices = math.prod(self.model.mesh.shape.values())
-        groups = math.ceil(self._batch_size / devices) * devices
-        return batches(data, arrange(data.episodes, 1), groups, self.model.mesh)
+        return batches(data, arrange(data.episodes, 1), self._batch, self._model.mesh)
 
     def _add(self, tower: str, branch: str, place: int, change: Array) -> None:
         """Add a change [f or f + 1, d] to the weights, and its last row to the bias."""
@@ -283,14 +278,6 @@ class _Work:
         if (bias := _bias_of(kernel, leaves)) is not None:
             leaves[bias] = self.changed[bias] = _add_to_row(leaves[bias], row, change[-1])
         self.params = unflatten(leaves)
-
-    def loss(self) -> float:
-        """Of the cut model on the held-out data, with the observations' own noise and times."""
-        return make_loss(self.smaller, self.params, self._batches(self._held_out))(Gates())
-
-    def full_loss(self) -> float:
-        """Of the full model."""
-        return make_loss(self.model.architecture, self.model.params, self._batches(self._held_out))(Gates())
 
 
 def with_draws(architecture: Architecture, data: CalibrationData, draws: int) -> CalibrationData:

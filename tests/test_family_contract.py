@@ -404,3 +404,36 @@ def test_an_openpi_checkpoint_written_again_is_the_same_model(tmp_path):
     plan = plan_of_blocks(arch, kept(arch, cases.removal(arch, arch.groups[0])))
     prune_checkpoint(read_spec(tmp_path / "run"), plan, tmp_path / "cut")
     assert_bit_equal(apply_plan(released.params, plan), load_model(tmp_path / "cut", dtype="float32").params)
+
+
+# Healing
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_blocks_add_to_a_stream_is_their_writes_times_the_last_weights(kind):
+    arch = cases.architecture(kind)
+    family, params = family_of(arch), cases.params(arch)
+    forward = cases.compiled_quickly(
+        lambda p, x: family.forward(family.build(arch), p, x, gates=Gates(), capture="writes")[1]
+    )
+    towers, leaves = forward(params, cases.inputs(arch)), flatten(params)
+    healed = {write.tower for write in family.WRITES} & set(arch.depths)
+    assert healed == {tower.name for tower in arch.towers if not tower.optional}
+    for name in healed:
+        tower = towers[name]
+        added = np.zeros_like(tower.states[1:])
+        for write in (write for write in family.WRITES if write.tower == name):
+            x, gate = tower.writes[write.branch]
+            for path in (path for path in leaves if re.fullmatch(write.kernel, path)):
+                bias = leaves.get(re.sub("/kernel$", "/bias", path)) if path.endswith("/kernel") else None
+                for row, block in enumerate(stack_of(family.STACKS, path).blocks(len(leaves[path]))):
+                    product = x[block] @ leaves[path][row].reshape(x.shape[-1], -1)
+                    product = product if bias is None else product + bias[row]
+                    added[block] += product if gate is None else product * gate[block]
+        comparable = [i for i in range(arch.depths[name]) if i + 1 not in arch_tower(arch, name).incomparable]
+        assert comparable
+        assert_same(added[comparable], np.diff(tower.states, axis=0)[comparable])
+
+
+def arch_tower(arch, name):
+    return next(tower for tower in arch.towers if tower.name == name)

@@ -124,6 +124,7 @@ def _healed(measured: _Measured, plan: PrunePlan, config: Prune, console: Consol
         table.add_column(column, justify="right" if column in ("cut", "healed") else "left")
     for gap in healed.gaps:
         after = f"left alone: {gap.why_not}" if gap.why_not else f"{gap.after:.1%}"
+        after = after if gap.why_not or gap.ridges else "left alone: every fit does worse"
         before = "" if math.isnan(gap.before) else f"{gap.before:.1%}"
         table.add_row(escape(gap.tower), " ".join(map(str, gap.removed)), before, after)
     console.print(table)

@@ -125,9 +125,15 @@ def tensors_from(
       spec: a folder of the same kind of model, perhaps of other depths.
       architecture: of the model.
       leaves: whole leaves by path.
+
+    Raises:
+      InputError: a leaf is not one of the model's, or of another shape.
     """
-    family = family_of(architecture)
-    layout = family.stored_layout(flatten(abstract_params(architecture)), spec.tensors)
+    family, known = family_of(architecture), flatten(abstract_params(architecture))
+    for path, leaf in leaves.items():
+        if path not in known or known[path].shape != leaf.shape:
+            raise InputError(f"{path} of shape {leaf.shape} is no leaf of the healed model.")
+    layout = family.stored_layout(known, spec.tensors)
     stacked = functools.partial(blocks_of, family.STACKS)
 
     def parts(path: str) -> Iterator[np.ndarray]:

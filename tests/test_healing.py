@@ -1,0 +1,247 @@
+"""A healed cut against fits that are made by hand, and what is written of it."""
+
+import json
+import re
+
+import family_cases as cases
+import jax
+import numpy as np
+import pytest
+import toys
+from checkpoints import assert_bit_equal
+from safetensors_folders import GROOT, SMOLVLA
+
+from clp_jax import cli, example
+from clp_jax.analysis import loss_of
+from clp_jax.checkpoint import read_params, read_spec
+from clp_jax.data import CalibrationData, hold_out
+from clp_jax.errors import InputError
+from clp_jax.healing import Work, gaps_of, heal, with_draws
+from clp_jax.loading import LoadedModel, load_model, read_architecture
+from clp_jax.models import Gates, family_of, stack_of
+from clp_jax.models.pi0.processing import CAMERAS
+from clp_jax.plan import PrunePlan
+from clp_jax.planning import plan_of_blocks
+from clp_jax.prune import Changes, apply_plan, prune_checkpoint
+from clp_jax.sharding import make_mesh
+from clp_jax.trees import flatten
+
+
+def toy(kind="pi0", **leaves):
+    """A toy whose blocks change the stream little by little, as those of trained models do."""
+    arch = toys.architecture(kind)
+    flat = flatten(toys.params(arch))
+    for path, leaf in flat.items():
+        if any(re.fullmatch(write.kernel, path) for write in family_of(arch).WRITES):
+            flat[path] = leaf * np.float32(0.3)
+    params = toys.unflatten(flat | leaves)
+    return loaded(arch, params)
+
+
+def loaded(arch, params):
+    """A model that is in no checkpoint."""
+    return LoadedModel(read_spec(example.CHECKPOINT), arch, jax.tree.map(jax.numpy.asarray, params), make_mesh())
+
+
+def plan_of(model, keep):
+    return plan_of_blocks(model.architecture, keep)
+
+
+@pytest.fixture(scope="module")
+def healed():
+    model = toy()
+    plan = plan_of(model, [0, 2])
+    data = toys.data(model.architecture, 96), toys.data(model.architecture, 32, seed=1)
+    return model, plan, data, fitted(model, plan, *data, batch_size=32)
+
+
+def fitted(*case, **settings):
+    """All fits. (What `heal` adds is the loss, which says nothing about models that were never trained.)"""
+    work = Work(*case, **settings)
+    for fit in work.fits:
+        work.fit(*fit)
+    return work
+
+
+def test_gaps_are_named_with_why_they_stay():
+    arch = toys.architecture()
+    plan = PrunePlan.of(
+        "pi0", arch.depths, {"vision": [1], "vlm": [1, 3], "action": [1, 3]}, coupled=(("vlm", "action"),)
+    )
+    assert [(gap.tower, gap.removed, gap.block, gap.why_not) for gap in gaps_of(arch, plan)] == [
+        ("vision", (0,), None, "this tower is not healed"),
+        ("vlm", (0,), None, "no block before it could be changed"),
+        ("vlm", (2,), 1, None),
+        ("action", (0,), None, "no block before it could be changed"),
+        ("action", (2,), 1, None),
+    ]
+    deepest = plan_of_blocks(arch, [0, 1])
+    assert [gap.why_not for gap in gaps_of(arch, deepest)] == ["nothing compares with the state behind it", None]
+
+
+def test_healing_brings_the_stream_closer_and_changes_only_the_last_weights(healed):
+    model, plan, _, work = healed
+    assert [(gap.tower, gap.removed) for gap in work.gaps] == [(t, (b,)) for t in ("vlm", "action") for b in (1, 3)]
+    assert [gap.why_not is None for gap in work.gaps] == [True, False, True, True]
+    assert all(gap.after < 0.95 * gap.before for gap in work.gaps if gap.why_not is None)
+    cut = flatten(apply_plan(model.params, plan))
+    assert set(work.changed) == {write.kernel for write in family_of(model.architecture).WRITES}
+    for path, leaf in flatten(work.params).items():
+        assert (leaf.shape, leaf.dtype) == (cut[path].shape, cut[path].dtype)
+        np.testing.assert_array_equal(leaf, work.changed.get(path, cut[path]))
+    # The VLM's block before the end of the stack is not read: it stays to the bit.
+    for path in ("PaliGemma/llm/layers/mlp/linear", "PaliGemma/llm/layers/attn/attn_vec_einsum/w"):
+        np.testing.assert_array_equal(work.changed[path][1], cut[path][1])
+        assert (work.changed[path][0] != cut[path][0]).any()
+
+
+def test_what_was_fitted_can_be_undone():
+    model = toy()
+    data = toys.data(model.architecture, 16), toys.data(model.architecture, 8, seed=1)
+    work = fitted(model, plan_of(model, [0, 2, 3]), *data, batch_size=16)
+    cut = work.loss()
+    work.undo()
+    assert work.loss() != cut and not work.changed
+    assert all(gap.after == gap.before and gap.why_not and not gap.ridges for gap in work.gaps)
+
+
+def test_the_first_fit_is_the_one_made_by_hand(healed):
+    """The attention of block 0 in the VLM, from states and features of whole forward passes, by NumPy in float64."""
+    model, plan, (data, _), work = healed
+    family, arch = family_of(model.architecture), model.architecture
+    cut = apply_plan(model.params, plan)
+    inputs = {k: v for k, v in with_draws(arch, data, 4).arrays.items() if k != "episode_index"}
+    full = family.forward(family.build(arch), model.params, inputs, gates=Gates(), capture=True)[1]["vlm"]
+    smaller = arch.with_depths({"vlm": 2, "action": 2})
+    small = family.forward(family.build(smaller), cut, inputs, gates=Gates(), capture="writes")[1]["vlm"]
+    valid = np.asarray(small.valid)
+    x = np.asarray(small.writes["attention"].x[0], np.float64)[valid]
+    error = np.asarray(full.states[2] - small.states[1], np.float64)[valid]
+    ridge = next(gap.ridges["attention"] for gap in work.gaps if gap.tower == "vlm")
+    gram = x.T @ x
+    change = np.linalg.solve(gram + ridge * np.diag(np.diag(gram)), x.T @ error)
+    path = "PaliGemma/llm/layers/attn/attn_vec_einsum/w"
+    ours = (np.asarray(work.changed[path])[0] - np.asarray(flatten(cut)[path])[0]).reshape(change.shape)
+    np.testing.assert_allclose(ours, change, atol=1e-3 * np.abs(change).max())
+
+
+def test_a_block_that_does_nothing_leaves_nothing_to_heal():
+    idle = {}
+    for path, leaf in flatten(toys.params(toys.architecture())).items():
+        if any(re.fullmatch(write.kernel, path) for write in family_of(toys.architecture()).WRITES):
+            leaf[1] = 0
+            idle[path] = leaf
+    model = toy(**idle)
+    data = toys.data(model.architecture, 8), toys.data(model.architecture, 8, seed=1)
+    found = heal(model, plan_of(model, [0, 2, 3]), *data, batch_size=8)
+    assert not found.changes.leaves and found.healed == found.pruned
+    assert all(gap.before < 1e-6 for gap in found.gaps)
+
+
+def test_healing_that_makes_the_loss_worse_is_not_done(monkeypatch):
+    model = toy()
+    data = toys.data(model.architecture, 8), toys.data(model.architecture, 8, seed=1)
+    losses = iter([1.0, 2.0, 2.5])
+    monkeypatch.setattr(Work, "loss", lambda self, **_: next(losses))
+    found = heal(model, plan_of(model, [0, 2, 3]), *data, batch_size=8)
+    assert (found.full, found.pruned, found.healed, found.won_back) == (1.0, 2.0, 2.0, 0.0)
+    assert not found.changes.leaves and all("worse on held-out" in gap.why_not for gap in found.gaps)
+
+
+@pytest.mark.parametrize("kind", ["pi05", "pi0_fast", "smolvla", "groot_n15"])
+def test_every_family_is_healed(kind):
+    arch = cases.architecture(kind)
+    params = flatten(cases.params(arch))
+    for path, leaf in params.items():
+        if any(re.fullmatch(write.kernel, path) for write in family_of(arch).WRITES):
+            params[path] = leaf * np.float32(0.3)
+    model = loaded(arch, toys.unflatten(params))
+    group = max(arch.groups, key=lambda group: len(group) + (group[0] == "dit"))
+    tower = next(tower for tower in arch.towers if tower.name == group[0])
+    gone = range(tower.period, 2 * tower.period)
+    keep = {name: [b for b in range(arch.depths[name]) if b not in gone] for name in group}
+    plan = PrunePlan.of(arch.kind, arch.depths, keep, coupled=arch.coupled)
+    arrays = cases.inputs(arch, 48)
+    data = [CalibrationData({k: x[i] for k, x in arrays.items()}, "made up") for i in (slice(36), slice(36, 48))]
+    work = fitted(model, plan, *data, batch_size=12)
+    assert {gap.tower for gap in work.gaps} == set(group)
+    assert all(gap.after < gap.before for gap in work.gaps if gap.why_not is None)
+    assert any(gap.ridges for gap in work.gaps)
+    stacks = family_of(arch).STACKS
+    assert {stack_of(stacks, path).tower for path in work.changed} <= set(group)
+
+
+# The command
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    """The embedded example without four blocks: a model that was trained, so that its loss means something."""
+    folder = tmp_path_factory.mktemp("healed")
+    data = example.observations(96)
+    absent = {}
+    for camera in CAMERAS[1:]:
+        absent[f"image/{camera}"] = np.zeros_like(data.arrays["image/base_0_rgb"])
+        absent[f"image_mask/{camera}"] = np.zeros(96, bool)
+    np.savez(folder / "data.npz", **data.arrays, **absent)
+    flags = ["prune", "--checkpoint", example.CHECKPOINT, "--keep", "0,1,2,3,4,5,6,7,12,13,14,15,16,17", "--out"]
+    assert cli.main([*flags, str(folder / "cut")]) == 0
+    settings = ["--heal", "--data", str(folder / "data.npz"), "--groups-per-batch", "6"]
+    assert cli.main([*flags, str(folder / "healed"), *settings]) == 0
+    return folder
+
+
+def test_a_healed_checkpoint_differs_from_the_cut_one_in_what_was_healed_alone(written):
+    cut, healed = (flatten(read_params(read_spec(written / name))) for name in ("cut", "healed"))
+    assert {path for path in cut if cut[path].tobytes() != healed[path].tobytes()} == {
+        write.kernel for write in family_of(toys.architecture()).WRITES
+    }
+    assert all((leaf.shape, leaf.dtype) == (healed[path].shape, healed[path].dtype) for path, leaf in cut.items())
+    record = json.loads((written / "healed" / "clp.json").read_text())["steps"][-1]["healed"]
+    losses = record["loss"]
+    assert losses["healed"] - losses["full"] < 0.8 * (losses["pruned"] - losses["full"])
+    assert [gap["removed"] for gap in record["gaps"]] == 2 * [[8, 9, 10, 11]]
+    assert cli.main(["inspect", str(written / "healed"), "--verify"]) == 0
+
+
+def test_a_healed_checkpoint_is_the_model_whose_loss_was_recorded(written):
+    model = load_model(str(written / "healed"))
+    record = json.loads((written / "healed" / "clp.json").read_text())["steps"][-1]["healed"]
+    data = example.observations(96)
+    _, rows = hold_out(data.episodes, 0.25, seed=0)
+    assert loss_of(model, data.take(rows))(Gates()) == pytest.approx(record["loss"]["healed"], rel=1e-5)
+
+
+def test_healing_needs_data_and_episodes_to_hold_out(written, tmp_path, capsys):
+    flags = ["prune", "--checkpoint", example.CHECKPOINT, "--keep", "0,1,2", "--heal", "--out", str(tmp_path / "out")]
+    assert cli.main(flags) == 2
+    assert "--heal needs observations" in capsys.readouterr().err
+    assert cli.main([*flags, "--data", str(written / "data.npz"), "--holdout-ratio", "0"]) == 2
+    assert "held out" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("folder", "vlm", "tower"), [(SMOLVLA, "vlm", "action"), (GROOT, "eagle", "dit")], ids=["smolvla", "groot"]
+)
+def test_folders_of_safetensors_take_healed_leaves_into_their_own_files(folder, vlm, tower, tmp_path):
+    spec, vlm_config = read_spec(str(folder)), str(folder.parent / vlm)
+    arch = read_architecture(spec, vlm_config=vlm_config)
+    group = next(group for group in arch.groups if tower in group)
+    keep = {name: [b for b in range(arch.depths[name]) if b not in (2, 3)] for name in group}
+    plan = PrunePlan.of(arch.kind, arch.depths, keep, coupled=arch.coupled)
+    prune_checkpoint(spec, plan, tmp_path / "cut")
+    plain = flatten(load_model(str(tmp_path / "cut"), vlm_config=vlm_config).params)
+    last = [write.kernel for write in family_of(arch).WRITES if write.tower == tower]
+    leaves = {p: np.asarray(x) * 2 for p, x in plain.items() if any(re.fullmatch(kernel, p) for kernel in last)}
+    assert len(leaves) == 4  # attention and feed-forward of both kinds of blocks
+    smaller = arch.with_depths({name: len(blocks) for name, blocks in keep.items()})
+    prune_checkpoint(spec, plan, tmp_path / "healed", changes=Changes(smaller, leaves, {"gaps": []}))
+    assert {p.name for p in (tmp_path / "cut").iterdir()} == {p.name for p in (tmp_path / "healed").iterdir()}
+    read = flatten(load_model(str(tmp_path / "healed"), vlm_config=vlm_config).params)
+    assert_bit_equal(*(toys.unflatten(tree) for tree in (plain | leaves, read)))
+    assert cli.main(["inspect", str(tmp_path / "healed"), "--verify"]) == 0
+    wrong = {path: leaf[:1] for path, leaf in leaves.items()}
+    with pytest.raises(InputError, match="of the healed model"):
+        prune_checkpoint(spec, plan, tmp_path / "wrong", changes=Changes(smaller, wrong, {}))
+    assert not (tmp_path / "wrong").exists()
