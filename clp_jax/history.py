@@ -21,6 +21,7 @@ class Step:
       removed: per tower the blocks that went, in the source's numbers; None if it was no pruning.
       steps: of training, as asked for; None if it was none.
       data: that were used, if any.
+      healed: the record of the healing of a cut, None if it was not healed.
       plan: of a pruning, JSON values.
     """
 
@@ -31,6 +32,7 @@ class Step:
     removed: dict[str, tuple[int, ...]] | None
     steps: int | None
     data: str | None
+    healed: dict[str, Any] | None = None
     plan: dict[str, Any] | None
 
 
@@ -90,5 +92,6 @@ def _step(step: Mapping[str, Any]) -> Step:
         removed=None if plan is None else {name: tower.removed for name, tower in plan.towers.items()},
         steps=config.get("steps") if isinstance(config.get("steps"), int) else None,
         data=None if data is None else " + ".join(map(str, data if isinstance(data, list) else [data])),
+        healed=step.get("healed"),
         plan=None if plan is None else plan.to_json(),
     )

@@ -102,6 +102,20 @@ def training_record(
     return Record(PrunePlan.from_json(previous["plan"]), (*previous.get("steps", ()), step), dict(training))
 
 
+def healing(healed: Mapping[str, Any]) -> str:
+    """The record of a healing in a phrase.
+
+    >>> healing({"observations": 64, "gaps": [{"ridges": {"mlp": 0.1}}, {"ridges": {}}], "loss": {"pruned": 2, "healed": 1}})
+    'healed at 1 of 2 gaps on 64 observations, held-out loss 2.0000 to 1.0000'
+    """
+    gaps, loss = healed.get("gaps") or [], healed.get("loss") or {}
+    count = sum(bool(gap.get("ridges")) for gap in gaps)
+    text = f"healed at {count} of {len(gaps)} gaps on {healed.get('observations')} observations"
+    if not {"pruned", "healed"} <= loss.keys():
+        return text
+    return f"{text}, held-out loss {loss['pruned']:.4f} to {loss['healed']:.4f}"
+
+
 def was_trained(record: Mapping[str, Any] | None) -> bool:
     """Whether a fine-tuning of ours made the checkpoint what it is."""
     return _last_training(record) is not None

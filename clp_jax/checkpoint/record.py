@@ -11,7 +11,14 @@ from clp_jax.plan import PrunePlan
 
 SCHEMA = 1
 _LENGTHS = ("action_horizon", "max_token_len")
-_OF_STEPS = {"source": str, "source_fingerprint": str, "criterion": str, "config": dict, "calibration": dict}
+_OF_STEPS = {
+    "source": str,
+    "source_fingerprint": str,
+    "criterion": str,
+    "config": dict,
+    "calibration": dict,
+    "healed": dict,
+}
 
 
 def read_record(file: epath.Path) -> dict[str, Any]:
@@ -57,6 +64,11 @@ def _check_step(step: Any, where: str) -> None:
             raise InputError(f"{key} of {where} is {config[key]}")
     if not isinstance(config.get("state_in_prompt"), bool | None):
         raise InputError(f"state_in_prompt of {where} is {config['state_in_prompt']!r}")
+    healed = step.get("healed") or {}
+    for gap in typed(healed.get("gaps", []), list, f"gaps of {where}"):
+        typed(gap, dict, f"a gap of {where}")
+    for name, loss in typed(healed.get("loss", {}), dict, f"loss of {where}").items():
+        typed(loss, float, f"{name} loss of {where}")
     if step.get("plan") is not None:
         try:
             PrunePlan.from_json(step["plan"])

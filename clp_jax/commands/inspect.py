@@ -24,6 +24,7 @@ from clp_jax.errors import InputError
 from clp_jax.history import Step
 from clp_jax.inspecting import Inspection, Part, inspect_checkpoint
 from clp_jax.progress import progress
+from clp_jax.provenance import healing
 
 _SHOWN = 12
 _NAMES_SHOWN = 5
@@ -175,7 +176,8 @@ def _step(step: Step) -> str:
     lists = _alike({tower: blocks for tower, blocks in step.removed.items() if blocks})
     gone = "; ".join(f"{_words(towers)} without {_numbers(blocks)}" for blocks, towers in lists)
     chosen = "" if step.criterion is None else f", chosen by {step.criterion}{data}"
-    return f"{_DONE.get(step.command, step.command)}{source}: {gone or 'nothing removed'}{chosen}"
+    healed = "" if step.healed is None else f"; {healing(step.healed)}"
+    return f"{_DONE.get(step.command, step.command)}{source}: {gone or 'nothing removed'}{chosen}{healed}"
 
 
 def _compared(comparison: Comparison, here: str) -> Iterable[str]:

@@ -11,6 +11,7 @@ from clp_jax.export.weights import Weights
 from clp_jax.flops import parameter_count, sample_flops
 from clp_jax.models import Architecture, family_of, views
 from clp_jax.processing.conventions import Conventions
+from clp_jax.provenance import healing
 
 _CAMERAS = 3
 
@@ -99,6 +100,8 @@ def _reason(step: Mapping[str, Any]) -> str:
     if loss := data.get("loss"):
         text += f" Loss on {loss['data']} data before any fine-tuning: {loss['full']:.4f} with all blocks, "
         text += f"{loss['pruned']:.4f} without those removed."
+    if step.get("healed"):
+        text += f" Then {healing(step['healed'])}."
     groups = (step["plan"].get("scores") or {}).items()
     lines = [line for name, found in groups if isinstance(found, Mapping) for line in _scores(name, found)]
     return text + ("\n\n" + "\n".join(lines) if lines else "")
