@@ -105,7 +105,8 @@ def training_record(
 def healing(healed: Mapping[str, Any]) -> str:
     """The record of a healing in a phrase.
 
-    >>> healing({"observations": 64, "gaps": [{"ridges": {"mlp": 0.1}}, {"ridges": {}}], "loss": {"pruned": 2, "healed": 1}})
+    >>> gaps = [{"ridges": {"mlp": 0.1}}, {"ridges": {}}]
+    >>> healing({"observations": 64, "gaps": gaps, "loss": {"pruned": 2, "healed": 1}})
     'healed at 1 of 2 gaps on 64 observations, held-out loss 2.0000 to 1.0000'
     """
     gaps, loss = healed.get("gaps") or [], healed.get("loss") or {}

@@ -64,13 +64,16 @@ def _check_step(step: Any, where: str) -> None:
             raise InputError(f"{key} of {where} is {config[key]}")
     if not isinstance(config.get("state_in_prompt"), bool | None):
         raise InputError(f"state_in_prompt of {where} is {config['state_in_prompt']!r}")
-    healed = step.get("healed") or {}
-    for gap in typed(healed.get("gaps", []), list, f"gaps of {where}"):
-        typed(gap, dict, f"a gap of {where}")
-    for name, loss in typed(healed.get("loss", {}), dict, f"loss of {where}").items():
-        typed(loss, float, f"{name} loss of {where}")
+    _check_healed(step.get("healed") or {}, where)
     if step.get("plan") is not None:
         try:
             PrunePlan.from_json(step["plan"])
         except InputError as error:
             raise InputError(f"{where}: {error}") from None
+
+
+def _check_healed(healed: dict[str, Any], where: str) -> None:
+    for gap in typed(healed.get("gaps", []), list, f"gaps of {where}"):
+        typed(gap, dict, f"a gap of {where}")
+    for name, loss in typed(healed.get("loss", {}), dict, f"loss of {where}").items():
+        typed(loss, float, f"{name} loss of {where}")
