@@ -32,7 +32,7 @@ class Step:
     removed: dict[str, tuple[int, ...]] | None
     steps: int | None
     data: str | None
-    healed: dict[str, Any] | None = None
+    healed: dict[str, Any] | None
     plan: dict[str, Any] | None
 
 

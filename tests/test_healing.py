@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import family_cases as cases
 import jax
@@ -22,6 +23,7 @@ from clp_jax.models import Gates, family_of, stack_of
 from clp_jax.models.pi0.processing import CAMERAS
 from clp_jax.plan import PrunePlan
 from clp_jax.planning import plan_of_blocks
+from clp_jax.provenance import healing
 from clp_jax.prune import Changes, apply_plan, prune_checkpoint
 from clp_jax.sharding import make_mesh
 from clp_jax.trees import flatten
@@ -245,3 +247,20 @@ def test_folders_of_safetensors_take_healed_leaves_into_their_own_files(folder, 
     with pytest.raises(InputError, match="of the healed model"):
         prune_checkpoint(spec, plan, tmp_path / "wrong", changes=Changes(smaller, wrong, {}))
     assert not (tmp_path / "wrong").exists()
+
+
+@pytest.mark.parametrize("healed", [[], {"gaps": {}}, {"gaps": [3]}, {"loss": []}, {"loss": {"pruned": "much"}}])
+def test_a_damaged_record_of_healing_is_named(written, tmp_path, healed, capsys):
+    copy = tmp_path / "copy"
+    shutil.copytree(written / "healed", copy)
+    record = json.loads((copy / "clp.json").read_text())
+    record["steps"][-1]["healed"] = healed
+    (copy / "clp.json").write_text(json.dumps(record))
+    code, said = cli.main(["inspect", str(copy)]), capsys.readouterr()
+    assert (code == 2 and "clp.json is damaged" in said.err) or healed == []
+
+
+def test_inspect_says_what_was_healed(written, capsys):
+    assert cli.main(["inspect", str(written / "healed"), "--json"]) == 0
+    (step,) = [step for step in json.loads(capsys.readouterr().out)["history"] if step["command"] == "prune"]
+    assert healing(step["healed"]).startswith("healed at 2 of 2 gaps on 56 observations, held-out loss")

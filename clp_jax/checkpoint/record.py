@@ -76,4 +76,5 @@ def _check_healed(healed: dict[str, Any], where: str) -> None:
     for gap in typed(healed.get("gaps", []), list, f"gaps of {where}"):
         typed(gap, dict, f"a gap of {where}")
     for name, loss in typed(healed.get("loss", {}), dict, f"loss of {where}").items():
-        typed(loss, float, f"{name} loss of {where}")
+        if not isinstance(loss, int | float) or isinstance(loss, bool):
+            raise InputError(f"{name} loss of {where} is {loss!r}")

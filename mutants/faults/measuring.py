@@ -141,4 +141,34 @@ MUTANTS: list[Mutant] = [
             '"vl": ("action_head_cfg", "diffusion_model_cfg", "num_layers")',
         ),
     ),
+    *faults(
+        "clp_jax/least_squares.py",
+        "tests/test_least_squares.py",
+        ("fit-no-ridge", "+ ridge * jnp.eye(len(scale))", "+ 1e-7 * jnp.eye(len(scale))"),
+        ("fit-reads-padding", "(jnp.where(counted > 0, y, 0.0) for y in (x, error, wanted))", "(x, error, wanted)"),
+        ("fit-chosen-on-its-own-data", "_tried(sums, held_out, strength)", "_tried(sums, sums, strength)"),
+        ("fit-held-out-error-once", "held_out.error - 2 * jnp.sum", "held_out.error - jnp.sum"),
+        (
+            "fit-forgets-gates",
+            "change = change * jnp.where(per_channel > 0",
+            "change = change + 0 * jnp.where(per_channel > 0",
+        ),
+    ),
+    *faults(
+        "clp_jax/healing.py",
+        "tests/test_healing.py",
+        ("heal-own-state", "tower.states[place + 1]", "tower.states[place]"),
+        ("heal-one-state-early", "expected[name].states[target]", "expected[name].states[target - 1]"),
+        (
+            "heal-cut-model-as-target",
+            "build(architecture, rows), full,",
+            "build(architecture, rows), jax.tree.map(jnp.zeros_like, full),",
+        ),
+        ("heal-worse-is-kept", "if not after < before:", "if False:"),
+        (
+            "heal-first-round-only-in-params",
+            "leaves[kernel] = self.changed[kernel] = _add",
+            "self.changed[kernel] = _add",
+        ),
+    ),
 ]
