@@ -8,6 +8,7 @@ import json
 
 import jax
 import jax.numpy as jnp
+import msgpack
 import numpy as np
 import pytest
 import smolvla_recordings
@@ -24,6 +25,7 @@ from clp_jax.models.pi0 import architecture_of
 from clp_jax.models.pi0.robots import ALOHA, ALOHA_SIM, DROID, LIBERO, METAWORLD
 from clp_jax.processing import norm_stats
 from clp_jax.processing.norm_stats import NormStats
+from clp_jax.serving import wire
 from clp_jax.serving.policy import Policy, buckets
 from clp_jax.serving.requests import ModelRequests, RobotRequests, flat
 
@@ -145,6 +147,21 @@ def test_bytes_of_a_prompt_and_a_gripper_of_true_or_false_are_read():
         np.testing.assert_equal(inputs, plain)
 
 
+def packed_by_openpis_client(array: np.ndarray) -> np.ndarray:
+    """What the server reads of an array that openpi's msgpack_numpy sends; ours sends no text in arrays."""
+    entries = {"__ndarray__": True, "data": array.tobytes(), "dtype": array.dtype.str, "shape": array.shape}
+    return wire.unpack(msgpack.packb({key.encode(): value for key, value in entries.items()}))
+
+
+def test_a_prompt_may_be_the_one_entry_of_an_array_or_a_list():
+    requests, request = requests_of("libero")
+    text = "schließe die Tür 🚪"
+    expected, _ = requests.inputs(flat(request | {"prompt": text}))
+    arrays = [np.array(text), np.array([text]), np.array([[text]], ">U30"), np.array(text.encode())]
+    for sent in ([text], [text.encode()], *map(packed_by_openpis_client, arrays)):
+        np.testing.assert_equal(requests.inputs(flat(request | {"prompt": sent}))[0], expected)
+
+
 def test_prompt_of_the_robot_stands_in_for_a_missing_one_and_is_no_other_robots_business():
     requests, request = requests_of("aloha-sim")
     request = {key: value for key, value in request.items() if key != "prompt"}
@@ -172,7 +189,10 @@ BAD_LIBERO = {
     "state is str, expected floats": {"observation/state": "home"},
     "state is a ragged list": {"observation/state": [[1.0], [1.0, 2.0]]},
     "state is list, expected": {"observation/state": [None] * 8},
-    "prompt is a list": {"prompt": ["go"]},
+    "prompt has 2 entries, expected one text": {"prompt": ["go", "on"]},
+    "prompt has 0 entries": {"prompt": np.empty(0, "U2")},
+    "prompt is a float": {"prompt": np.zeros(1)},
+    "state is ndarray, expected floats": {"observation/state": np.array(["home"] * 8)},
     "the bytes of prompt are no UTF-8: invalid start byte at byte 0": {"prompt": b"\xff"},
     "holds 'state' twice": {"state": np.zeros(8)},
     "is int, not text": {7: 1},

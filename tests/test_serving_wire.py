@@ -58,7 +58,7 @@ def read_or_complaint(message):
 def test_any_bytes_are_read_or_refused_in_one_line(message):
     value, complaint = read_or_complaint(message)
     assert "\n" not in complaint
-    assert not isinstance(value, np.ndarray) or value.dtype.kind in "biuf"
+    assert not isinstance(value, np.ndarray) or value.dtype.kind in "biufUS"
 
 
 def array_map(**changes):
@@ -74,7 +74,10 @@ REFUSED = {
     "objects": (array_map(dtype="|O"), "send bool, integers or floats"),
     "structure": (array_map(dtype="<f4,<f4"), "send bool, integers or floats"),
     "complex": (array_map(dtype="<c8", shape=[1]), "send bool, integers or floats"),
-    "text": (array_map(dtype="<U2", shape=[1]), "send bool, integers or floats"),
+    "text of no characters": (array_map(dtype="<U2", data=b"\xff" * 8, shape=[1]), "no characters"),
+    "half a pair": (array_map(dtype="<U2", data=b"\0\xd8\0\0" * 2, shape=[1]), "no characters"),
+    "text of no length": (array_map(dtype="<U0", data=b"", shape=[1]), "send bool, integers or floats"),
+    "text as a scalar": (scalar_map("a", "<U1"), "send bool, integers or floats"),
     "dtype is bytes": (array_map(dtype=b"<f4"), "send bool, integers or floats"),
     "too long": (array_map(shape=[2**20, 2**20, 2**20]), "is not 8 bytes long"),
     "negative": (array_map(shape=[-1, -2]), "something other than sizes"),

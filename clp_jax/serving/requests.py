@@ -327,11 +327,17 @@ def _vector(values: Mapping[str, Any], key: str) -> Float[np.ndarray, " d"]:
 
 
 def _text(prompt: Any) -> str:
-    """A prompt: text, or its bytes in UTF-8, which openpi's DROID policy reads as well."""
+    """A prompt: text or its bytes in UTF-8, by itself or the one entry of an array or a list; openpi reads as much."""
+    if isinstance(prompt, np.ndarray) and prompt.size == 1:
+        prompt = prompt.item()
+    elif isinstance(prompt, list) and len(prompt) == 1:
+        prompt = prompt[0]
     try:
         prompt = prompt.decode() if isinstance(prompt, bytes) else prompt
     except UnicodeDecodeError as error:
         raise InputError(f"the bytes of prompt are no UTF-8: {error.reason} at byte {error.start}.") from None
+    if isinstance(prompt, np.ndarray | list):
+        raise InputError(f"prompt has {len(prompt)} entries, expected one text.")
     if not isinstance(prompt, str):
         raise InputError(f"prompt is a {type(prompt).__name__}, expected text.")
     return prompt

@@ -8,6 +8,7 @@ scalar as ``{b"__npgeneric__": True, b"data": <the value>, b"dtype": "<f4"}``: o
 import itertools
 import math
 import re
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,6 +18,8 @@ import numpy as np
 from clp_jax.errors import InputError
 
 _DTYPE = re.compile(r"\|b1|\|?[iu]1|[<>][iu][248]|[<>]f[248]")
+_TEXT = re.compile(r"[<>]U[1-9]\d{0,4}|\|S[1-9]\d{0,4}")
+"""Dtypes of text and of its bytes, which NumPy's users send as a prompt."""
 _ARRAY, _SCALAR = b"__ndarray__", b"__npgeneric__"
 _MAX_ENTRIES = 1024
 """Of one list or map, and lists and maps of one message: bytes are many only inside arrays."""
@@ -89,7 +92,7 @@ def _restored(pairs: dict[Any, Any]) -> Any:
 
 
 def _array(pairs: Mapping[bytes, Any]) -> np.ndarray:
-    data, shape, dtype = pairs.get(b"data"), pairs.get(b"shape"), _dtype(pairs)
+    data, shape, dtype = pairs.get(b"data"), pairs.get(b"shape"), _dtype(pairs, text=True)
     if not isinstance(data, bytes) or not isinstance(shape, list) or len(shape) > _MAX_AXES:
         raise InputError(f"an array needs its bytes and a shape of at most {_MAX_AXES} axes.")
     if not all(type(size) is int and 0 <= size < 2**31 for size in shape):
@@ -99,6 +102,8 @@ def _array(pairs: Mapping[bytes, Any]) -> np.ndarray:
     flat = np.frombuffer(data, dtype)
     if dtype.kind == "b" and flat.view(np.uint8).max(initial=0) > 1:
         raise InputError("an array of bools holds other bytes than 0 and 1.")
+    if dtype.kind == "U" and not _are_characters(flat.view(f"{dtype.str[0]}u4")):
+        raise InputError("an array of text holds numbers that are no characters.")
     return flat.reshape(shape)
 
 
@@ -113,9 +118,13 @@ def _scalar(pairs: Mapping[Any, Any]) -> np.generic:
     return dtype.type(value)
 
 
-def _dtype(pairs: Mapping[bytes, Any]) -> np.dtype:
+def _are_characters(codes: np.ndarray) -> bool:
+    return not ((codes > sys.maxunicode) | ((codes >= 0xD800) & (codes <= 0xDFFF))).any()
+
+
+def _dtype(pairs: Mapping[bytes, Any], *, text: bool = False) -> np.dtype:
     name = pairs.get(b"dtype")
-    if not isinstance(name, str) or not _DTYPE.fullmatch(name):
+    if not isinstance(name, str) or not (_DTYPE.fullmatch(name) or (text and _TEXT.fullmatch(name))):
         raise InputError(f"arrays of dtype {str(name)[:40]!r} are not read; send bool, integers or floats.")
     return np.dtype(name)
 
