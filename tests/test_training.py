@@ -127,7 +127,7 @@ def test_first_loss_is_that_of_openpis_key(inputs, uninterrupted):
 
 def test_what_is_evaluated_is_what_is_saved(inputs, tmp_path):
     seen = []
-    report, _ = run(inputs, tmp_path / "run", steps=2, evaluate=lambda p: seen.append(jax.device_get(p)) or 0.0)
+    report, _ = run(inputs, tmp_path / "run", steps=2, evaluate=lambda p: seen.append(jax.device_get(p)) or {})
     (evaluated,) = seen
     for path, leaf in flatten(report.state.ema_params).items():
         np.testing.assert_array_equal(flatten(evaluated)[path], np.asarray(leaf), err_msg=path)

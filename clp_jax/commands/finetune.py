@@ -104,7 +104,7 @@ class Finetune(DataFlags, ModelFlags, UpstreamFlags, DistributedFlags):
     holdout_data: str | None = None
     """Data set of the held-out loss, normalised as --data is; no episode of --data is kept for it then."""
     evaluate_observations: int = 64
-    """At most so many observations in it."""
+    """At most so many observations in it; of several data sets as many of each, whose losses --weights weigh."""
     evaluate_every: int = 1000
     """Steps between two held-out losses; 0 for none."""
     log_every: int = 100
@@ -358,12 +358,12 @@ def _lengths(data: TrainingData) -> Lengths:
 
 def _held_out(
     config: Finetune, architecture: Architecture, spec: Spec, data: TrainingData, begun: Mapping[str, Any] | None
-) -> CalibrationData | None:
-    """The observations of the held-out loss; None if there is none. ``begun`` is the record of a resumed run."""
+) -> dict[int, tuple[float, CalibrationData]]:
+    """The observations of the held-out loss of each set, perhaps none. ``begun`` is the record of a resumed run."""
     if not config.evaluate_every:
-        return None
+        return {}
     if config.holdout_data is None:
-        return data.held_out(config.evaluate_observations)
+        return data.held_out_sets(config.evaluate_observations)
     other = open_data(
         dataclasses.replace(config, weights=(), episodes=()),
         config.holdout_data,
@@ -375,7 +375,7 @@ def _held_out(
         record=spec.plan_record if begun is None else begun,
         new_run=begun is None,
     )
-    return other.calibration(config.evaluate_observations)
+    return {0: (1.0, other.calibration(config.evaluate_observations))}
 
 
 def _introduce(
@@ -391,7 +391,13 @@ def _introduce(
     shape = " x ".join(f"{size} {name}" for name, size in mesh.shape.items())
     console.print(f"{jax.device_count()} {jax.devices()[0].device_kind} as {shape}, {jax.process_count()} processes")
     other = "" if config.holdout_data is None else f"; held-out loss on {escape(config.holdout_data)}"
-    console.print(f"{len(data):,} observations for training, {len(data.held):,} held out{other}")
+    sets = [f"{rows:,}" for rows, _ in data.held_shares]
+    of_sets = f" ({' + '.join(sets)} of the sets)" if sets and len(data.held) else ""
+    console.print(f"{len(data):,} observations for training, {len(data.held):,} held out{of_sets}{other}")
+    if of_sets and "0" in sets:
+        console.print(
+            "[yellow]note:[/] the held-out loss leaves out the sets that have too few episodes to hold one out"
+        )
     if data.conventions is not None and data.conventions.robot is not None:
         console.print(f"Conventions: {data.conventions}", highlight=False, markup=False, soft_wrap=True)
     console.print(f"{trained:,} of {total:,} parameters are trained")

@@ -37,6 +37,7 @@ class TrainingData:
       notes: what is odd about the data, one sentence each, for the user to see.
       shares: of a mixture, how many of ``rows`` are each set's, one set after the other, and its weight in the draws;
         empty where every row is drawn as often as another.
+      held_shares: the same of ``held``; weights are the numbers of rows where every row is drawn as often.
       conventions: what the observations were made with; its robot is None for a ``.npz``.
       files: without which a model trained on it means nothing, by their names in a checkpoint's assets.
     """
@@ -55,6 +56,7 @@ class TrainingData:
     pictures: str | None = None
     notes: tuple[str, ...] = ()
     shares: tuple[tuple[int, float], ...] = ()
+    held_shares: tuple[tuple[int, float], ...] = ()
     conventions: Conventions | None = None
     files: Mapping[str, bytes] = dataclasses.field(default_factory=dict)
 
@@ -102,8 +104,31 @@ class TrainingData:
         return self._take(self.rows, max_observations, seed, _odds(self.shares))
 
     def held_out(self, max_observations: int | None = None, *, seed: int = 0) -> CalibrationData | None:
-        """Observations of the held-out episodes, with fixed noise and time; None if none are held out."""
-        return self._take(self.held, max_observations, seed) if len(self.held) else None
+        """Observations of the held-out episodes, with fixed noise and time; None if none are held out.
+
+        A choice from a mixture takes rows as often as training draws them.
+        """
+        if not len(self.held):
+            return None
+        return self._take(self.held, max_observations, seed, _odds(self.held_shares))
+
+    def held_out_sets(self, max_observations: int) -> dict[int, tuple[float, CalibrationData]]:
+        """Held-out observations of each set of a mixture, with its weight in the draws; one set is number 0.
+
+        Args:
+          max_observations: of all sets together, as many of one as of another, but one of each at least.
+
+        Returns:
+          By the number of the set, without those that hold no episode out.
+        """
+        shares = self.held_shares or ((len(self.held), 1.0),)
+        parts = np.split(self.held, np.cumsum([count for count, _ in shares])[:-1])
+        most = max(max_observations // len(shares), 1) if max_observations > 0 else max_observations
+        return {
+            number: (weight, self._take(rows, most, seed=0))
+            for number, (rows, (_, weight)) in enumerate(zip(parts, shares, strict=True))
+            if len(rows)
+        }
 
     def _take(
         self, rows: np.ndarray, most: int | None, seed: int, odds: Float[np.ndarray, " r"] | None = None
@@ -126,7 +151,8 @@ def _action_is_pad(batch: Mapping[str, np.ndarray]) -> dict[str, Bool[np.ndarray
 
 
 def _odds(shares: Sequence[tuple[int, float]]) -> Float[np.ndarray, " r"] | None:
-    """How often each row is drawn, None if all are drawn alike."""
+    """How often each row is drawn, None if all are drawn alike; a set without rows is left out."""
+    shares = [(rows, weight) for rows, weight in shares if rows]
     if not shares:
         return None
     total = sum(weight for _, weight in shares)
@@ -158,6 +184,7 @@ def mixed(sets: Sequence[TrainingData], weights: Sequence[float] = ()) -> Traini
         return np.concatenate([getattr(part, name) + offset for part, offset in zip(sets, offsets, strict=False)])
 
     pictures = [part.pictures for part in sets]
+    held = [len(part.held) for part in sets]
     return dataclasses.replace(
         sets[0],
         source=" + ".join(part.source for part in sets),
@@ -170,6 +197,7 @@ def mixed(sets: Sequence[TrainingData], weights: Sequence[float] = ()) -> Traini
         pictures=None if None in pictures else _digest(pictures),
         notes=tuple(f"{part.source}: {note}" for part in sets for note in part.notes),
         shares=tuple((len(part.rows), weight) for part, weight in zip(sets, weights, strict=True)) if weights else (),
+        held_shares=tuple(zip(held, weights or map(float, held), strict=True)),
     )
 
 

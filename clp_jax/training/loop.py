@@ -87,7 +87,7 @@ def train(
     mesh: jax.sharding.Mesh,
     record: Callable[[Mapping[str, Any]], Mapping[str, Any]],
     log: Callable[[int, Mapping[str, float]], None],
-    evaluate: Callable[[dict], float] | None = None,
+    evaluate: Callable[[dict], Mapping[str, float]] | None = None,
 ) -> Report:
     """Train until ``run.steps`` steps are done, from the newest saved step if there is one.
 
@@ -100,7 +100,7 @@ def train(
       mesh: devices of all processes.
       record: makes a step's ``clp.json`` from what is to be remembered for a resumption.
       log: takes the steps done and scalars.
-      evaluate: loss of parameters on held-out data.
+      evaluate: scalars of parameters on held-out data.
 
     Raises:
       InputError: a value of loss, gradient or parameters is not finite, which is never saved.
@@ -127,7 +127,7 @@ def train(
             if evaluate is not None and (last or _due(number, run.evaluate_every)):
                 watch.drain()
                 averaged = state.params if state.ema_params is None else state.ema_params
-                log(number, {"held_out_loss": evaluate(averaged)})
+                log(number, evaluate(averaged))
             if last or _due(number, run.save_every):
                 watch.drain()  # nothing is saved before all up to it is known to be finite
                 saved.save(state, record({"step": number, "position": batches.get_state().decode()}))

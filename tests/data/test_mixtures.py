@@ -16,6 +16,8 @@ from clp_jax.commands.data_flags import DataFlags, open_data
 from clp_jax.data import open_dataset
 from clp_jax.errors import InputError
 from clp_jax.processing import norm_stats
+from clp_jax.sharding import make_mesh
+from clp_jax.training.held_out import held_out_loss
 from scripts.make_lerobot_toy import write
 
 ARCH = dataclasses.replace(toys.architecture("pi05"), vocab_size=512)
@@ -210,3 +212,29 @@ def test_all_sets_are_checked(stored, tmp_path, capsys):
     assert "total_frames 1" in shown.out
     assert f"error: {folder} has 1 fault" in shown.err
     assert json.loads((folder / "meta/info.json").read_text())["total_frames"] == 1
+
+
+def test_the_held_out_loss_is_the_weighted_mean_of_the_sets_losses(stored):
+    data = opened(stored, "a", "b", weights=(1.0, 3.0), hold_out_ratio=0.5)
+    held = data.held_out_sets(6)
+    assert {number: (weight, len(part)) for number, (weight, part) in held.items()} == {0: (1.0, 3), 1: (3.0, 3)}
+    assert [{int(name >= 3) for name in part.episodes} for _, part in held.values()] == [{0}, {1}]
+    params, mesh = toys.params(ARCH), make_mesh(1)
+    found = held_out_loss(ARCH, held, mesh, batch_size=8)(params)
+    alone = [
+        held_out_loss(ARCH, {0: part}, mesh, batch_size=8)(params)
+        == {"held_out_loss": found[f"held_out_loss/{number}"]}
+        for number, part in held.items()
+    ]
+    assert alone == [True, True]
+    expected = (found["held_out_loss/0"] + 3 * found["held_out_loss/1"]) / 4
+    assert found["held_out_loss"] == pytest.approx(expected)
+    assert found["held_out_loss/0"] != pytest.approx(found["held_out_loss/1"], rel=1e-3)
+
+
+def test_without_weights_every_held_out_row_counts_alike_and_an_empty_set_is_left_out(stored):
+    held = opened(stored, "a", "b", hold_out_ratio=0.5).held_out_sets(1)
+    assert {number: (weight, len(part)) for number, (weight, part) in held.items()} == {0: (16.0, 1), 1: (6.0, 1)}
+    lone = opened(stored, "a", "b", episodes=("0", ":"), weights=(5.0, 1.0), hold_out_ratio=0.5)
+    assert list(lone.held_out_sets(6)) == [1]
+    assert set(lone.held_out(2).episodes) <= {1, 2}
