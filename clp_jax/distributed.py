@@ -55,16 +55,29 @@ def on_first(action: Callable[[], None], what: str) -> None:
     Raises:
       InputError: the action raised it.
     """
+    together(action if is_first() else lambda: None, what)
+
+
+def together(action: Callable[[], None], what: str) -> None:
+    """Does something on every process, each its own share; where one fails, all of them do.
+
+    Args:
+      action: what to do; meets no other process.
+      what: its description, to follow "cannot".
+
+    Raises:
+      InputError: the action raised it, here or elsewhere.
+    """
     failure = None
-    if is_first():
-        try:
-            action()
-        except InputError as error:
-            failure = error
+    try:
+        action()
+    except InputError as error:
+        failure = error
     if jax.process_count() > 1:
         from jax.experimental import multihost_utils
 
-        if multihost_utils.broadcast_one_to_all(np.int32(failure is not None)) and failure is None:
-            raise InputError(f"the first process cannot {what}; its own message says why")
+        failed = np.ravel(multihost_utils.process_allgather(np.int32(failure is not None)))
+        if failed.any() and failure is None:
+            raise InputError(f"process {failed.argmax()} cannot {what}; its own message says why")
     if failure is not None:
         raise failure

@@ -23,7 +23,7 @@ class Listed(NamedTuple):
     Attributes:
       shape: of the array.
       dtype: its name in the stored form.
-      crc32: checksum of every stored part by the part's name; empty where parts were written by Orbax.
+      crc32: checksum of every stored part by the part's name; empty where an older version wrote the manifest.
     """
 
     shape: tuple[int, ...]
@@ -48,25 +48,32 @@ class Summed:
         self._file.write(content)
 
 
-def list_arrays(folder: epath.Path, arrays: Mapping[str, Listed], *, fingerprint: str | None = None) -> None:
+def list_arrays(folder: epath.Path, *, fingerprint: str | None = None, **items: Mapping[str, Listed]) -> None:
     """Put the arrays of a checkpoint into its manifest.
 
     Args:
       folder: of the step, or of the tensors.
-      arrays: by their stored names.
       fingerprint: of the finished checkpoint; None if it is still being written.
+      items: arrays by their stored names: ``arrays`` are the parameters, ``train_state`` is what training needs beside.
     """
-    listed = {name: {**array._asdict(), "shape": list(array.shape)} for name, array in sorted(arrays.items())}
-    write_manifest(folder, fingerprint=fingerprint, arrays=listed)
+    lists = {
+        item: {name: {**array._asdict(), "shape": list(array.shape)} for name, array in sorted(arrays.items())}
+        for item, arrays in items.items()
+    }
+    write_manifest(folder, fingerprint=fingerprint, **lists)
 
 
-def listed_arrays(folder: epath.Path) -> dict[str, Listed] | None:
+def listed_arrays(folder: epath.Path, item: str = "arrays") -> dict[str, Listed] | None:
     """The arrays in the manifest of a folder; None if it lists none.
+
+    Args:
+      folder: of the step, or of the tensors.
+      item: as in `list_arrays`.
 
     Raises:
       InputError: the manifest is damaged.
     """
-    listed = read_manifest(folder).get("arrays")
+    listed = read_manifest(folder).get(item)
     if listed is None:
         return None
     try:

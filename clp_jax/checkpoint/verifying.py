@@ -6,8 +6,9 @@ from typing import NamedTuple
 
 from clp_jax.checkpoint.manifest import check_identity, listed_arrays
 from clp_jax.checkpoint.opening import Spec
-from clp_jax.checkpoint.orbax.chunks import Span, chunk_name, stored_arrays
-from clp_jax.checkpoint.orbax.spec import fingerprint, translated
+from clp_jax.checkpoint.orbax.checksums import checksums
+from clp_jax.checkpoint.orbax.chunks import TRAIN_STATE, stored_arrays
+from clp_jax.checkpoint.orbax.spec import CheckpointSpec, fingerprint, translated
 from clp_jax.checkpoint.safetensors.copying import SPAN_BYTES
 from clp_jax.checkpoint.safetensors.folder import FolderSpec, fingerprint_folder
 from clp_jax.checkpoint.safetensors.tensorfile import read_tensors
@@ -35,38 +36,44 @@ def verify(spec: Spec, report: Callable[[int], None]) -> Verified:
       InputError: there are no checksums, or arrays differ from them; the first are named.
     """
     folder = spec.folder if isinstance(spec, FolderSpec) else spec.path.parent
-    listed = listed_arrays(folder) or {}
-    if not any(array.crc32 for array in listed.values()):
+    good, size = dict[str, bool](), 0
+    for name, expected, found, length in _of_tensors(spec) if isinstance(spec, FolderSpec) else _of_chunks(spec):
+        good[name] = good.get(name, True) and found == expected
+        size += length
+        report(length)
+    if not good:
         raise InputError(
-            f"{folder} has no checksums of its arrays; outputs of clp prune and of clp export --to openpi have them"
+            f"{folder} has no checksums of its arrays; outputs of clp prune and clp export --to openpi have them, "
+            "and steps of clp finetune"
         )
-    wrong, size = {}, 0
-    for name, part, content in _of_tensors(spec) if isinstance(spec, FolderSpec) else _of_chunks(spec):
-        if zlib.crc32(content) != listed[name].crc32.get(part):
-            wrong[name] = part
-        size += len(content)
-        report(len(content))
+    wrong = [name for name, equal in good.items() if not equal]
     if wrong:
         raise InputError(
-            f"{len(wrong)} of {len(listed)} arrays in {folder} are not what was written there: "
-            f"{', '.join(list(wrong)[:_SHOWN])}{', ...' if len(wrong) > _SHOWN else ''}; copy the checkpoint again, or "
+            f"{len(wrong)} of {len(good)} arrays in {folder} are not what was written there: "
+            f"{', '.join(wrong[:_SHOWN])}{', ...' if len(wrong) > _SHOWN else ''}; copy the checkpoint again, or "
             f"remove its {MANIFEST} if they were changed on purpose"
         )
     check_identity(folder, fingerprint_folder(spec) if isinstance(spec, FolderSpec) else fingerprint(spec))
-    return Verified(len(listed), size)
+    return Verified(len(good), size)
 
 
-def _of_chunks(spec: Spec) -> Iterator[tuple[str, str, bytes]]:
-    """Name of the array, name of the part and its bytes, of Orbax's form."""
-    with translated(spec.path):
-        for name, array in stored_arrays(spec.path).items():
-            for index, place in array.chunks.items():
-                yield name, chunk_name(index), place.read() if isinstance(place, Span) else place
+def _of_chunks(spec: CheckpointSpec) -> Iterator[tuple[str, int | None, int, int]]:
+    """Name of the array, checksum in the manifest and of the bytes, and size, of each part of Orbax's items."""
+    for item in (spec.path, spec.path.parent / TRAIN_STATE):
+        if not item.exists():
+            continue
+        with translated(item):
+            for array in stored_arrays(item).values():
+                name = array.name if item == spec.path else f"{item.name}: {array.name}"
+                for part, crc32, size in checksums(array) if array.crc32 else ():
+                    yield name, array.crc32.get(part), crc32, size
 
 
-def _of_tensors(spec: FolderSpec) -> Iterator[tuple[str, str, memoryview]]:
+def _of_tensors(spec: FolderSpec) -> Iterator[tuple[str, int | None, int, int]]:
     """The same of a folder of safetensors."""
-    for shard in spec.shards.values():
+    listed = listed_arrays(spec.folder) or {}
+    for shard in spec.shards.values() if any(array.crc32 for array in listed.values()) else ():
         for name, content in read_tensors(shard.path, raw=True).items():
             for start in range(0, content.size, SPAN_BYTES):
-                yield name, str(start // SPAN_BYTES), content[start : start + SPAN_BYTES].data
+                part = content[start : start + SPAN_BYTES].data
+                yield name, listed[name].crc32.get(str(start // SPAN_BYTES)), zlib.crc32(part), len(part)

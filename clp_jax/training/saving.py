@@ -18,9 +18,10 @@ from etils import epath
 from flax import struct
 
 from clp_jax.aliases import Leaf, Tree
-from clp_jax.checkpoint.manifest import Listed, list_arrays
-from clp_jax.checkpoint.orbax.chunks import stored_arrays
-from clp_jax.checkpoint.orbax.spec import RECORD_FILE, translated
+from clp_jax.checkpoint.manifest import list_arrays
+from clp_jax.checkpoint.orbax.checksums import check_item, listed_with_checksums
+from clp_jax.checkpoint.orbax.chunks import PARAMS, TRAIN_STATE, stored_arrays
+from clp_jax.checkpoint.orbax.spec import RECORD_FILE, fingerprint, read_item, translated
 from clp_jax.checkpoint.record import read_record
 from clp_jax.errors import InputError
 from clp_jax.outputs import write_manifest
@@ -55,7 +56,7 @@ class Steps:
         self, folder: str | os.PathLike, *, write_assets: Callable[[epath.Path], None], keep_period: int | None = None
     ):
         self._write_assets = write_assets
-        trees = {name: ocp.PyTreeCheckpointHandler() for name in ("params", "train_state")}
+        trees = {name: ocp.PyTreeCheckpointHandler() for name in (PARAMS, TRAIN_STATE)}
         self._manager = ocp.CheckpointManager(
             epath.Path(folder).resolve(),
             item_handlers=trees | {"assets": _Beside()},
@@ -90,7 +91,7 @@ class Steps:
         items = ocp.args.Composite(
             params=ocp.args.PyTreeSave(params),
             train_state=ocp.args.PyTreeSave(rest),
-            assets=_BesideSave(self._write_assets, record, _listed(params)),
+            assets=_BesideSave(self._write_assets, record),
         )
         with self._saving():
             self._manager.save(number, args=items, force=True)
@@ -102,7 +103,7 @@ class Steps:
         Raises:
           InputError: the step holds other names, shapes or dtypes (all are listed), or cannot be read.
         """
-        items = dict(zip(("params", "train_state"), _to_items(abstract), strict=True))
+        items = dict(zip((PARAMS, TRAIN_STATE), _to_items(abstract), strict=True))
         for name, tree in items.items():
             _check(self._manager.directory / str(step) / name, tree)
         restore = {
@@ -196,14 +197,8 @@ def _without_value(tree: Tree) -> dict:
     return unflatten({path.removesuffix(f"/{_VALUE}"): leaf for path, leaf in flatten(tree).items()})
 
 
-def _listed(params: Tree) -> dict[str, Listed]:
-    """Names, shapes and dtypes for the manifest. Orbax writes the bytes later, so there are no checksums of them."""
-    leaves = flatten(params).items()
-    return {path.replace("/", "."): Listed(tuple(leaf.shape), leaf.dtype.name) for path, leaf in leaves}
-
-
 def _check(folder: epath.Path, tree: Any) -> None:
-    """Compare with what is stored, from the metadata alone: Orbax would cast without a word."""
+    """Compare with what is stored, which Orbax would cast without a word, and its bytes with their checksums."""
     with translated(folder):
         stored = stored_arrays(folder)
     found = {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in stored.items()}
@@ -212,18 +207,33 @@ def _check(folder: epath.Path, tree: Any) -> None:
     lines = difference(expected, found, dtypes=True)
     if lines:
         raise InputError(f"{folder} does not fit this run, {len(lines)} paths differ:\n  " + "\n  ".join(lines))
+    with translated(folder):
+        check_item(folder)
 
 
 class _Beside(ocp.CheckpointHandler):
-    """Writes a step's small files, on the first host."""
+    """Writes a step's small files on the first host, the manifest last.
+
+    Orbax finalizes items in the order in which they were registered, this one after those that hold arrays: in a thread
+    of the first host, when all hosts have written, and before the step gets its name. So the checksums cost training no
+    time, and a step has them or does not exist.
+    """
 
     def save(self, directory: epath.Path, args: "_BesideSave") -> None:
         if jax.process_index() == 0:
             args.write_assets(directory)
             text = json.dumps(args.record, indent=2, allow_nan=False) + "\n"
             (directory.parent / RECORD_FILE).write_text(text)
-            list_arrays(directory.parent, args.arrays)
-            write_manifest(directory.parent, written_by="clp finetune")
+
+    def finalize(self, directory: epath.Path) -> None:
+        step = directory.parent
+        list_arrays(
+            step,
+            arrays=listed_with_checksums(step / PARAMS),
+            train_state=listed_with_checksums(step / TRAIN_STATE),
+            fingerprint=fingerprint(read_item(step / PARAMS)),
+        )
+        write_manifest(step, written_by="clp finetune")
 
     def restore(self, directory: epath.Path, args: Any = None) -> None:
         raise NotImplementedError("the small files of a step are read directly")
@@ -234,7 +244,6 @@ class _Beside(ocp.CheckpointHandler):
 class _BesideSave(ocp.args.CheckpointArgs):
     write_assets: Callable[[epath.Path], None]
     record: Mapping[str, Any]
-    arrays: Mapping[str, Listed]
 
 
 @ocp.args.register_with_handler(_Beside, for_restore=True)

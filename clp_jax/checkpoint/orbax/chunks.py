@@ -21,8 +21,10 @@ _SPARE = 2**20
 """Elements by which a chunk may be larger than its array; what is far larger is no chunk of it."""
 _MOST_CHUNKS = 10**7
 
-PARAMS = "params"
-"""The item of a step that the step's manifest describes."""
+PARAMS, TRAIN_STATE = "params", "train_state"
+"""The items of a step that hold arrays."""
+_IN_MANIFEST = {PARAMS: "arrays", TRAIN_STATE: "train_state"}
+"""What the step's manifest calls them."""
 
 
 @dataclass(frozen=True)
@@ -120,7 +122,7 @@ def stored_arrays(item: epath.Path) -> dict[str, StoredArray]:
         if name in arrays and leaf[0] != ".":
             index = tuple(int(i) for i in leaf.split(arrays[name].metadata.get("dimension_separator", ".")))
             arrays[name].chunks[index] = value
-    listed = listed_arrays(item.parent) if item.name == PARAMS else None
+    listed = listed_arrays(item.parent, _IN_MANIFEST[item.name]) if item.name in _IN_MANIFEST else None
     if listed is None:
         return arrays
     check_arrays(item.parent, listed, {name: Listed(x.shape, x.dtype.name) for name, x in arrays.items()})

@@ -10,6 +10,7 @@ import numpy as np
 from etils import epath
 
 from clp_jax.aliases import Tree
+from clp_jax.checkpoint.orbax.checksums import check_item
 from clp_jax.checkpoint.orbax.chunks import stored_arrays
 from clp_jax.checkpoint.orbax.decoding import BLOCK_BYTES, read_array, read_slabs
 from clp_jax.checkpoint.orbax.spec import RECORD_FILE, CheckpointSpec, translated
@@ -76,6 +77,8 @@ def _read_shards(spec: CheckpointSpec, shardings: Mapping[str, Any]) -> dict[str
         f"params/{path}{ending}": jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=shardings[path])
         for path, leaf in flatten(spec.tree).items()
     }
+    with translated(spec.path):
+        check_item(spec.path)
     tree = unflatten(leaves)
     restore = ocp.args.PyTreeRestore(item=tree, restore_args=ocp.checkpoint_utils.construct_restore_args(tree))
     with translated(spec.path), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:

@@ -24,7 +24,6 @@ RECORD_FILE = "clp.json"
 POLICY = "policy"
 """Below ``assets``: the files of the policy folder that a run began from."""
 _END_BYTES = 4096
-_LIVE = "train_state"
 
 
 @dataclass(frozen=True)
@@ -90,25 +89,38 @@ def read_spec(path: str | os.PathLike, *, live: bool = False) -> CheckpointSpec:
         item = _find_item(epath.Path(os.fspath(path)).expanduser())
         if live:
             item = _find_live(item)
-        check_all_regular(item)
-        arrays = chunks.stored_arrays(item)
-        if live:
-            arrays = {name: array for name, array in arrays.items() if name.startswith("params.")}
-        keys = _leaf_keys(item, live=live)
-        missing = [".".join(k) for k in keys if ".".join(k) not in arrays]
-        if missing or len(keys) != len(arrays):
-            extra = sorted(arrays.keys() - {".".join(k) for k in keys})
-            raise InputError(f"{item} is damaged: listed but not stored {missing}, stored but not listed {extra}")
-        value_suffix = all(k[-1] == "value" for k in keys)
-        leaves = {}
-        for key in keys:
-            array = arrays[".".join(key)]
-            leaves["/".join(key[1 : -1 if value_suffix else None])] = jax.ShapeDtypeStruct(array.shape, array.dtype)
-        step = item.parent if item.name in (chunks.PARAMS, _LIVE) else None
-        assets = step / "assets" if step is not None and (step / "assets").is_dir() else None
-        if assets is not None:
-            files_below(assets)  # what is read and copied later is known to lie in the checkpoint
-        return CheckpointSpec(item, unflatten(leaves), value_suffix, assets, read_record(item))
+        return read_item(item, live=live)
+
+
+def read_item(item: epath.Path, *, live: bool = False) -> CheckpointSpec:
+    """As `read_spec` of an item of arrays, whose step may still be without its name.
+
+    Args:
+      item: the folder of ``params``, or of ``train_state``.
+      live: of the latter, the weights.
+
+    Raises:
+      InputError: the item is damaged.
+    """
+    check_all_regular(item)
+    arrays = chunks.stored_arrays(item)
+    if live:
+        arrays = {name: array for name, array in arrays.items() if name.startswith("params.")}
+    keys = _leaf_keys(item, live=live)
+    missing = [".".join(k) for k in keys if ".".join(k) not in arrays]
+    if missing or len(keys) != len(arrays):
+        extra = sorted(arrays.keys() - {".".join(k) for k in keys})
+        raise InputError(f"{item} is damaged: listed but not stored {missing}, stored but not listed {extra}")
+    value_suffix = all(k[-1] == "value" for k in keys)
+    leaves = {}
+    for key in keys:
+        array = arrays[".".join(key)]
+        leaves["/".join(key[1 : -1 if value_suffix else None])] = jax.ShapeDtypeStruct(array.shape, array.dtype)
+    step = item.parent if item.name in (chunks.PARAMS, chunks.TRAIN_STATE) else None
+    assets = step / "assets" if step is not None and (step / "assets").is_dir() else None
+    if assets is not None:
+        files_below(assets)  # what is read and copied later is known to lie in the checkpoint
+    return CheckpointSpec(item, unflatten(leaves), value_suffix, assets, read_record(item))
 
 
 def fingerprint(spec: CheckpointSpec) -> str:
@@ -168,16 +180,18 @@ def _find_item(path: epath.Path) -> epath.Path:
 def read_record(item: epath.Path) -> dict[str, Any] | None:
     """Returns the content of the ``clp.json`` beside an item of a step; None without."""
     file = item.parent / RECORD_FILE
-    if item.name not in (chunks.PARAMS, _LIVE) or not file.exists():
+    if item.name not in (chunks.PARAMS, chunks.TRAIN_STATE) or not file.exists():
         return None
     return record.read_record(file)
 
 
 def _find_live(item: epath.Path) -> epath.Path:
     """Returns the training state beside a params item."""
-    state = item.parent / _LIVE
+    state = item.parent / chunks.TRAIN_STATE
     if item.name != "params" or not (state / "_METADATA").exists():
-        raise InputError(f"{item} has no {_LIVE} beside it, so there are no live weights to read; leave out --raw")
+        raise InputError(
+            f"{item} has no {chunks.TRAIN_STATE} beside it, so there are no live weights to read; leave out --raw"
+        )
     return state
 
 

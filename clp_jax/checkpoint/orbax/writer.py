@@ -117,7 +117,7 @@ class ItemWriter:
                     name: Listed(form.shape, form.dtype.name, dict(sorted(self._crc32[name].items())))
                     for name, form in self._arrays.items()
                 }
-                list_arrays(self._folder.parent, arrays, fingerprint=fingerprint(read_spec(self._folder)))
+                list_arrays(self._folder.parent, arrays=arrays, fingerprint=fingerprint(read_spec(self._folder)))
 
     def add(self, name: str, form: ArrayForm) -> None:
         """Declares an array, before its chunks.

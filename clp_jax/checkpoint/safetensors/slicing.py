@@ -92,7 +92,7 @@ def slice_folder(
         _write_around(spec, kept, files, folder)
         write_beside(epath.Path(folder), assets=None, record=record)
         arrays = {name: array for file in files for name, array in file.listed().items()}
-        list_arrays(epath.Path(folder), arrays, fingerprint=fingerprint_folder(read_folder(folder)))
+        list_arrays(epath.Path(folder), arrays=arrays, fingerprint=fingerprint_folder(read_folder(folder)))
     return RewriteReport(
         leaves=sum(len(file.tensors) for file in files),
         sliced=sum(file.sliced for file in files),
