@@ -136,9 +136,13 @@ def _run(name: str, flags: list[str]) -> None:
     """Reads the flags into the command's dataclass (``plan-scale``: ``PlanScale``) and runs the command."""
     import tyro
 
+    from clp_jax.commands.ranges import check_ranges
+
     command = importlib.import_module(f"clp_jax.commands.{name.replace('-', '_')}")
     config_class = getattr(command, name.title().replace("-", ""))
-    command.run(tyro.cli(config_class, prog=f"clp {name}", args=flags, config=(tyro.conf.FlagCreatePairsOff,)))
+    config = tyro.cli(config_class, prog=f"clp {name}", args=flags, config=(tyro.conf.FlagCreatePairsOff,))
+    check_ranges(config)
+    command.run(config)
 
 
 def _help() -> str:

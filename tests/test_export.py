@@ -139,7 +139,7 @@ def test_a_run_is_exported_with_the_lengths_that_it_was_trained_with(checkpoint,
         ("stablehlo", "pi0_fast", (), "token"),
         ("lerobot", "pi0", (), "8 attention heads"),
         ("stablehlo", "pi0", ("--platforms", "cpu,gpu"), "there is no platform gpu"),
-        ("openpi", "pi0", ("--num-steps", "0"), "must be at least 1"),
+        ("openpi", "pi0", ("--num-steps", "0"), "give at least 1"),
     ],
 )
 def test_what_cannot_be_is_refused_in_one_line(tmp_path, capsys, to, kind, words, message):

@@ -111,12 +111,6 @@ def check(config: Evaluate) -> None:
         raise InputError("give either --checkpoint, or --server HOST:PORT of a running clp serve.")
     if config.suite == "libero" and config.server is None:
         raise InputError("LIBERO needs an environment of its own: clp serve the checkpoint, and give --server here.")
-    for name in ("episodes", "processes", "replan", "max_steps", "image_size"):
-        value = getattr(config, name)
-        if value is not None and value < 1:
-            raise InputError(f"--{name.replace('_', '-')} is {value}; give at least 1.")
-    if config.seed < 0 or config.filmed < 0:
-        raise InputError("--seed and --filmed are at least 0.")
     if config.server is not None:
         names = {field.name for flags in (ProcessingFlags, ModelFlags) for field in dataclasses.fields(flags)}
         names |= {"openpi_config", "robot", "num_steps", "dtype", "params_dtype"}

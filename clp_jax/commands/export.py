@@ -9,7 +9,6 @@ from rich.markup import escape
 from clp_jax.checkpoint import Spec, read_spec
 from clp_jax.commands.conventions import Told, choose_conventions
 from clp_jax.commands.model_flags import ModelFlags
-from clp_jax.errors import InputError
 from clp_jax.export import Options, Target, Weights, export_checkpoint
 from clp_jax.export.model_card import unlike_target
 from clp_jax.export.weights import Dtype
@@ -61,10 +60,6 @@ class Export(ModelFlags):
 def run(config: Export) -> None:
     """Run the command."""
     console = Console()
-    for flag in ("action_horizon", "num_steps", "batch_size", "prompt_length"):
-        value = getattr(config, flag)
-        if value is not None and value < 1:
-            raise InputError(f"--{flag.replace('_', '-')} {value} must be at least 1.")
     spec = read_spec(config.checkpoint, live=config.raw)
     architecture = read_architecture(spec, dtype=config.activations, **config.model_settings())
     told = Told(

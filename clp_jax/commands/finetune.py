@@ -129,7 +129,6 @@ def run(config: Finetune) -> None:
 
 def _run(config: Finetune, lifetime: contextlib.ExitStack) -> None:
     """Train; the folder of the run is taken when all that is read is known to be good, and given back at the end."""
-    _check_numbers(config)
     if config.wandb is not None:
         import_wandb()  # now, not after minutes of reading
     logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax logs, with tracebacks, what it raises as well
@@ -239,16 +238,6 @@ class _Log:
         self._shown = number + 1
         text = ", ".join(f"{name} {values[name]:.4g}" for name in _SHOWN if name in values)
         self._console.print(f"step {number}: {text}", highlight=False, soft_wrap=True)
-
-
-def _check_numbers(config: Finetune) -> None:
-    if not 0.0 <= config.holdout_ratio < 1.0:
-        raise InputError(f"--holdout-ratio {config.holdout_ratio} must be at least 0 and below 1.")
-    counts = (config.steps, config.log_every, config.save_every, config.evaluate_observations, config.action_samples)
-    if min(counts) < 1:
-        raise InputError(
-            "--steps, --log-every, --save-every, --evaluate-observations and --action-samples must be at least 1."
-        )
 
 
 def _architecture(config: Finetune, spec: Spec) -> Architecture:

@@ -118,10 +118,6 @@ def load(
     checkpoint: str, data: str | Sequence[str], config: MeasureFlags
 ) -> tuple[LoadedModel, CalibrationData, CalibrationData | None]:
     """The model on its devices, calibration data and held-out data (None if there are too few episodes)."""
-    if not 0.0 <= config.holdout_ratio < 1.0:
-        raise InputError(f"--holdout-ratio {config.holdout_ratio} must be at least 0 and below 1.")
-    if config.group_size < 1 or config.max_samples < 4 or config.groups_per_batch < 1:
-        raise InputError("--group-size and --groups-per-batch must be at least 1, --max-samples at least 4.")
     spec = read_spec(checkpoint)
     architecture = read_architecture(spec, **config.model_settings())
     if isinstance(config, DepthFlags):

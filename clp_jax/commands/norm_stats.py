@@ -53,8 +53,6 @@ def run(config: NormStats) -> None:
         raise InputError(
             "say which robot the data are of: --openpi-config, --robot, or --image, --state-key and --action-key."
         )
-    if horizon < 1:
-        raise InputError(f"an action chunk of {horizon} actions is none; give at least 1.")
     if config.asset_id is not None:
         check_inside(config.asset_id, "--asset-id")
     if note is not None:

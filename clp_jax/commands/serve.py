@@ -93,9 +93,6 @@ def make_policy(config: Serve, spec: Spec) -> Policy:
       InputError: a checkpoint, statistics, tokenizer or flags that cannot be used.
     """
     architecture = read_architecture(spec, **config.model_settings())
-    for name in ("action_horizon", "max_token_len"):
-        if (value := getattr(config, name)) is not None and value < 1:
-            raise InputError(f"--{name.replace('_', '-')} is {value}; give at least 1.")
     chosen = choose_conventions(told_by(config), architecture, spec.plan_record)
     steps = family_of(architecture).num_steps(architecture) if config.num_steps is None else config.num_steps
     sizes = {"action_horizon": chosen.conventions.action_horizon, "max_batch": config.max_batch, "num_steps": steps}

@@ -1,0 +1,65 @@
+"""What numbers flags may be: a flag of one name means the same in every command, so one table holds for all.
+
+Whoever trains for days with a negative learning rate, or finds out after the first hour that no step can be saved,
+should have been told in the first second.
+"""
+
+import dataclasses
+import math
+from typing import Any
+
+from clp_jax.errors import InputError
+
+
+@dataclasses.dataclass(frozen=True)
+class _Range:
+    """Finite numbers from the least (itself excluded if ``above``) to below another."""
+
+    least: int | float
+    below: int | float = math.inf
+    above: bool = False
+
+    def holds(self, value: int | float) -> bool:
+        return (value > self.least if self.above else value >= self.least) and value < self.below  # NaN is nowhere
+
+    def __str__(self) -> str:
+        least = f"{'a number above' if self.above else 'at least'} {self.least}"
+        least = "a finite number" if math.isinf(self.least) else least
+        return least if math.isinf(self.below) else f"{least} and below {self.below}"
+
+
+_COUNT, _NOT_NEGATIVE, _SHARE = _Range(1), _Range(0), _Range(0, 1)
+_POSITIVE, _FINITE = _Range(0, above=True), _Range(-math.inf, above=True)
+
+RANGES = {
+    **dict.fromkeys(("steps", "batch_size", "accumulate", "action_samples", "decay_steps", "lora_ranks"), _COUNT),
+    **dict.fromkeys(("log_every", "save_every", "keep_period", "evaluate_observations"), _COUNT),
+    **dict.fromkeys(("action_horizon", "max_token_len", "prompt_length", "num_steps", "fsdp_devices"), _COUNT),
+    **dict.fromkeys(("group_size", "groups_per_batch", "max_observations"), _COUNT),
+    **dict.fromkeys(("keep_layers", "keep_vision_layers"), _COUNT),
+    **dict.fromkeys(("max_batch", "queue", "processes", "episodes", "replan", "max_steps", "image_size"), _COUNT),
+    "max_samples": _Range(4),
+    **dict.fromkeys(("evaluate_every", "warmup_steps", "workers", "filmed", "process_id"), _NOT_NEGATIVE),
+    **dict.fromkeys(("decay_lr", "eps", "weight_decay"), _NOT_NEGATIVE),
+    **dict.fromkeys(("b1", "b2", "ema_decay", "holdout_ratio"), _SHARE),
+    **dict.fromkeys(("peak_lr", "clip_norm", "weights", "timestamp_tolerance", "max_message_mb"), _POSITIVE),
+    **dict.fromkeys(("lora_scale", "threshold"), _FINITE),
+    "seed": _Range(0, 2**32),
+    "port": _Range(0, 2**16),
+}
+"""By the name of the field; what is no number (several flags also take a word or None) has no range."""
+
+
+def check_ranges(config: Any) -> None:
+    """Raise on the first number that is outside of its flag's range.
+
+    Args:
+      config: the dataclass of a command.
+
+    Raises:
+      InputError: names the flag, its value and the range.
+    """
+    for name, value in vars(config).items():
+        for number in value if isinstance(value, tuple) else (value,):
+            if name in RANGES and isinstance(number, int | float) and not RANGES[name].holds(number):
+                raise InputError(f"--{name.replace('_', '-')} is {number}; give {RANGES[name]}.")
