@@ -15,7 +15,8 @@ from clp_jax.history import Step, history_of
 from clp_jax.loading import read_architecture
 from clp_jax.models import Architecture, family_of, family_of_kind, family_of_tree, stack_of
 from clp_jax.models.stored import StoredFamily, stored_families
-from clp_jax.provenance import trained_with
+from clp_jax.processing.conventions import Conventions
+from clp_jax.provenance import conventions_of, trained_with
 from clp_jax.prune import depth_of
 from clp_jax.stored_statistics import Statistics, statistics_of
 from clp_jax.trees import flatten
@@ -87,6 +88,7 @@ class Inspection:
       statistics: found beside the weights.
       adapters: arrays of low-rank adapters.
       adapter_parameters: in them.
+      conventions: between a robot and the model, as its last fine-tuning recorded them; None if none did.
       history: what was done to it, in order.
       fingerprint: identity that copies share.
       train_state: whether the state of a training lies beside the weights.
@@ -112,13 +114,15 @@ class Inspection:
     statistics: tuple[Statistics, ...]
     adapters: int
     adapter_parameters: int
+    conventions: Conventions | None
     history: tuple[Step, ...]
     fingerprint: str
     train_state: bool
 
     def to_json(self) -> dict[str, Any]:
         """JSON values."""
-        return json.loads(json.dumps(dataclasses.asdict(self)))
+        conventions = None if self.conventions is None else self.conventions.to_json()
+        return json.loads(json.dumps(dataclasses.asdict(self) | {"conventions": conventions}))
 
 
 def inspect_checkpoint(
@@ -169,6 +173,7 @@ def inspect_checkpoint(
         statistics=tuple(statistics_of(spec)),
         adapters=len(adapters),
         adapter_parameters=sum(entry.parameters for entry in adapters),
+        conventions=conventions_of(spec.plan_record),
         history=history,
         fingerprint=fingerprint(spec),
         train_state=isinstance(spec, CheckpointSpec) and (spec.path.parent / "train_state").exists(),

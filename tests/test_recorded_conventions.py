@@ -21,7 +21,7 @@ from clp_jax.errors import InputError
 from clp_jax.loading import load_model
 from clp_jax.models.pi0 import CONFIGURATIONS, ROBOTS
 from clp_jax.processing import norm_stats
-from clp_jax.processing.conventions import Conventions
+from clp_jax.processing.conventions import Conventions, conventions_of_json
 from clp_jax.provenance import conventions_of
 from scripts.make_lerobot_toy import write
 
@@ -68,6 +68,17 @@ def test_a_run_records_what_it_used(run):
     assert dataclasses.replace(recorded, robot=LIBERO.robot) == LIBERO
     assert dataclasses.replace(recorded.robot, widths={}) == LIBERO.robot
     assert (run / "0/assets/physical-intelligence/libero/norm_stats.json").exists()
+
+
+def test_inspect_shows_what_a_run_used(run, capsys):
+    assert main(["inspect", str(run / "0"), "--verify"]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "conventions openpi's pi0_libero: 50 actions, 48 tokens, no state in the prompt; actions 0 1 2 3 4" in text
+    assert "base_0_rgb from image, left_wrist_0_rgb from wrist_image, state from state, actions from actions" in text
+    assert main(["inspect", str(run / "0"), "--verify", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert conventions_of_json(found["conventions"]) == conventions_of(read_spec(run / "0").plan_record)
+    assert found["verified"]["arrays"] > 100
 
 
 def test_a_run_is_served_as_it_was_trained_and_not_otherwise(run, capsys):

@@ -23,6 +23,7 @@ from clp_jax.comparing import Comparison, Cut, Values, compare
 from clp_jax.errors import InputError
 from clp_jax.history import Step
 from clp_jax.inspecting import Inspection, Part, inspect_checkpoint
+from clp_jax.processing.conventions import Conventions
 from clp_jax.progress import progress
 from clp_jax.provenance import healing
 
@@ -67,6 +68,7 @@ def run(config: Inspect) -> None:
         comparison = compare(spec, other, values=config.values, vlm_config=config.vlm_config)
     if config.json:
         value = found.to_json() | ({} if comparison is None else {"against": comparison.to_json()})
+        value |= {} if verified is None else {"verified": verified._asdict()}
         sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
     else:
         _print(Console(), found, comparison)
@@ -118,6 +120,8 @@ def _facts(found: Inspection) -> Iterable[tuple[str, str]]:
         yield "prompt", f"{found.max_token_len} tokens with padding{assumed}"
         any_order = "any, read in the order of their names"
         yield "cameras", any_order if found.cameras is None else ", ".join(found.cameras) or "none"
+    if found.conventions is not None:
+        yield "conventions", _conventions(found.conventions)
     if found.adapters:
         yield "LoRA adapters", f"{found.adapters:,} arrays, {found.adapter_parameters:,} parameters"
     for statistics in found.statistics:
@@ -131,6 +135,17 @@ def _facts(found: Inspection) -> Iterable[tuple[str, str]]:
         yield "history", "no clp.json: not cut or trained by clp_jax"
     for number, step in enumerate(found.history, 1):
         yield "history" if number == 1 else "", f"{number}. {_step(step)}"
+
+
+def _conventions(conventions: Conventions) -> str:
+    """What the last training used, and from which columns."""
+    robot = conventions.robot
+    if robot is None:
+        return f"model-ready observations: {conventions}"
+    whose = f"robot {robot.name}" if conventions.config is None else f"openpi's {conventions.config}"
+    images = [f"{camera} from {key}" for camera, key in robot.images.items()]
+    read = [*images, f"state from {', '.join(robot.state) or 'nothing'}", f"actions from {', '.join(robot.actions)}"]
+    return f"{whose}: {conventions}; {', '.join(read)}"
 
 
 def _towers(found: Inspection) -> Table:
