@@ -82,13 +82,14 @@ def import_wandb() -> Any:
 
 
 def _lines_before(file: epath.Path, start: int) -> list[str]:
+    """The lines of steps before one; what a kill cut short or a bad disk damaged is left out, wherever it stands."""
     kept = []
-    for line in file.read_text().splitlines() if file.exists() else []:
+    for line in file.read_bytes().decode(errors="replace").split("\n") if file.exists() else []:
         try:
             if json.loads(line)["step"] < start:
                 kept.append(line + "\n")
-        except (ValueError, KeyError, TypeError):  # the line that a kill cut short
-            break
+        except (ValueError, KeyError, TypeError):
+            continue
     return kept
 
 
