@@ -68,6 +68,11 @@ def test_edges_that_are_no_whole_number_of_pixels_are_rounded_down(shape, kept):
     assert (rows[0], columns[0]) == tuple((28 - n) // 2 for n in kept)
 
 
+def test_an_image_that_would_vanish_is_refused():
+    with pytest.raises(InputError, match="4000 x 50 pixels leaves no row or column in a square of 28"):
+        transforms.resize_with_pad(np.zeros((4000, 50, 3), np.uint8), 28)
+
+
 def test_image_is_parsed_from_floats_and_from_channels_first():
     image = np.arange(2 * 4 * 3, dtype=np.uint8).reshape(2, 4, 3)
     np.testing.assert_array_equal(transforms.parse_image(np.transpose(image, (2, 0, 1))), image)

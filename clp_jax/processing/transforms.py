@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float, Shaped, UInt8
 
+from clp_jax.errors import InputError
 from clp_jax.processing.norm_stats import NormStats
 
 _EPSILON = 1e-6
@@ -81,7 +82,11 @@ def parse_image(image: Shaped[np.ndarray, "_ _ _"]) -> UInt8[np.ndarray, "h w 3"
 
 
 def resize_with_pad(image: UInt8[np.ndarray, "_ _ 3"], size: int) -> UInt8[np.ndarray, "size size 3"]:
-    """Bilinear resize without distortion into a square, padded with black; the resampling is Pillow's."""
+    """Bilinear resize without distortion into a square, padded with black; the resampling is Pillow's.
+
+    Raises:
+      InputError: the image is so long that nothing of its other side would be left.
+    """
     from PIL import Image
 
     height, width = image.shape[:2]
@@ -89,6 +94,8 @@ def resize_with_pad(image: UInt8[np.ndarray, "_ _ 3"], size: int) -> UInt8[np.nd
         return image
     ratio = max(width / size, height / size)
     new_height, new_width = int(height / ratio), int(width / ratio)
+    if min(new_height, new_width) < 1:
+        raise InputError(f"an image of {height} x {width} pixels leaves no row or column in a square of {size}.")
     resized = Image.fromarray(image).resize((new_width, new_height), resample=Image.Resampling.BILINEAR)
     top, left = (size - new_height) // 2, (size - new_width) // 2
     square = np.zeros((size, size, 3), np.uint8)
