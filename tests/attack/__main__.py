@@ -14,7 +14,7 @@ import tempfile
 import warnings
 from pathlib import Path
 
-from attack.running import HANG, OK, OUTCOMES, REFUSED, SECONDS, attack, leave, prove
+from attack.running import HANG, OK, OUTCOMES, REFUSED, attack, leave, prove
 from attack.targets import targets
 
 _MEMORY = 4 * 2**30
@@ -43,9 +43,9 @@ def main() -> None:
             prove(target, Path(name) / target_name)
             counts = collections.Counter()
             for seed in flags.seeds:
-                for number in range(flags.rounds):
+                for number in range(min(flags.rounds, target.rounds or flags.rounds)):
                     identity = f"{target_name} {seed} {number}"
-                    faulthandler.dump_traceback_later(10 * SECONDS, exit=True)  # where no exception ends it
+                    faulthandler.dump_traceback_later(10 * target.seconds, exit=True)  # where no exception ends it
                     found = attack(target, identity, Path(name) / identity, as_process=number < flags.processes)
                     faulthandler.cancel_dump_traceback_later()
                     counts[found.outcome] += 1

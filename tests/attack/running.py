@@ -47,6 +47,8 @@ class Target:
       command: the words after ``clp`` that do the same, for a process of its own; None if there are none.
       whole: whether the files hold check sums: what is written must then be the same as from the undamaged copy, which
         `prove` has seen.
+      seconds: after which it hangs.
+      rounds: at most so many attacks, where one takes long; None for as many as are asked for.
     """
 
     source: Path
@@ -54,6 +56,8 @@ class Target:
     damage: Callable[[random.Random, Path], str] = damage
     command: Callable[[Path, Path], list[str]] | None = None
     whole: bool = False
+    seconds: float = SECONDS
+    rounds: int | None = None
 
 
 def by_command(source: Path, words: Callable[[Path, Path], list[str]], **options: Any) -> Target:
@@ -70,7 +74,7 @@ class Attack:
     message: str
 
 
-def attack(target: Target, seed: str, work: Path, *, as_process: bool = False, seconds: float = SECONDS) -> Attack:
+def attack(target: Target, seed: str, work: Path, *, as_process: bool = False) -> Attack:
     """Damages a copy as the seed says and uses it.
 
     Args:
@@ -78,7 +82,6 @@ def attack(target: Target, seed: str, work: Path, *, as_process: bool = False, s
       seed: of everything that is drawn.
       work: an empty folder.
       as_process: run the target's command in a process of its own.
-      seconds: after which it hangs.
     """
     rng = random.Random(seed)
     damaged, out = work / "source" / target.source.name, work / "outputs" / "out"
@@ -86,9 +89,9 @@ def attack(target: Target, seed: str, work: Path, *, as_process: bool = False, s
     out.parent.mkdir()
     how = target.damage(rng, copied(target.source, damaged))
     try:
-        with time_limit(seconds):
+        with time_limit(target.seconds):
             if as_process and target.command is not None:
-                _run_process(target.command(damaged, out), seconds)
+                _run_process(target.command(damaged, out), target.seconds)
             else:
                 target.use(damaged, out)
         outcome, message = OK, ""
@@ -122,7 +125,7 @@ def run_command(words: list[str]) -> str:
     stdout, stderr = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr):
         code = cli.main(words)
-    return _judged(code, stdout.getvalue(), stderr.getvalue())
+    return judged(code, stdout.getvalue(), stderr.getvalue())
 
 
 def _run_process(words: list[str], seconds: float) -> str:
@@ -131,10 +134,16 @@ def _run_process(words: list[str], seconds: float) -> str:
         done = subprocess.run(command, capture_output=True, text=True, timeout=5 * seconds, check=False)
     except subprocess.TimeoutExpired:
         raise Hang from None
-    return _judged(done.returncode, done.stdout, done.stderr)
+    return judged(done.returncode, done.stdout, done.stderr)
 
 
-def _judged(code: int, stdout: str, stderr: str) -> str:
+def judged(code: int, stdout: str, stderr: str) -> str:
+    """What a command that ended well printed.
+
+    Raises:
+      InputError: it ended with an error of one line (further lines are its indented list).
+      AssertionError: it ended otherwise.
+    """
     if code == 0:
         return stdout
     lines = stderr.strip().split("\n")
@@ -186,6 +195,8 @@ def prove(target: Target, work: Path) -> None:
       target: to prove.
       work: a folder that does not exist.
     """
+    if target.whole and target.source in _CLEAN:
+        return
     work.mkdir()
     target.use(target.source, work / "out")
     if target.whole:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import toys
 from attack import mutations
+from attack.meeting import killed_finetune, race_analyse, race_export, race_finetune, race_prune
 from attack.messages import messages
 from attack.running import Silent, Target, by_command, run_command
 from checkpoints import save_by_orbax
@@ -42,6 +43,7 @@ def targets(folder: Path) -> dict[str, Callable[[], Target]]:
         *(checkpoint_ours, chunks_of_ours, checkpoint_orbax, smolvla_weights, groot_weights, smolvla_folder),
         *(record, export_record, plan, analysis, statistics, policy_statistics, robot_file, calibration),
         *(data_v21, data_v30, messages),
+        *(race_prune, race_export, race_analyse, race_finetune, killed_finetune),
     )
     return {maker.__name__.replace("_", "-"): functools.partial(maker, folder / maker.__name__) for maker in makers}
 
@@ -114,7 +116,7 @@ def export_record(folder: Path) -> Target:
         words = ["--to", "openpi", "--check", "bits", "--out", str(out)]
         run_command(["export", "--checkpoint", str(source), *words])
 
-    step = _pruned(folder)
+    step = mutations.copied(_pruned(folder), folder / "step")
     content = json.loads((step / "clp.json").read_text())
     config = {"action_horizon": 4, "max_token_len": 5, "state_in_prompt": False}
     config |= {"data": "set", "steps": 3, "batch_size": 2}
@@ -126,6 +128,7 @@ def export_record(folder: Path) -> Target:
 def plan(folder: Path) -> Target:
     """An edited plan."""
     full = _full(folder)
+    folder.mkdir()
     _plan(toys.architecture().depths).save(folder / "plan.json")
 
     def words(source: Path, out: Path) -> list[str]:
@@ -141,7 +144,7 @@ def analysis(folder: Path) -> Target:
     rng = np.random.default_rng(0)
     towers = {tower: _similarity(rng, architecture.depths[tower]) for tower in ("vlm", "action")}
     meta = {"observations": 12, "checkpoint_fingerprint": fingerprint(read_spec(full))}
-    (folder / "analysis").mkdir()
+    (folder / "analysis").mkdir(parents=True)
     made = Analysis("pi0", architecture.towers, (("vlm", "action"),), towers, {}, meta)
     made.save(folder / "analysis" / "similarity.npz")
     _plan(architecture.depths).save(folder / "analysis" / "plan.json")
@@ -230,16 +233,21 @@ def _outcome(function: Callable[[], Any]) -> InputError | None:
 
 
 def _full(folder: Path) -> Path:
-    """The toy as a checkpoint of ours with statistics."""
-    entry = NormStats(np.zeros(6), np.ones(6))
-    norm_stats.save(folder / "assets" / "robot", {"state": entry, "actions": entry})
-    write_params(folder / "full", toys.params(toys.architecture()), assets=folder / "assets")
-    return folder / "full"
+    """The toy as a checkpoint of ours with statistics; one for all targets."""
+    full = folder.parent / "full"
+    if not full.exists():
+        entry = NormStats(np.zeros(6), np.ones(6))
+        norm_stats.save(folder.parent / "assets" / "robot", {"state": entry, "actions": entry})
+        write_params(full, toys.params(toys.architecture()), assets=folder.parent / "assets")
+    return full
 
 
 def _pruned(folder: Path) -> Path:
-    run_command(_prune(_full(folder), folder / "pruned", "0,1,3"))
-    return folder / "pruned"
+    """It cut; one for all targets."""
+    pruned = folder.parent / "pruned"
+    if not pruned.exists():
+        run_command(_prune(_full(folder), pruned, "0,1,3"))
+    return pruned
 
 
 def _prune(source: Path, out: Path, keep: str = "0,1") -> list[str]:

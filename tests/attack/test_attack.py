@@ -7,16 +7,20 @@ import pytest
 from attack.running import OK, REFUSED, SECONDS, attack, prove
 from attack.targets import targets
 
-ROUNDS = 3
-SLOW = {"messages", "export-record"}
-"""They compile a model for every attack or before the first."""
+ROUNDS = 2
+SLOW = {"messages", "export-record", "race-prune", "race-export", "race-analyse", "race-finetune", "killed-finetune"}
+"""They compile a model for every attack or before the first, or start processes."""
 NAMES = sorted(targets(Path()).keys() - SLOW)
 
 
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("sources")
+
+
 @pytest.mark.parametrize("name", NAMES)
-def test_damage_is_answered_in_one_line_or_does_no_harm(tmp_path, name):
-    (tmp_path / "sources").mkdir()
-    target = targets(tmp_path / "sources")[name]()
+def test_damage_is_answered_in_one_line_or_does_no_harm(tmp_path, sources, name):
+    target = targets(sources)[name]()
     prove(target, tmp_path / "clean")
     faulthandler.dump_traceback_later(10 * SECONDS, exit=True)
     for number in range(ROUNDS):
