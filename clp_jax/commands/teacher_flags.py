@@ -140,4 +140,7 @@ def _statistics(spec: Spec, teacher: Architecture, data: TrainingData) -> Mappin
     for name in (None if trained is None else trained.asset_id, data.asset_id):
         if name is not None and (found := stats_of_checkpoint(spec.assets, name, teacher)[0]) is not None:
             return found
-    return stats_of_checkpoint(spec.assets, None, teacher)[0]
+    try:
+        return stats_of_checkpoint(spec.assets, None, teacher)[0]
+    except InputError as error:
+        raise InputError(f"the teacher {spec.path}: {error}") from None
