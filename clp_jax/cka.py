@@ -174,7 +174,7 @@ def cka(hsic: Float[Array, "*g l l"]) -> Float[Array, "*g l l"]:
     return hsic / (norm[..., :, None] * norm[..., None, :])
 
 
-def rms_normalise(states: Float[Array, "l n d"]) -> Float[Array, "l n d"]:
+def rms_normalise(states: Float[Array, "*n d"]) -> Float[Array, "*n d"]:
     """Scale every token to unit root mean square, float32: what the next block reads, up to its learned scale.
 
     Without it a few massive channels of a few tokens can hold nearly all variance and make all layers look alike.

@@ -40,6 +40,7 @@ from clp_jax.prune import apply_plan, prune_checkpoint
 from clp_jax.prune_folder import prune_folder
 from clp_jax.sensitivity import make_loss
 from clp_jax.similarity import CalibrationBatch
+from clp_jax.training.teaching import Teaching, same_blocks, taught_loss
 from clp_jax.trees import flatten, unflatten
 
 KINDS = [kind for family in FAMILIES.values() for kind in family.KINDS]
@@ -48,6 +49,9 @@ RELEASED = [(family, name) for family in FAMILIES for name in FAMILIES[family].R
 
 SAME = 2e-5
 """Relative to the largest value: float32 sums of another order."""
+
+NOTHING, NO_SLOPE = 1e-6, 1e-5
+"""Differences of numbers near 1 that a program computes twice in float32, and gradients of their squares."""
 
 OPTIONAL = {"LEROBOT", "NVIDIA", "zero_tensors", "torch_config", "why_no_torch"}
 """Names that only the targets of a family ask for."""
@@ -331,6 +335,70 @@ def test_draw_follows_its_key(kind):
         assert one[key].shape == arrays[key].shape
         assert np.array_equal(one[key], same[key])
         assert not np.array_equal(one[key], other[key])
+
+
+# Teaching
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_model_learns_nothing_from_itself(kind):
+    arch, family = cases.architecture(kind), family_of(cases.architecture(kind))
+    undrawn = {key: x for key, x in cases.inputs(arch).items() if key not in ("noise", "time")}
+    inputs, _ = family.draw(arch, jax.random.key(3), undrawn)  # what is left out at random included
+    teaching = Teaching(architecture=arch, weight=1.0, states=1.0, blocks=same_blocks(arch, arch, None, None))
+    params = cases.params(arch)
+
+    def loss(student):
+        whole, parts = taught_loss(teaching, arch, None, student, params, inputs)
+        return whole.each.mean(), parts
+
+    gradient, parts = cases.compiled_quickly(jax.grad(loss, has_aux=True))(params)
+    assert parts["task_loss"].each.min() > 1e-3
+    assert np.abs(parts["teacher_loss"].each).max() < NOTHING
+    assert np.abs(parts["states_loss"].each).max() < NOTHING
+    assert max(np.abs(leaf).max() for leaf in flatten(gradient).values()) < NO_SLOPE
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_pruned_model_is_taught_by_the_difference_of_two_passes(kind):
+    arch, arrays = cases.architecture(kind), cases.inputs(cases.architecture(kind))
+    family, params = family_of(arch), cases.params(arch)
+    removed = {tower: gone for group in arch.groups for tower, gone in cases.removal(arch, group).items()}
+    plan = plan_of_blocks(arch, kept(arch, removed))
+    shorter, pruned = arch.with_depths(depths_after(plan)), apply_plan(params, plan)
+    output, states, loss = cases.run(shorter)(pruned, arrays, cases.gates(shorter))
+    wanted, known, _ = cases.whole(kind)
+    blocks = same_blocks(shorter, arch, {"plan": plan.to_json()}, None)
+    teaching = Teaching(architecture=arch, weight=0.25, states=2.0, blocks=blocks)
+    whole, parts = cases.compiled_quickly(functools.partial(taught_loss, teaching, shorter, None))(
+        pruned, params, arrays
+    )
+
+    weights = family.error_weights(shorter, arrays)
+    if weights is None:
+        ours, theirs = (np.asarray(jax.nn.log_softmax(x), np.float64) for x in (output, wanted))
+        counted = arrays["token_loss_mask"][:, 1:]
+        apart = (np.exp(theirs) * (theirs - ours)).sum(-1).mean(-1, where=counted)
+    else:
+        apart = np.sum(np.asarray(weights) * np.square(np.asarray(output) - wanted), axis=(1, 2))
+    np.testing.assert_allclose(parts["teacher_loss"].each, apart, rtol=1e-4)
+    np.testing.assert_allclose(parts["task_loss"].each, loss.each, rtol=1e-4)
+    assert np.array_equal(whole.weight, loss.weight)
+    of_states = np.mean([relative_difference(arch, name, states, known, kept) for name, kept in blocks], axis=0)
+    np.testing.assert_allclose(parts["states_loss"].each, of_states, rtol=1e-4)
+    np.testing.assert_allclose(whole.each, 0.75 * loss.each + 0.25 * apart + 2 * of_states, rtol=1e-4)
+
+
+def relative_difference(arch, name, states, known, blocks):
+    """Mean over blocks and real tokens of the squared difference of normalised streams, by observation."""
+    tower = next(tower for tower in arch.towers if tower.name == name)
+    found = []
+    for own, block in enumerate(blocks):
+        x, y = np.asarray(states[name].states[own + 1]), np.asarray(known[name].states[block + 1])
+        x, y = (one / np.sqrt(np.mean(one**2, axis=-1, keepdims=True)) for one in (x, y))
+        if block + 1 not in tower.incomparable:
+            found.append(np.mean(np.mean((x - y) ** 2, axis=-1), axis=1, where=np.asarray(states[name].valid)))
+    return np.mean(found, axis=0)
 
 
 # Robots

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import re
 import sys
 
@@ -291,9 +292,27 @@ def test_a_full_size_smolvla_is_traced_with_what_upstream_freezes():
     assert 0 < held["optimiser"] < held["parameters"]
 
 
+def test_a_teacher_is_held_and_read_in_the_dtype_of_activations():
+    mesh = sharding.make_mesh(8)
+    student, teacher = PI0.with_depths({"vlm": 9, "action": 9}), PI0
+    alone, taught = (
+        programs(Workload(task="finetune", batch_size=8, teacher=one), student, {}, mesh)[0]()
+        for one in (None, teacher)
+    )
+    sizes = [math.prod(leaf.shape) for leaf in flatten(abstract_params(teacher)).values()]
+    assert alone.held["teacher"] == 0
+    assert taught.held["teacher"] == pytest.approx(2 * sum(sizes) / 8, rel=0.01)
+    assert taught.held["parameters"] == alone.held["parameters"]
+    assert sum(taught.is_weight) == sum(alone.is_weight) + len(sizes)
+    flops = [count_operations(one.traced.jaxpr, one.is_weight).flops for one in (alone, taught)]
+    assert flops[1] - flops[0] == pytest.approx(8 * forward_flops(teacher, Lengths(50, 48), cameras=3), rel=0.02)
+
+
 @pytest.mark.parametrize(
     ("flags", "complaint"),
     [
+        ("--topology cpu:8 --checkpoint pi0 --task infer --teacher pi0", "leave --teacher out"),
+        ("--topology cpu:8 --checkpoint pi0 --batch-size 8 --teacher smolvla", "--teacher is a SmolVLA"),
         ("--topology v5e:1 --checkpoint pi0", "no slice of v5e"),
         ("--topology cpu:8 --checkpoint pi0-fast --task infer", "π0-FAST answers with tokens"),
         ("--topology cpu:8 --checkpoint pi0 --keep-layers 19", "numbers from 1 to 18"),

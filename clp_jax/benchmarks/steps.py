@@ -13,7 +13,7 @@ from clp_jax.data import CalibrationData
 from clp_jax.models import Architecture, init_params
 from clp_jax.sharding import batch_sharding, make_mesh, put
 from clp_jax.training import OptimizerSettings, StepSettings
-from clp_jax.training.loop import build_program
+from clp_jax.training.program import build_program
 
 
 def training_step(

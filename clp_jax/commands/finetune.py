@@ -15,6 +15,7 @@ from rich.markup import escape
 from clp_jax.checkpoint import Spec, fingerprint, read_spec
 from clp_jax.commands.data_flags import DataFlags, open_data
 from clp_jax.commands.model_flags import ModelFlags
+from clp_jax.commands.teacher_flags import Teacher, TeacherFlags, open_teacher
 from clp_jax.commands.upstream_flags import UpstreamFlags, with_upstream_defaults
 from clp_jax.data import CalibrationData, TrainingData
 from clp_jax.distributed import DistributedFlags, is_first, join
@@ -37,6 +38,7 @@ from clp_jax.training.optimizer import undecayed
 from clp_jax.training.resumption import Entry, check_same_run
 from clp_jax.training.run_folder import run_folder
 from clp_jax.training.saving import saved_record
+from clp_jax.training.teaching import Teaching
 from clp_jax.training.throughput import step_flops, utilisation
 from clp_jax.trees import flatten
 
@@ -47,11 +49,14 @@ _MAY_CHANGE = (
 )
 """Flags that do not change what a run computes, so that a resumed run may have others."""
 
-_SHOWN = ("loss", "grad_norm", "learning_rate", "samples_per_second", "mfu", "held_out_loss")
+_SHOWN = (
+    *("loss", "task_loss", "teacher_loss", "states_loss", "grad_norm", "learning_rate", "samples_per_second", "mfu"),
+    "held_out_loss",
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Finetune(DataFlags, ModelFlags, UpstreamFlags, DistributedFlags):
+class Finetune(TeacherFlags, DataFlags, ModelFlags, UpstreamFlags, DistributedFlags):
     """Train a checkpoint on data. Defaults are those of the model's authors.
 
     A killed run goes on with the same flags and --resume.
@@ -129,6 +134,7 @@ def run(config: Finetune) -> None:
 
 def _run(config: Finetune, lifetime: contextlib.ExitStack) -> None:
     """Train; the folder of the run is taken when all that is read is known to be good, and given back at the end."""
+    config = config.with_teachers_weight()
     if config.wandb is not None:
         import_wandb()  # now, not after minutes of reading
     logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax logs, with tracebacks, what it raises as well
@@ -140,24 +146,24 @@ def _run(config: Finetune, lifetime: contextlib.ExitStack) -> None:
     config, chosen = with_upstream_defaults(
         config, family_of(architecture).training_defaults(architecture, config.steps)
     )
-    ratio = config.holdout_ratio if config.holdout_data is None else 0.0
     begun = saved_record(config.out) if config.resume else None
     data = open_data(
         config,
         config.data,
         architecture,
         assets=spec.assets,
-        hold_out_ratio=ratio,
+        hold_out_ratio=config.holdout_ratio if config.holdout_data is None else 0.0,
         seed=config.seed,
         record=spec.plan_record if begun is None else begun,
         new_run=begun is None,
     )
     held = _held_out(config, architecture, spec, data, begun)
+    teacher = open_teacher(config, spec, architecture, data, lambda one: _as_asked(config, one))
     mesh = make_mesh(config.fsdp_devices)
     leaves = flatten(abstract_params(architecture))
     frozen, frozen_rows = _frozen(config, architecture, leaves)
     _check_not_decayed(asked, set(leaves) - frozen)
-    todo = _todo(config, frozen, frozen_rows)
+    todo = _todo(config, frozen, frozen_rows, None if teacher is None else teacher.teaching)
     check_batch_size(todo, mesh)
     out = lifetime.enter_context(run_folder(config.out, resume=config.resume, overwrite=config.overwrite))
     write_assets = assets_writer(
@@ -177,10 +183,11 @@ def _run(config: Finetune, lifetime: contextlib.ExitStack) -> None:
         dataclasses.asdict(config),
         data.conventions,
         None if data.norm_stats is None else norm_stats.fingerprint(data.norm_stats),
+        None if teacher is None else fingerprint(teacher.spec),
     )
     start = 0 if saved.latest is None else saved.latest + 1
     trained, total = _counts(leaves, frozen, frozen_rows)
-    _introduce(console, config, chosen, data, mesh, start, trained, total)
+    _introduce(console, config, chosen, data, teacher, mesh, start, trained, total)
     if saved.latest is not None:
         _go_on(console, saved.record(saved.latest)["steps"][-1], entry)
     flops = step_flops(
@@ -189,6 +196,7 @@ def _run(config: Finetune, lifetime: contextlib.ExitStack) -> None:
         _lengths(data),
         cameras=len(data.cameras),
         action_samples=config.action_samples,
+        teacher=None if teacher is None else teacher.teaching.architecture,
     )
     plan = PrunePlan.of(architecture.kind, architecture.depths, coupled=architecture.coupled)
     logs = Logs(out, start=start, wandb_project=config.wandb, config=entry.config) if is_first() else None
@@ -204,6 +212,7 @@ def _run(config: Finetune, lifetime: contextlib.ExitStack) -> None:
             record=lambda training: training_record(spec.plan_record, plan, entry.to_json(), training).to_json(),
             log=_Log(lines, logs, advance, flops, start),
             evaluate=held_out_loss(architecture, held, mesh, batch_size=config.batch_size),
+            teacher=None if teacher is None else teacher.spec,
         )
     saved.close()
     if logs is not None:
@@ -249,6 +258,11 @@ def _architecture(config: Finetune, spec: Spec) -> Architecture:
         architecture = with_adapters(architecture, config.lora_ranks)
     if architecture.action_dim is None and config.action_samples != 1:
         raise InputError(f"--action-samples is for flow matching; a {architecture.kind} draws no noise, leave it out.")
+    return _as_asked(config, architecture)
+
+
+def _as_asked(config: Finetune, architecture: Architecture) -> Architecture:
+    """The architecture, running as the flags say."""
     changes: dict[str, Any] = {"remat": config.remat}
     if not config.dropout:
         if not hasattr(architecture, "dropout"):
@@ -292,7 +306,12 @@ def _check_not_decayed(pattern: str | None, trained: Collection[str]) -> None:
         )
 
 
-def _todo(config: Finetune, frozen: frozenset[str], frozen_rows: Mapping[str, tuple[int, ...]]) -> Run:
+def _todo(
+    config: Finetune,
+    frozen: frozenset[str],
+    frozen_rows: Mapping[str, tuple[int, ...]],
+    teaching: Teaching | None,
+) -> Run:
     return Run(
         steps=config.steps,
         batch_size=config.batch_size,
@@ -304,6 +323,7 @@ def _todo(config: Finetune, frozen: frozenset[str], frozen_rows: Mapping[str, tu
             augment=config.augment,
             frozen=frozen,
             frozen_rows=tuple(sorted(frozen_rows.items())),
+            teaching=teaching,
         ),
         frozen_dtype=None if config.frozen_dtype == "keep" else config.frozen_dtype,
         sharding_rules=_rules(config.shard),
@@ -372,6 +392,7 @@ def _introduce(
     config: Finetune,
     chosen: str,
     data: TrainingData,
+    teacher: Teacher | None,
     mesh: jax.sharding.Mesh,
     start: int,
     trained: int,
@@ -389,6 +410,8 @@ def _introduce(
         )
     if data.conventions is not None and data.conventions.robot is not None:
         console.print(f"Conventions: {data.conventions}", highlight=False, markup=False, soft_wrap=True)
+    if teacher is not None:
+        console.print(str(teacher), highlight=False, markup=False, soft_wrap=True)
     console.print(f"{trained:,} of {total:,} parameters are trained")
     if trained < total and config.frozen_dtype != "keep":
         console.print(

@@ -35,6 +35,9 @@ from clp_jax.sharding import make_mesh
 
 _RELEASED = {name: architecture for family in FAMILIES.values() for name, architecture in family.RELEASED.items()}
 
+_HELD = ("parameters", "optimiser", "average")
+"""What every program holds, or holds none of."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PlanScale(ModelFlags):
@@ -65,6 +68,8 @@ class PlanScale(ModelFlags):
     """finetune: None plans without the average of the parameters, which π0's authors keep and the others' do not."""
     augment: bool = True
     """finetune: crop, rotate and recolour the images."""
+    teacher: str | None = None
+    """finetune: a checkpoint or a released model that teaches, as with clp finetune --teacher."""
     remat: Remat = "all"
     """finetune: what the backward pass computes again."""
     params_dtype: Literal["keep", "float32", "bfloat16"] = "keep"
@@ -92,7 +97,11 @@ def run(config: PlanScale) -> None:
     _only_cpu(max((one.chips for names in slices for one in names if one.chip is CPU), default=0))
     models = _models(config)
     fields = ("task", "batch_size", "accumulate", "ema_decay", "augment", "group_size", "num_steps", "action_horizon")
-    workload = Workload(**{name: getattr(config, name) for name in fields}, prompt_length=config.max_token_len)
+    workload = Workload(
+        **{name: getattr(config, name) for name in fields},
+        prompt_length=config.max_token_len,
+        teacher=None if config.teacher is None else _model(config.teacher, config)[0],
+    )
     found: list[Forecast] = []
     with contextlib.ExitStack() as lifetime:
         folder = None
@@ -213,11 +222,12 @@ def _forecasts(
 
 
 def _show(forecasts: list[Forecast], console: Console) -> None:
+    held = [*_HELD, *(["teacher"] if any(one.held.get("teacher") for one in forecasts) else [])]
     _print(
         console,
         "Memory of one chip, GiB",
-        ("parameters", "optimiser", "average", "activations", "free"),
-        [(one, _memory_cells(one)) for one in forecasts if one.needed],
+        (*held, "activations", "free"),
+        [(one, _memory_cells(one, held)) for one in forecasts if one.needed],
     )
     counted = [one for one in forecasts if one.memory]
     _print(
@@ -255,8 +265,8 @@ def _print(console: Console, title: str, columns: Sequence[str], rows: list[tupl
     console.print(table)
 
 
-def _memory_cells(one: Forecast) -> list[str]:
-    sizes = [one.held.get(name, 0) for name in ("parameters", "optimiser", "average")]
+def _memory_cells(one: Forecast, held: Sequence[str]) -> list[str]:
+    sizes = [one.held.get(name, 0) for name in held]
     shown = [f"{size / GIB:.2f}" for size in (*sizes, one.activations)]
     return [*shown, f"{one.free / GIB:.2f}" if one.fits else f"[red]{one.free / GIB:.2f}[/]"]
 

@@ -86,8 +86,11 @@ def _reason(step: Mapping[str, Any]) -> str:
     """Criterion, scores and data of one pruning; data and length of one fine-tuning."""
     if step.get("command") == "finetune":
         flags = step["config"]
+        taught = (
+            f", taught by `{flags['teacher']}` with weight {flags['teacher_weight']}" if flags.get("teacher") else ""
+        )
         return (
-            f"fine-tuned from `{step['source']}` on `{flags['data']}`, at most {flags['steps']} steps of "
+            f"fine-tuned from `{step['source']}` on `{flags['data']}`{taught}, at most {flags['steps']} steps of "
             f"{flags['batch_size']} observations."
         )
     criterion = step.get("criterion")

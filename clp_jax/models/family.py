@@ -545,6 +545,17 @@ class Family(Protocol):
         """The family's own training loss, observation by observation."""
         ...
 
+    def loss_of(self, architecture: Any, output: Array, inputs: Mapping[str, Leaf]) -> Loss:
+        """The same of an output of `forward`."""
+        ...
+
+    def distance(self, architecture: Any, output: Array, other: AnyArray, inputs: Mapping[str, Leaf]) -> Loss:
+        """How far an output is from another model's for the same inputs: `loss_of` with the other as target.
+
+        Of logits it is the divergence from the other's probabilities. It is 0 where the two agree.
+        """
+        ...
+
     def error_weights(self, architecture: Any, inputs: Mapping[str, Leaf]) -> Float[Array, "b horizon adim"] | None:
         """w of a loss that is ``sum(w * (output - target)**2)`` for each observation; None for another loss."""
         ...

@@ -23,6 +23,8 @@ _NARROW = 1e-4
 _EPSILON = 1e-6
 """What normalisation adds to a range, as openpi does."""
 _QUANTILES = (0.01, 0.99)
+_ROUNDING = 1e-5
+"""Of a value or of its deviation: statistics that were stored as float32 are still the same."""
 _LARGEST = float(np.finfo(np.float32).max)
 
 
@@ -131,6 +133,21 @@ def fingerprint(stats: Mapping[str, NormStats]) -> str:
                 f"{name} {field} {None if values is None else np.asarray(values, np.float64).tolist()}".encode()
             )
     return digest.hexdigest()
+
+
+def difference(one: Mapping[str, NormStats], other: Mapping[str, NormStats]) -> str | None:
+    """The first value that two sets of statistics both have and have differently, in words; None if they agree."""
+    for name in sorted(one.keys() & other.keys()):
+        for field in dataclasses.fields(NormStats):
+            ours, theirs = getattr(one[name], field.name), getattr(other[name], field.name)
+            if ours is None or theirs is None:
+                continue
+            if ours.shape != theirs.shape:
+                return f"{name} has {len(ours)} dimensions, {len(theirs)}"
+            apart = np.abs(ours - theirs) > _ROUNDING * np.maximum(np.abs(ours), one[name].std)
+            for i in np.flatnonzero(apart)[:1]:
+                return f"{field.name} of {name}, dimension {i}, is {ours[i]:g}, {theirs[i]:g}"
+    return None
 
 
 def _values(entry: NormStats) -> dict[str, list[float] | None]:

@@ -10,6 +10,7 @@ _MEMORY = {
     "parameters": "#3b6fb6",
     "optimiser": "#7ba3d6",
     "average": "#b9d0ec",
+    "teacher": "#c9a227",
     "inputs": "#8a8a8a",
     "activations": "#e58a3c",
 }
@@ -36,7 +37,12 @@ def draw(forecasts: Sequence[Forecast], title: str, path: str | os.PathLike[str]
         _memory_bar(left, y, one)
         _time_bars(right, y, one)
     left.invert_yaxis()
-    for axes, colours in ((left, _MEMORY), (right, _TIMES)):
+    filled = {
+        name: colour
+        for name, colour in _MEMORY.items()
+        if name == "activations" or any(one.held.get(name) for one in rows)
+    }
+    for axes, colours in ((left, filled), (right, _TIMES)):
         for name, colour in colours.items():
             axes.barh([0], [0], color=colour, label={"memory": "HBM"}.get(name, name))
         axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=len(colours), frameon=False, fontsize=8)

@@ -19,7 +19,8 @@ from clp_jax.similarity import CalibrationBatch, Sampling, statistics_step
 from clp_jax.training import OptimizerSettings, Run, StepSettings, check_batch_size
 from clp_jax.training.adapters import with_adapters
 from clp_jax.training.freezing import frozen_paths
-from clp_jax.training.loop import build_program
+from clp_jax.training.program import build_program
+from clp_jax.training.teaching import Teaching, check_teacher
 from clp_jax.trees import flatten
 
 Task = Literal["analyse", "finetune", "lora", "infer"]
@@ -38,6 +39,7 @@ class Workload:
       accumulate: parts of a training batch.
       ema_decay: of the average that is trained along; None without, "upstream" as the model's authors have it.
       augment: images in training.
+      teacher: the architecture of a model that teaches in training; None without.
       group_size: observations of a group in analyse.
       num_steps: integration steps of infer; the model's own number if None.
       action_horizon: actions of a chunk; the model's own if None.
@@ -49,6 +51,7 @@ class Workload:
     accumulate: int = 1
     ema_decay: float | Literal["upstream"] | None = "upstream"
     augment: bool = True
+    teacher: Architecture | None = None
     group_size: int = 4
     num_steps: int | None = None
     action_horizon: int | None = None
@@ -96,8 +99,11 @@ def programs(
       mesh: devices to compile for.
 
     Raises:
-      InputError: the batch does not divide over the devices, or the task is not for this kind of model.
+      InputError: the batch does not divide over the devices, the task is not for this kind of model, or the teacher is
+        not for the model or the task.
     """
+    if workload.teacher is not None and workload.task not in ("finetune", "lora"):
+        raise InputError(f"a teacher has nothing to do in --task {workload.task}; leave --teacher out.")
     if workload.task == "analyse":
         return [
             lambda: _similarity(workload, architecture, params, mesh),
@@ -111,6 +117,8 @@ def programs(
     if workload.task == "lora":
         architecture = with_adapters(architecture)
     run = _run(workload, architecture)
+    if run.step.teaching is not None:
+        check_teacher(architecture, run.step.teaching, workload.lengths(architecture))
     check_batch_size(run, mesh)
     return [lambda: _training_step(workload, architecture, run, mesh)]
 
@@ -130,6 +138,7 @@ def _run(workload: Workload, architecture: Architecture) -> Run:
             augment=workload.augment,
             frozen=frozen_paths(tuple(leaves), default=family.frozen_rules(architecture)),
             frozen_rows=tuple(sorted(family.frozen_rows(architecture, leaves).items())),
+            teaching=None if workload.teacher is None else Teaching(architecture=workload.teacher),
         ),
         frozen_dtype=None if defaults["frozen_dtype"] == "keep" else defaults["frozen_dtype"],
     )
@@ -140,19 +149,20 @@ def _training_step(workload: Workload, architecture: Architecture, run: Run, mes
     rows, state = batch_sharding(mesh), program.abstract
     batch = _placed(_observations(workload, architecture, workload.batch_size), rows)
     stop = jax.ShapeDtypeStruct((mesh.size,), jnp.int32, sharding=rows)
-    weights = dataclasses.replace(
-        jax.tree.map(lambda _: False, state), params=jax.tree.map(lambda _: True, state.params)
-    )
+    teacher = () if program.teacher is None else (program.teacher,)
+    others = jax.tree.map(lambda _: False, (state, batch, stop))
+    weights = dataclasses.replace(others[0], params=jax.tree.map(lambda _: True, state.params))
     return Program(
         "training step",
-        program.step.trace(state, batch, stop),
+        program.step.trace(state, batch, stop, *teacher),
         {
             "parameters": _on_one(state.params),
             "optimiser": _on_one(state.opt_state),
             "average": _on_one(state.ema_params),
+            "teacher": _on_one(teacher),
             "inputs": _on_one((state.step, batch, stop)),
         },
-        jax.tree.leaves((weights, *jax.tree.map(lambda _: False, (batch, stop)))),
+        jax.tree.leaves((weights, *others[1:], jax.tree.map(lambda _: True, teacher))),
         workload.batch_size,
         mesh.size,
     )

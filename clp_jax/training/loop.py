@@ -2,14 +2,12 @@
 
 import collections
 import dataclasses
-import functools
 import math
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from clp_jax.aliases import Array, Tree
@@ -17,14 +15,16 @@ from clp_jax.checkpoint import Spec
 from clp_jax.data import TrainingData
 from clp_jax.errors import InputError, blamed_on
 from clp_jax.loading import read_parameters
-from clp_jax.models import Architecture, abstract_params
-from clp_jax.sharding import Rules, batch_sharding, replicated
+from clp_jax.models import Architecture
+from clp_jax.sharding import Rules, batch_sharding
 from clp_jax.training.adapters import init_adapters
-from clp_jax.training.optimizer import OptimizerSettings, learning_rate, make_optimizer
+from clp_jax.training.optimizer import OptimizerSettings, learning_rate
+from clp_jax.training.program import build_program
 from clp_jax.training.saving import Steps
-from clp_jax.training.state import TrainState, make_state, state_shardings, training_dtypes
-from clp_jax.training.step import StepSettings, train_step
+from clp_jax.training.state import TrainState
+from clp_jax.training.step import StepSettings
 from clp_jax.training.stopping import stop_on_sigterm
+from clp_jax.training.teaching import Teaching
 from clp_jax.trees import flatten, unflatten
 
 _IN_FLIGHT = 2
@@ -88,6 +88,7 @@ def train(
     record: Callable[[Mapping[str, Any]], Mapping[str, Any]],
     log: Callable[[int, Mapping[str, float]], None],
     evaluate: Callable[[dict], Mapping[str, float]] | None = None,
+    teacher: Spec | None = None,
 ) -> Report:
     """Train until ``run.steps`` steps are done, from the newest saved step if there is one.
 
@@ -101,6 +102,7 @@ def train(
       record: makes a step's ``clp.json`` from what is to be remembered for a resumption.
       log: takes the steps done and scalars.
       evaluate: scalars of parameters on held-out data.
+      teacher: the checkpoint of the model that teaches, where ``run.step`` says that one does.
 
     Raises:
       InputError: a value of loss, gradient or parameters is not finite, which is never saved.
@@ -109,6 +111,8 @@ def train(
     program = build_program(architecture, run.optimizer, run.step, run.frozen_dtype, run.seed, mesh, run.sharding_rules)
     process = {"process_index": jax.process_index(), "process_count": jax.process_count()}
     batches = data.batches(run.batch_size, seed=run.seed, workers=run.workers, **process)
+    # Before the state, beside which there may be no room for what is read.
+    taught_by = () if teacher is None else (_read_teacher(teacher, run.step.teaching, program.teacher, mesh),)
     if saved.latest is None:
         state = program.start(_initial_params(spec, architecture, program.abstract.params, run.seed, mesh))
     else:
@@ -121,7 +125,7 @@ def train(
         for number in range(int(state.step), run.steps):
             batch = _on_devices(next(batches), mesh)
             watch.begin()
-            state, info = program.step(state, batch, stop.array())
+            state, info = program.step(state, batch, stop.array(), *taught_by)
             watch.add(number, info)
             last = number + 1 == run.steps or watch.stopped
             if evaluate is not None and (last or _due(number, run.evaluate_every)):
@@ -136,51 +140,6 @@ def train(
     saved.wait()
     assert saved.latest is not None
     return Report(state, int(state.step), saved.latest)
-
-
-class Program(NamedTuple):
-    """What is compiled for a run.
-
-    Attributes:
-      abstract: the state as ``jax.ShapeDtypeStruct`` with shardings.
-      start: jitted, makes the state from parameters, which are donated.
-      step: jitted, (state, batch, stop request per device) to (state, info); the state is donated.
-    """
-
-    abstract: TrainState
-    start: Any
-    step: Any
-
-
-@functools.lru_cache(maxsize=4)
-def build_program(
-    architecture: Architecture,
-    optimizer: OptimizerSettings,
-    settings: StepSettings,
-    frozen_dtype: str | None,
-    seed: int,
-    mesh: jax.sharding.Mesh,
-    rules: Rules = (),
-) -> Program:
-    """The start and the step of a run with their shardings; nothing is compiled before it is called or lowered."""
-    tx = make_optimizer(optimizer)
-    make = functools.partial(make_state, tx=tx, frozen=settings.frozen, ema=settings.ema_decay is not None)
-    dtypes = training_dtypes(abstract_params(architecture), settings.frozen, frozen_dtype=frozen_dtype)
-    shapes = jax.eval_shape(make, dtypes)
-    shardings, rows = state_shardings(shapes, mesh, rules), batch_sharding(mesh)
-
-    def step(state: TrainState, batch: Mapping[str, Array], stop: Array) -> tuple[TrainState, dict[str, Array]]:
-        rng, _ = jax.random.split(jax.random.key(seed))  # as openpi's main function has it
-        state, info = train_step(architecture, tx, settings, rng, state, batch, rows=rows)
-        return state, info | {"stop": jnp.max(stop)}
-
-    return Program(
-        jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings),
-        jax.jit(make, out_shardings=shardings, donate_argnums=0),
-        jax.jit(
-            step, in_shardings=(shardings, rows, rows), out_shardings=(shardings, replicated(mesh)), donate_argnums=0
-        ),
-    )
 
 
 def check_batch_size(run: Run, mesh: jax.sharding.Mesh) -> None:
@@ -207,7 +166,16 @@ def _initial_params(spec: Spec, architecture: Architecture, wanted: Tree, seed: 
     flat = flatten(read_parameters(spec, architecture, mesh))
     if len(flat) < len(flatten(wanted)):
         flat |= flatten(init_adapters(architecture, jax.random.split(jax.random.key(seed))[1], mesh))
-    params = unflatten({path: flat[path] for path in flatten(wanted)})
+    return _cast(unflatten({path: flat[path] for path in flatten(wanted)}), wanted)
+
+
+def _read_teacher(spec: Spec, teaching: Teaching | None, wanted: Tree, mesh: jax.sharding.Mesh) -> dict:
+    """The teacher's parameters, in the dtype and shardings of the run."""
+    assert teaching is not None, "a teacher whose weight in the loss nobody said"
+    return _cast(read_parameters(spec, teaching.architecture, mesh), wanted)
+
+
+def _cast(params: Tree, wanted: Tree) -> dict:
     shardings = jax.tree.map(lambda like: like.sharding, wanted)
     cast = jax.jit(
         lambda tree: jax.tree.map(lambda x, like: x.astype(like.dtype), tree, wanted), out_shardings=shardings

@@ -8,8 +8,8 @@ from typing import Any
 from clp_jax.errors import InputError
 from clp_jax.processing.conventions import Conventions, conventions_of_json
 
-_CONTENT = ("source_fingerprint", "data_fingerprint")
-_PLACES = ("checkpoint", "data")
+_CONTENT = ("source_fingerprint", "data_fingerprint", "teacher_fingerprint")
+_PLACES = ("checkpoint", "data", "teacher")
 """Flags that say where something is: another path to the same content is the same run."""
 _DECIDES_CONVENTIONS = (
     *("openpi_config", "robot", "image", "state_key", "action_key", "prompt", "asset_id", "norm_stats"),
@@ -30,6 +30,7 @@ class Entry:
       config: resolved flags of the command.
       conventions: between the robot and the model, which several flags and files decide.
       statistics_fingerprint: identity of the values that normalise; None where the data are normalised.
+      teacher_fingerprint: identity of the content of the checkpoint that teaches; None without.
     """
 
     source: str
@@ -39,6 +40,7 @@ class Entry:
     config: Mapping[str, Any]
     conventions: Conventions | None = None
     statistics_fingerprint: str | None = None
+    teacher_fingerprint: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """JSON values for the record."""

@@ -6,7 +6,6 @@ import optax
 from flax import struct
 
 from clp_jax.aliases import Leaf, Tree
-from clp_jax.sharding import Rules, parameter_shardings
 from clp_jax.training.freezing import split_frozen
 from clp_jax.trees import flatten, unflatten
 
@@ -58,8 +57,3 @@ def training_dtypes(tree: Tree, frozen: frozenset[str], *, frozen_dtype: str | N
         return jnp.float32 if path not in frozen else (frozen_dtype or leaf.dtype)
 
     return unflatten({p: jax.ShapeDtypeStruct(leaf.shape, dtype(p, leaf)) for p, leaf in flatten(tree).items()})
-
-
-def state_shardings(state: TrainState, mesh: jax.sharding.Mesh, rules: Rules = ()) -> TrainState:
-    """A sharding for every leaf of a state or of its shapes, by the rules for parameters."""
-    return parameter_shardings(state, mesh, rules)

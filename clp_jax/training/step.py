@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +13,7 @@ from clp_jax.aliases import Array, Leaf, Tree
 from clp_jax.models import Architecture, Gates, Loss, Rows, build, family_of
 from clp_jax.training.freezing import merge_parts, split_frozen
 from clp_jax.training.state import TrainState
+from clp_jax.training.teaching import Teaching, taught_loss
 from clp_jax.trees import flatten, unflatten
 
 _NO_KERNEL = ("bias", "scale", "pos_embedding", "input_embedding")
@@ -29,6 +30,7 @@ class StepSettings:
       augment: crop, rotate and recolour the images as openpi does.
       frozen: names of parameters that are not trained.
       frozen_rows: (name, rows on axis 0) of parameters that are trained but for these rows.
+      teaching: by a frozen model whose output is a second target; None without.
     """
 
     ema_decay: float | None = 0.99
@@ -37,6 +39,14 @@ class StepSettings:
     augment: bool = True
     frozen: frozenset[str] = frozenset()
     frozen_rows: tuple[tuple[str, tuple[int, ...]], ...] = ()
+    teaching: Teaching | None = None
+
+
+class Means(NamedTuple):
+    """Means over a batch, by name, and the weight of the batch beside others."""
+
+    values: dict[str, Float[Array, "*parts"]]
+    weight: Float[Array, "*parts"]
 
 
 def train_step(
@@ -47,6 +57,7 @@ def train_step(
     state: TrainState,
     batch: Mapping[str, Leaf],
     *,
+    teacher: Tree | None = None,
     rows: Rows = None,
 ) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
     """Draw noise and times, take the gradient of the loss, update.
@@ -61,24 +72,32 @@ def train_step(
       rng: key of the run; that of the step is ``fold_in(rng, state.step)``.
       state: before the step.
       batch: model inputs by flat key, as in a ``.npz`` of observations.
+      teacher: parameters of the model that teaches, if one does.
       rows: how a batch, and each of its parts, is split over devices.
 
     Returns:
-      The state after the step, and ``loss``, ``grad_norm`` (before clipping) and ``param_norm`` (of the kernels).
+      The state after the step, and ``loss``, with a teacher the parts that it is made of, ``grad_norm`` (before
+      clipping) and ``param_norm`` (of the kernels).
     """
     family, model = family_of(architecture), build(architecture, rows)
     trained, frozen = split_frozen(state.params, settings.frozen)
     key = jax.random.fold_in(rng, state.step)
     inputs, augmentation_key = family.draw(architecture, key, batch, settings.action_samples)
 
-    def loss(trained: Tree, inputs: Mapping[str, Leaf], number: Leaf) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    def loss(trained: Tree, inputs: Mapping[str, Leaf], number: Leaf) -> tuple[Float[Array, ""], Means]:
         if settings.augment:
             own = augmentation_key if settings.accumulate == 1 else jax.random.fold_in(augmentation_key, number)
             inputs = family.augment(architecture, own, inputs)
-        found = family.losses(model, merge_parts(trained, frozen), inputs, gates=Gates())
-        return _weighted_mean(found)
+        params, parts = merge_parts(trained, frozen), {}
+        if settings.teaching is None:
+            whole = family.losses(model, params, inputs, gates=Gates())
+        else:
+            assert teacher is not None, "a teacher without parameters has nothing to say"
+            whole, parts = taught_loss(settings.teaching, architecture, rows, params, teacher, inputs)
+        means = Means({name: _weighted_mean(one) for name, one in {"loss": whole, **parts}.items()}, whole.weight.sum())
+        return means.values["loss"], means
 
-    value, gradient = _mean_gradient(loss, trained, inputs, settings.accumulate)
+    means, gradient = _mean_gradient(loss, trained, inputs, settings.accumulate)
     gradient = _without_rows(gradient, settings.frozen_rows)  # no part of the norm to which it is clipped
     updates, opt_state = tx.update(gradient, state.opt_state, trained)
     updates = _without_rows(updates, settings.frozen_rows)  # which decay without a gradient
@@ -88,7 +107,7 @@ def train_step(
         decay = settings.ema_decay
         average = jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, average, params)
     kernels = [x for path, x in flatten(params).items() if x.ndim > 1 and path.split("/")[-1] not in _NO_KERNEL]
-    info = {"loss": value, "grad_norm": _norm(gradient), "param_norm": _norm(kernels)}
+    info = means | {"grad_norm": _norm(gradient), "param_norm": _norm(kernels)}
     return TrainState(state.step + 1, params, opt_state, average), info
 
 
@@ -100,10 +119,10 @@ def _without_rows(tree: Tree, rows: Sequence[tuple[str, Sequence[int]]]) -> Tree
     return unflatten(flat | {path: flat[path].at[jnp.asarray(numbers)].set(0) for path, numbers in rows})
 
 
-def _weighted_mean(loss: Loss) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """The loss of a batch, where draws of one observation count alike, and the batch's whole weight."""
-    each, total = loss.each.reshape(len(loss.weight), -1).mean(axis=1), jnp.sum(loss.weight)
-    return jnp.sum(loss.weight * each) / total, total
+def _weighted_mean(loss: Loss) -> Float[Array, ""]:
+    """The loss of a batch, where draws of one observation count alike."""
+    each = loss.each.reshape(len(loss.weight), -1).mean(axis=1)
+    return jnp.sum(loss.weight * each) / jnp.sum(loss.weight)
 
 
 def _norm(tree: Leaf) -> Float[Array, ""]:
@@ -111,20 +130,21 @@ def _norm(tree: Leaf) -> Float[Array, ""]:
     return jnp.sqrt(sum(jnp.sum(jnp.square(x)) for x in jax.tree.leaves(tree)))
 
 
-def _mean_gradient(loss: Callable[..., Any], trained: Tree, rows: dict[str, Leaf], parts: int) -> tuple[Array, Any]:
-    """Value and gradient of the loss over ``parts`` microbatches that run one after another, as of the whole batch."""
-    value_and_gradient = jax.value_and_grad(loss, has_aux=True)
+def _mean_gradient(
+    loss: Callable[..., Any], trained: Tree, rows: dict[str, Leaf], parts: int
+) -> tuple[dict[str, Array], Any]:
+    """Means and gradient of the loss over ``parts`` microbatches that run one after another, as of the whole batch."""
+    gradient_and_means = jax.grad(loss, has_aux=True)
     if parts == 1:
-        (value, _), gradient = value_and_gradient(trained, rows, 0)
-        return value, gradient
+        gradient, means = gradient_and_means(trained, rows, 0)
+        return means.values, gradient
     # Strided, so that every device finds its share of each microbatch among the rows that it already has.
     micro = jax.tree.map(lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1), rows)
 
     def add(total, part):
-        (value, weight), gradient = value_and_gradient(trained, *part)
-        weighted = jax.tree.map(lambda x: weight * x, (value, gradient))
-        return jax.tree.map(jnp.add, total, (*weighted, weight)), None
+        gradient, means = gradient_and_means(trained, *part)
+        return jax.tree.map(lambda old, x: old + means.weight * x, total, gradient), means
 
-    zeros = jax.tree.map(jnp.zeros_like, (jnp.float32(0), trained, jnp.float32(0)))
-    (value, gradient, weight), _ = jax.lax.scan(add, zeros, (micro, jnp.arange(parts)))
-    return jax.tree.map(lambda x: x / weight, (value, gradient))
+    total, (values, weight) = jax.lax.scan(add, jax.tree.map(jnp.zeros_like, trained), (micro, jnp.arange(parts)))
+    share = weight / weight.sum()
+    return jax.tree.map(lambda x: jnp.sum(share * x), values), jax.tree.map(lambda x: x / weight.sum(), total)

@@ -37,14 +37,18 @@ def step_flops(
     *,
     cameras: int,
     action_samples: int = 1,
+    teacher: Architecture | None = None,
 ) -> float:
     """One observation in a training step: forward, gradients of activations and of the weights that are trained.
 
     Recomputation is not counted. ``trained_share`` is that of all parameters, so a partly frozen model's count is an
-    estimate.
+    estimate. A teacher's forward pass comes on top.
     """
-    once = forward_flops(architecture, lengths, cameras=cameras, action_samples=action_samples)
-    return once * (2 + trained_share)
+    once, taught = (
+        0.0 if model is None else forward_flops(model, lengths, cameras=cameras, action_samples=action_samples)
+        for model in (architecture, teacher)
+    )
+    return once * (2 + trained_share) + taught
 
 
 def utilisation(flops_per_second: float) -> float | None:

@@ -295,11 +295,20 @@ def forward(
 
 def losses(model: Groot, params: Tree, inputs: Mapping[str, Leaf], *, gates: Gates = Gates()) -> Loss:
     """Mean square error over the counted dimensions of an observation, which weighs as many as it has."""
-    velocity, _ = forward(model, params, inputs, gates=gates)
-    target = per_draw(inputs["actions"], inputs["time"]) - inputs["noise"]
+    return loss_of(model.architecture, forward(model, params, inputs, gates=gates)[0], inputs)
+
+
+def loss_of(architecture: Architecture, output: Array, inputs: Mapping[str, Leaf]) -> Loss:
+    """NVIDIA's loss of a velocity."""
+    return distance(architecture, output, per_draw(inputs["actions"], inputs["time"]) - inputs["noise"], inputs)
+
+
+def distance(architecture: Architecture, output: Array, other: AnyArray, inputs: Mapping[str, Leaf]) -> Loss:
+    """The mean square between two velocities over the counted dimensions."""
+    del architecture
     counted = _counted(inputs).astype(jnp.float32)
     weight = counted.sum(axis=(1, 2))
-    error = jnp.square(velocity.astype(jnp.float32) - target) * per_draw(counted, inputs["time"])
+    error = jnp.square(output.astype(jnp.float32) - other) * per_draw(counted, inputs["time"])
     total = error.sum(axis=(-2, -1))
     # An observation without a counted dimension has loss and weight 0.
     return Loss(total / jnp.maximum(weight, 1.0).reshape(-1, *(1 for _ in total.shape[1:])), weight)

@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from clp_jax.aliases import AnyArray, Array, Leaf, Tree
 from clp_jax.errors import InputError
 from clp_jax.models.family import Capture, Gates, Lengths, Loss, Projection, Stack, Times, TowerStates
-from clp_jax.models.layers.flow import fixed_noise, noisy_actions, spread
+from clp_jax.models.layers.flow import fixed_noise, noisy_actions, per_draw, spread
 from clp_jax.models.layers.scan import Rows
 from clp_jax.models.layers.torch_rules import Layout
 from clp_jax.models.pi0 import lerobot, lora
@@ -27,11 +27,10 @@ from clp_jax.models.pi0.architecture import (
 )
 from clp_jax.models.pi0.augmentation import augment_images
 from clp_jax.models.pi0.conventions import CONFIGURATIONS
-from clp_jax.models.pi0.fast import Pi0Fast, sample_tokens
-from clp_jax.models.pi0.fast import compute_loss as fast_loss
+from clp_jax.models.pi0.fast import Pi0Fast, cross_entropy, divergence, sample_tokens
 from clp_jax.models.pi0.fast_processing import FAST_CAMERAS, UNREAD_STATE, FastProcessing
 from clp_jax.models.pi0.fast_tokenizer import FastTokenizer, load_action_tokenizer
-from clp_jax.models.pi0.flow import Pi0, compute_loss, draw_noise_and_time, sample_actions
+from clp_jax.models.pi0.flow import Pi0, compute_loss, draw_noise_and_time, sample_actions, squared_error
 from clp_jax.models.pi0.layout import layout, torch_config, why_no_torch, zero_tensors
 from clp_jax.models.pi0.observation import Observation, model_image
 from clp_jax.models.pi0.processing import CAMERAS, Processing
@@ -339,12 +338,24 @@ def forward(
 
 def losses(model: Pi0 | Pi0Fast, params: Tree, inputs: Mapping[str, Leaf], *, gates: Gates = Gates()) -> Loss:
     """openpi's loss of each observation; every observation counts alike."""
-    observation = Observation.of(inputs)
-    if isinstance(model, Pi0Fast):
-        each = fast_loss(model, params, observation, gates=gates)
-    else:
-        drawn = {name: inputs[name] for name in ("noise", "time")}
-        each = compute_loss(model, params, observation, inputs["actions"], **drawn, gates=gates).mean(axis=-1)
+    return loss_of(model.architecture, forward(model, params, inputs, gates=gates)[0], inputs)
+
+
+def loss_of(architecture: Architecture, output: Array, inputs: Mapping[str, Leaf]) -> Loss:
+    """openpi's loss of a velocity, or of logits."""
+    if architecture.kind == "pi0_fast":
+        return _alike(cross_entropy(output, Observation.of(inputs)))
+    return distance(architecture, output, inputs["noise"] - per_draw(inputs["actions"], inputs["time"]), inputs)
+
+
+def distance(architecture: Architecture, output: Array, other: AnyArray, inputs: Mapping[str, Leaf]) -> Loss:
+    """The mean square between two velocities; between two logits the divergence at the tokens that the loss counts."""
+    if architecture.kind == "pi0_fast":
+        return _alike(divergence(output, other, Observation.of(inputs)))
+    return _alike(squared_error(output, other).mean(axis=-1))
+
+
+def _alike(each: Float[Array, "b *k"]) -> Loss:
     return Loss(each, jnp.ones(each.shape[:1]))
 
 

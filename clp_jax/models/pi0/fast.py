@@ -105,15 +105,27 @@ class Pi0Fast(nn.Module):
         return attention_mask(valid, jnp.pad(prompt_starts, ((0, 0), (image_tokens, 0))) != 0)
 
 
-def compute_loss(
-    model: Pi0Fast, params: Tree, observation: Observation, *, gates: Gates = Gates()
-) -> Float[Array, " b"]:
-    """Cross entropy of the target tokens, averaged over the targets of each observation."""
-    logits, _ = model.apply({"params": params}, observation, gates=gates)
+def cross_entropy(logits: Float[Array, "b s v"], observation: Observation) -> Float[Array, " b"]:
+    """Of the target tokens, averaged over the targets of each observation."""
     targets = jnp.asarray(observation.tokenized_prompt)[:, 1:]
     log_likelihood = jnp.take_along_axis(jax.nn.log_softmax(logits, axis=-1), targets[..., None], axis=-1)[..., 0]
-    wanted = jnp.asarray(observation.token_loss_mask)[:, 1:].astype(log_likelihood.dtype)
-    return -jnp.sum(log_likelihood * wanted, axis=-1) / jnp.clip(jnp.sum(wanted, axis=-1), 1)
+    return _mean_over_targets(-log_likelihood, observation)
+
+
+def divergence(
+    logits: Float[Array, "b s v"], wanted: Float[Array, "b s v"], observation: Observation
+) -> Float[Array, " b"]:
+    """KL(wanted || logits) at the places of the target tokens, averaged as `cross_entropy` is.
+
+    Its gradient is that of a cross entropy whose targets are the wanted probabilities; where they agree it is 0.
+    """
+    ours, theirs = (jax.nn.log_softmax(x.astype(jnp.float32), axis=-1) for x in (logits, wanted))
+    return _mean_over_targets(jnp.sum(jnp.exp(theirs) * (theirs - ours), axis=-1), observation)
+
+
+def _mean_over_targets(each: Float[Array, "b s"], observation: Observation) -> Float[Array, " b"]:
+    counted = jnp.asarray(observation.token_loss_mask)[:, 1:].astype(each.dtype)
+    return jnp.sum(each * counted, axis=-1) / jnp.clip(jnp.sum(counted, axis=-1), 1)
 
 
 def sample_tokens(

@@ -223,7 +223,14 @@ def compute_loss(
     """
     x_t = noisy_actions(actions, noise, time)
     velocity, _ = model.apply({"params": params}, observation, x_t, time, gates=gates)
-    return jnp.mean(jnp.square(velocity.astype(jnp.float32) - (noise - per_draw(actions, time))), axis=-1)
+    return squared_error(velocity, noise - per_draw(actions, time))
+
+
+def squared_error(
+    velocity: Float[Array, "b *k horizon adim"], wanted: Float[AnyArray, "b *k horizon adim"]
+) -> Float[Array, "b *k horizon"]:
+    """The mean square over the action dimensions, in float32."""
+    return jnp.mean(jnp.square(velocity.astype(jnp.float32) - wanted), axis=-1)
 
 
 def sample_actions(

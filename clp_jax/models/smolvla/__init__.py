@@ -303,11 +303,19 @@ def losses(model: SmolVLA, params: Tree, inputs: Mapping[str, Leaf], *, gates: G
 
     An observation counts as much as it has such steps, which makes the loss of a batch lerobot's.
     """
-    velocity, _ = forward(model, params, inputs, gates=gates)
+    return loss_of(model.architecture, forward(model, params, inputs, gates=gates)[0], inputs)
+
+
+def loss_of(architecture: Architecture, output: Array, inputs: Mapping[str, Leaf]) -> Loss:
+    """lerobot's loss of a velocity."""
     noise, time = jnp.asarray(inputs["noise"]), jnp.asarray(inputs["time"])
-    error = jnp.square(velocity - (noise - per_draw(inputs["actions"], time)))
-    weights = error_weights(model.architecture, inputs)
-    each = jnp.sum(per_draw(weights, time) * error, axis=(-2, -1))
+    return distance(architecture, output, noise - per_draw(inputs["actions"], time), inputs)
+
+
+def distance(architecture: Architecture, output: Array, other: AnyArray, inputs: Mapping[str, Leaf]) -> Loss:
+    """The mean square between two velocities over what the loss counts."""
+    weights = per_draw(error_weights(architecture, inputs), inputs["time"])
+    each = jnp.sum(weights * jnp.square(output - other), axis=(-2, -1))
     return Loss(each, jnp.sum(_in_episode(inputs), axis=-1))
 
 
