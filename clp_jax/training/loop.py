@@ -108,7 +108,7 @@ def train(
     check_batch_size(run, mesh)
     program = build_program(architecture, run.optimizer, run.step, run.frozen_dtype, run.seed, mesh, run.sharding_rules)
     process = {"process_index": jax.process_index(), "process_count": jax.process_count()}
-    batches = data.batches(run.batch_size, seed=run.seed, workers=run.workers, **process)
+    batches = data.batches(run.batch_size, seed=run.seed, workers=run.workers, augmented=run.step.augment, **process)
     if saved.latest is None:
         state = program.start(_initial_params(spec, architecture, program.abstract.params, run.seed, mesh))
     else:

@@ -90,7 +90,6 @@ def test_the_only_robot_of_a_checkpoint_is_its_embodiment(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda e: e["modalities"]["state"]["arm"].update(rotation_type="quaternion"), r"state\.arm is a rotation"),
         (lambda e: e["statistics"]["action"]["hand"].pop("max"), r"action\.hand has only one of min and max"),
         (lambda e: [e["statistics"]["action"]["hand"].pop(key) for key in ("min", "max")], "action has no min and max"),
         (lambda e: e["statistics"]["state"]["arm"].update(min=[9.0, 9.0]), "dimension 0: min 9 is above max 2"),
