@@ -350,7 +350,7 @@ class Family(Protocol):
       UNRECORDED_ROBOTS: what these names meant to runs that recorded no conventions.
       CONFIGURATIONS: conventions that upstream names, by name.
       LORA: the module of its adapters, None without: ``with_adapters``, ``without_adapters``, ``has_adapters``,
-        ``is_adapter``, ``adapter_paths``, ``merge_lora``, ``merge_weight``, ``lora_scale``.
+        ``adapter_paths``, ``merge_lora``, ``merge_weight``, ``lora_scale``; `layers.lora` knows an adapter by its name.
       TARGETS: of ``clp export``, those that have such a model; with "lerobot" there is ``LEROBOT``, the module of its
         policy folders: ``LOADER``, ``INSTALL``, ``LOAD``, ``PREFIX``, ``ONE_DTYPE``, ``why_not``, ``unlike``,
         ``unused_tensors``, ``policy_files``; with "groot" ``NVIDIA``, that of NVIDIA's folders: ``LOADER``,
@@ -538,7 +538,8 @@ class Family(Protocol):
         Args:
           folder: where the files are now.
           changes: ``vlm_config``, ``tokenizer`` and ``embodiment`` as given on the command line; ``norm_stats``,
-            ``depths`` and ``image_sizes`` in place of those in the files; ``robot``, whose statistics these are.
+            ``depths`` and ``image_sizes`` in place of those in the files; ``robot``, whose statistics these are, and
+            ``videos``, per camera height, width and rate of its pictures.
         """
         ...
 

@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float
 from clp_jax.aliases import AnyArray, Array, Leaf, Tree
 from clp_jax.errors import InputError
 from clp_jax.models.family import Capture, Gates, Lengths, Loss, Projection, Times, TowerStates
-from clp_jax.models.groot import nvidia
+from clp_jax.models.groot import lerobot, lora, nvidia
 from clp_jax.models.groot.architecture import (
     GROOT_N15,
     Architecture,
@@ -74,7 +74,7 @@ ROBOTS: dict[str, Robot] = {}
 
 UNRECORDED_ROBOTS = ROBOTS
 
-LORA = None
+LORA = lora
 
 NVIDIA = nvidia
 
@@ -174,9 +174,11 @@ def stored_layout(leaves: Mapping[str, Any], names: Iterable[str]) -> Layout:
 
 
 def frozen_rules(architecture: Architecture) -> tuple[tuple[str, bool], ...]:
-    """What Isaac-GR00T does not train without further flags: the language model and the image encoder."""
-    del architecture
-    return FROZEN
+    """What Isaac-GR00T does not train without further flags: the language model and the image encoder.
+
+    Of a model with adapters they alone are trained.
+    """
+    return lora.RULES if lora.has_adapters(architecture) else FROZEN
 
 
 def frozen_rows(architecture: Architecture, leaves: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
@@ -277,8 +279,9 @@ def norm_stats_of(
     tag = None if architecture is None else architecture.embodiment
     if tag is None and len(tags) > 1:
         raise InputError(f"{METADATA} has statistics of {', '.join(tags)}; choose one with --embodiment.")
-    tag = tag or next(iter(tags), None)
-    return None if tag is None else statistics_for(folder, tag, robot)
+    if not tags:
+        return lerobot.statistics_of(folder)
+    return statistics_for(folder, tag or tags[0], robot)
 
 
 def known_robot(architecture: Architecture, robot: Robot, folder: epath.Path | None) -> Robot:
