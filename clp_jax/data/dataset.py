@@ -124,6 +124,7 @@ def open_dataset(
                 notes=own,
                 conventions=used,
                 files=processing.files,
+                videos=recorded.videos(),
             )
         )
     data = sets[0] if len(sets) == 1 else mixed(sets, weights)

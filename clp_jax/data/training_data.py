@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -13,6 +14,15 @@ from clp_jax.errors import InputError
 from clp_jax.models import Architecture, family_of
 from clp_jax.processing.conventions import Conventions
 from clp_jax.processing.norm_stats import NormStats
+
+
+class Video(NamedTuple):
+    """Pictures of a camera: height and width in pixels, and how many a second."""
+
+    height: int
+    width: int
+    fps: float
+
 
 _NOT_IN_BATCHES = ("noise", "time", "episode_index")
 
@@ -39,6 +49,7 @@ class TrainingData:
       shares: of a mixture, how many of ``rows`` are each set's, one set after the other, and its weight in the draws;
         empty where every row is drawn as often as another.
       conventions: what the observations were made with; its robot is None for a ``.npz``.
+      videos: per camera what its pictures are in the data set; empty for a ``.npz``.
       files: without which a model trained on it means nothing, by their names in a checkpoint's assets.
     """
 
@@ -59,6 +70,7 @@ class TrainingData:
     conventions: Conventions | None = None
     files: Mapping[str, bytes] = dataclasses.field(default_factory=dict)
     read_whole: Read | None = None
+    videos: Mapping[str, Video] = dataclasses.field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.rows)

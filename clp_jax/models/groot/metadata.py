@@ -6,6 +6,7 @@ Per embodiment's tag: ``statistics.{state,action}.<part>.{min,max,mean,std,q01,q
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -119,7 +120,11 @@ def known_robot(robot: Robot, entry: Mapping[str, Any], where: str) -> Robot:
 
 
 def with_statistics(
-    metadata: Mapping[str, Any], tag: str, stats: Mapping[str, NormStats], robot: Robot | None = None
+    metadata: Mapping[str, Any],
+    tag: str,
+    stats: Mapping[str, NormStats],
+    robot: Robot | None = None,
+    videos: Mapping[str, tuple[int, int, float]] = MappingProxyType({}),
 ) -> dict[str, Any]:
     """The metadata of a checkpoint that was trained on one robot's data: its entry alone, with new statistics.
 
@@ -129,10 +134,21 @@ def with_statistics(
       stats: of ``state`` and ``actions``. Where the robot names its parts they have these names; else, where the entry
         has parts of as many dimensions, they keep theirs, or the vector is one part.
       robot: whose statistics these are.
+      videos: per camera of the robot height and width of its pictures, and how many there are in a second. Where it
+        names its parts, they take the place of those that were there.
     """
     entry = dict(metadata.get(tag, {}))
     old, modalities = entry.get("statistics", {}), dict(entry.get("modalities", {"video": {}}))
     own = {} if robot is None else _own_parts(robot)
+    if robot is not None and own and videos:
+        modalities["video"] = {
+            robot.client.get(robot.images[camera], camera).removeprefix("video."): {
+                "resolution": [width, height],
+                "channels": 3,
+                "fps": fps,
+            }
+            for camera, (height, width, fps) in videos.items()
+        }
     statistics = {}
     for ours, theirs in _VECTORS.items():
         known = own.get(ours) or {

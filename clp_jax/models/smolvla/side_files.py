@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Mapping
+from typing import Any
 
 from etils import epath
 
@@ -13,7 +14,6 @@ from clp_jax.models.smolvla.tokenizer import find_tokenizer
 from clp_jax.models.smolvla.vlm import vlm_places
 from clp_jax.processing import policy_files
 from clp_jax.processing.norm_stats import NormStats
-from clp_jax.processing.robots import Robot
 from clp_jax.processing.tokenizer_files import BESIDE, FILE
 
 
@@ -25,7 +25,7 @@ def side_files(
     norm_stats: Mapping[str, NormStats] | None = None,
     depths: Mapping[str, int] | None = None,
     image_sizes: Mapping[str, tuple[int, int]] | None = None,
-    robot: Robot | None = None,
+    **others: Any,
 ) -> dict[str, bytes]:
     """Contents of the files beside the weights, by name relative to the folder that is to hold them.
 
@@ -36,9 +36,9 @@ def side_files(
       norm_stats: in place of the folder's.
       depths: of the towers, in place of those in ``config.json``.
       image_sizes: height and width per camera, in place of those in ``config.json``.
-      robot: of no matter, a vector has one name here.
+      others: what a SmolVLA's files do not say.
     """
-    del robot
+    del others
     if folder is None:
         return {}
     config = read_json_object(folder / "config.json")
