@@ -14,6 +14,7 @@ from clp_jax.files import read_json_object
 from clp_jax.history import Step, history_of
 from clp_jax.loading import read_architecture
 from clp_jax.models import Architecture, family_of, family_of_kind, family_of_tree, stack_of
+from clp_jax.models.layers.lora import is_adapter
 from clp_jax.models.stored import StoredFamily, stored_families
 from clp_jax.processing.conventions import Conventions
 from clp_jax.provenance import conventions_of, trained_with
@@ -157,7 +158,7 @@ def inspect_checkpoint(
         cut = None if plan is None or name is None else plan.towers.get(name)
         was = (None, None, None) if cut is None else (cut.depth, cut.keep, cut.removed)
         parts.append(Part(name, depth, *was, period, cut_with, *_sums(s for s in stored.values() if s.tower == name)))
-    adapters = [] if family.LORA is None else [stored[path] for path in stored if family.LORA.is_adapter(path)]
+    adapters = [stored[path] for path in stored if is_adapter(path)]
     form, files = _form(spec)
     return Inspection(
         path=str(spec.path),

@@ -12,7 +12,7 @@ from clp_jax.checkpoint import CheckpointSpec, FolderSpec, Spec, read_params, re
 from clp_jax.checkpoint.opening import unchanged
 from clp_jax.checkpoint.safetensors.leaves import TensorLeaves
 from clp_jax.errors import InputError, blamed_on
-from clp_jax.models import Architecture, abstract_params, family_of_kind, family_of_tree
+from clp_jax.models import Architecture, abstract_params, family_of, family_of_kind, family_of_tree
 from clp_jax.sharding import make_mesh, parameter_shardings
 from clp_jax.trees import check_same_structure, flatten
 
@@ -40,7 +40,7 @@ def read_architecture(spec: Spec, *, dtype: str = "bfloat16", **settings: Any) -
     Args:
       spec: the checkpoint.
       dtype: of activations.
-      settings: what a family needs beside (``lora_scale`` of π0, ...); None leaves a setting to the family.
+      settings: what a family needs beside (``lora_scale``, ...); None leaves a setting to the family.
 
     Raises:
       InputError: not a checkpoint of a family that we know, a setting that its family does not have, or some leaf is
@@ -68,8 +68,8 @@ def read_architecture(spec: Spec, *, dtype: str = "bfloat16", **settings: Any) -
 
 
 def stored_tree(spec: Spec, architecture: Architecture) -> dict[str, Any]:
-    """Shapes and stored dtypes of a checkpoint's parameters, in our tree."""
-    return TensorLeaves(spec, architecture).tree if isinstance(spec, FolderSpec) else spec.tree
+    """Shapes and stored dtypes of a checkpoint's parameters, in our tree; files of tensors hold no adapters."""
+    return _tensors(spec, architecture).tree if isinstance(spec, FolderSpec) else spec.tree
 
 
 def read_parameters(spec: Spec, architecture: Architecture, mesh: jax.sharding.Mesh) -> dict[str, Any]:
@@ -81,8 +81,13 @@ def read_parameters(spec: Spec, architecture: Architecture, mesh: jax.sharding.M
     shardings = parameter_shardings(stored_tree(spec, architecture), mesh)
     with unchanged(spec):
         if isinstance(spec, FolderSpec):
-            return TensorLeaves(spec, architecture).read(flatten(shardings))
+            return _tensors(spec, architecture).read(flatten(shardings))
         return read_params(spec, sharding=shardings)
+
+
+def _tensors(spec: FolderSpec, architecture: Architecture) -> TensorLeaves:
+    lora = family_of(architecture).LORA
+    return TensorLeaves(spec, architecture if lora is None else lora.without_adapters(architecture))
 
 
 def default_dtype() -> str:
@@ -103,7 +108,7 @@ def load_model(
       checkpoint: step folder or its ``params`` child, local or remote; a folder of safetensors files; or its spec.
       dtype: activation dtype, ``default_dtype()`` if None; parameters keep theirs.
       fsdp_devices: over how many devices each large parameter is split.
-      settings: what neither weights nor files beside them tell: of π0 ``lora_scale``, alpha / rank of its adapters; of
+      settings: what neither weights nor files beside them tell: ``lora_scale``, alpha / rank of adapters; of
         SmolVLA and GR00T ``vlm_config``, the folder of the vision-language model's configuration.
 
     Raises:

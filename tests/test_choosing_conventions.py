@@ -89,7 +89,7 @@ def test_a_robot_that_leaves_open_what_a_configuration_says_changes_nothing_of_i
         (PI0, "pi05_libero", "--openpi-config pi05_libero is for a π0.5, the checkpoint is a π0"),
         (PI0, "pi0_libera", "'pi0_libera' is not known here; did you mean pi0_libero"),
         (PI0, "qqq", "known are pi0_aloha, pi05_aloha"),
-        (smolvla_recordings.architecture(), "pi0_libero", "is for a pi0, the checkpoint is a SmolVLA"),
+        (smolvla_recordings.architecture(), "pi0_libero", "is for a π0, the checkpoint is a SmolVLA"),
     ],
 )
 def test_a_configuration_that_is_not_for_the_checkpoint_is_refused(architecture, name, message):

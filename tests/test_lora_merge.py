@@ -10,8 +10,9 @@ import toys
 
 from clp_jax.errors import InputError
 from clp_jax.models import abstract_params, build
+from clp_jax.models.layers.lora import is_adapter
 from clp_jax.models.pi0 import Observation, architecture_of
-from clp_jax.models.pi0.lora import Einsum, adapter_equations, is_adapter, merge_lora, merge_weight
+from clp_jax.models.pi0.lora import Einsum, adapter_equations, merge_lora, merge_weight
 from clp_jax.trees import check_same_structure, flatten
 
 EQUATIONS = {

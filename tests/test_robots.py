@@ -55,6 +55,11 @@ def test_robot_from_a_file(tmp_path):
         ({"images": {"base_0_rgb": "top"}, "actions": []}, "the robot has no actions"),
         ({"images": {"base_0_rgb": "top"}, "widths": {"q": "7"}}, "widths.q must be a whole number"),
         ({"images": {"base_0_rgb": "top"}, "units": "franka"}, "units 'franka' are unknown"),
+        (
+            {"images": {"base_0_rgb": "top"}, "processor": "openpi"},
+            "processor 'openpi' is unknown; give isaac or lerobot",
+        ),
+        ({"images": {"base_0_rgb": "top"}, "state_modes": [3]}, "state_modes"),
         ({"images": {"base_0_rgb": "a"}, "delta": [1, 1, 0, 1]}, "a count of 0; write true and false"),
     ],
 )

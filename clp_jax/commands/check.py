@@ -7,7 +7,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from clp_jax.commands.conventions import configuration, robot_told, told_by
-from clp_jax.commands.data_flags import RobotFlags
+from clp_jax.commands.data_flags import RobotFlags, robot_in_set
 from clp_jax.data.proof import Check as Checked
 from clp_jax.data.proof import check_set
 from clp_jax.data.proof.findings import Finding
@@ -31,8 +31,9 @@ def run(config: Check) -> None:
     """Run the command."""
     console = Console()
     told = told_by(config)
-    named = None if told.openpi_config is None else configuration(told.openpi_config, None).conventions.robot
+    named = None if told.configuration is None else configuration(told, None).conventions.robot
     robot = robot_told(told, None, start=named)
+    robot = None if robot is None else robot_in_set(robot, config.data)
     wrong = [
         _check(config, source, episodes, robot, console)
         for source, episodes in checked_sources(config.data, (), config.episodes)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from clp_jax.errors import InputError
-from clp_jax.models import Architecture, configurations, family_of, robots
+from clp_jax.models import Architecture, configurations, family_of, family_of_kind, robots
 from clp_jax.processing.conventions import (
     Configuration,
     Conventions,
@@ -25,6 +25,7 @@ class Told:
     """What the flags of a command say about conventions; the fields are the flags."""
 
     openpi_config: str | None = None
+    data_config: str | None = None
     robot: str | None = None
     image: tuple[str, ...] = ()
     state_key: tuple[str, ...] = ()
@@ -34,6 +35,17 @@ class Told:
     max_token_len: int | None = None
     state_in_prompt: bool | None = None
     asset_id: str | None = None
+
+    @property
+    def configuration(self) -> str | None:
+        """The configuration that a flag names.
+
+        Raises:
+          InputError: two flags name one each.
+        """
+        if self.openpi_config is not None and self.data_config is not None:
+            raise InputError("--openpi-config and --data-config each name a configuration; leave one of them out.")
+        return self.openpi_config or self.data_config
 
     @property
     def names_robot(self) -> bool:
@@ -81,7 +93,7 @@ def choose_conventions(
         configuration or the record.
     """
     recorded = conventions_of(record)
-    if told.openpi_config is not None:
+    if told.configuration is not None:
         return of_configuration(told, architecture, None if new_run else recorded)
     if recorded is not None and not new_run:
         whose = "the checkpoint's clp.json"
@@ -102,40 +114,49 @@ def of_configuration(told: Told, architecture: Architecture | None, trained: Con
     Raises:
       InputError: as `choose_conventions`.
     """
-    assert told.openpi_config is not None
-    found = configuration(told.openpi_config, architecture).conventions
-    if trained is not None:
+    named = configuration(told, architecture)
+    found, whose = named.conventions, str(named)
+    if named.names_parts and trained is not None and trained.config == found.config:
+        found = trained  # with the columns that its data had
+    elif trained is not None:
         _refuse(
             [
-                f"{name} is {one} by openpi's {found.config}, {other} by the checkpoint's clp.json"
+                f"{name} is {one} by {whose}, {other} by the checkpoint's clp.json"
                 for name, one, other in differences(found, trained)
                 if name != "asset_id"  # statistics may have been saved under another name
             ]
         )
         found = dataclasses.replace(found, asset_id=trained.asset_id or found.asset_id)
-    whose = f"openpi's {found.config}"
+    elif named.names_parts and architecture is not None and found.robot is not None:
+        lengths = family_of(architecture).lengths(architecture, len(found.robot.images))
+        prompt = lengths.prompt if told.max_token_len is None else told.max_token_len
+        found = dataclasses.replace(found, max_token_len=prompt)
     return Chosen(_with_flags(told, found, whose, architecture), whose)
 
 
-def configuration(name: str, architecture: Architecture | None) -> Configuration:
-    """The configuration of this name.
+def configuration(told: Told, architecture: Architecture | None) -> Configuration:
+    """The configuration that a flag names.
 
     Raises:
-      InputError: there is none, or it is for another kind of model than ``architecture``.
+      InputError: there is none, it belongs to another flag, or is for another kind of model than ``architecture``.
     """
-    known = configurations()
+    name, known = told.configuration, configurations()
+    assert name is not None
+    flag = "--openpi-config" if told.openpi_config is not None else "--data-config"
+    of_flag = [other for other, entry in known.items() if entry.flag == flag]
     if name not in known:
-        near = difflib.get_close_matches(name, known, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}."
-        raise InputError(f"openpi's configuration {name!r} is not known here; {hint}")
-    kind = known[name].kind
-    if architecture is not None and kind != architecture.kind:
-        titles = family_of(architecture).TITLES
+        near = difflib.get_close_matches(name, of_flag, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(of_flag)}."
+        raise InputError(f"{flag} {name!r} is not known here; {hint}")
+    found = known[name]
+    if found.flag != flag:
+        raise InputError(f"{name} is {found.upstream}'s; give it with {found.flag}.")
+    if architecture is not None and found.kind != architecture.kind:
+        title = family_of_kind(found.kind).TITLES[found.kind]
         raise InputError(
-            f"--openpi-config {name} is for a {titles.get(kind, kind)}, "
-            f"the checkpoint is a {titles[architecture.kind]}."
+            f"{flag} {name} is for a {title}, the checkpoint is a {family_of(architecture).TITLES[architecture.kind]}."
         )
-    return known[name]
+    return found
 
 
 def stands_for(robot: str | None, architecture: Architecture) -> Configuration | None:

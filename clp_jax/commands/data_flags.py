@@ -9,16 +9,18 @@ from typing import Any
 from etils import epath
 
 from clp_jax.checkpoint.orbax.spec import POLICY
-from clp_jax.commands.conventions import choose_conventions, configuration, robot_told, told_by
+from clp_jax.commands.conventions import choose_conventions, robot_told, told_by
 from clp_jax.commands.processing_flags import ProcessingFlags
 from clp_jax.data import TrainingData, open_dataset
-from clp_jax.data.lerobot_meta import lerobot_home
+from clp_jax.data.lerobot_meta import find_folder, lerobot_home
 from clp_jax.data.recordings import checked_sources
 from clp_jax.errors import InputError
 from clp_jax.folders import files_below
-from clp_jax.models import Architecture, family_of
+from clp_jax.models import Architecture, configurations, family_of
 from clp_jax.processing import norm_stats
+from clp_jax.processing.modality import names_parts
 from clp_jax.processing.norm_stats import NormStats
+from clp_jax.processing.robots import Robot, with_modality
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -28,6 +30,9 @@ class ObservationFlags:
     openpi_config: str | None = None
     """Name of openpi's training configuration, such as pi0_libero or pi05_droid: robot, actions of a chunk, prompt and
     name of the statistics are its."""
+    data_config: str | None = None
+    """Name of Isaac-GR00T's data configuration, such as so100 or fourier_gr1_arms_only, for a set with
+    meta/modality.json: parts and cameras, their normalisation and rotations, crop and prompt are its."""
     robot: str | None = None
     """Robot of a LeRobot data set: libero, aloha, aloha-sim, droid, metaworld, or a .json file."""
     image: tuple[str, ...] = ()
@@ -98,11 +103,14 @@ def open_data(
         told = dataclasses.replace(told, robot=file)
         chosen = choose_conventions(told, architecture, record, new_run=new_run)
     _check_readable(chosen.conventions.config)
+    if (robot := chosen.conventions.robot) is not None:
+        found = dataclasses.replace(chosen.conventions, robot=robot_in_set(robot, source))
+        chosen = dataclasses.replace(chosen, conventions=found)
     asset_id, stats_file, computed = chosen.conventions.asset_id, None, stats is None
     if stats is None and flags.norm_stats not in (None, "data"):
         stats, stats_file = norm_stats.load(flags.norm_stats), flags.norm_stats
     elif stats is None and flags.norm_stats is None and assets is not None:
-        stats, asset_id = stats_of_checkpoint(assets, asset_id, architecture)
+        stats, asset_id = stats_of_checkpoint(assets, asset_id, architecture, chosen.conventions.robot)
     conventions = dataclasses.replace(chosen.conventions, asset_id=asset_id)
     tokenizer = None
     if flags.tokenizer or flags.fast_tokenizer or conventions.robot is not None:
@@ -139,8 +147,9 @@ def _open_npz(
 ) -> TrainingData:
     """Model-ready observations, which no convention can change any more."""
     told, first = told_by(flags), source if isinstance(source, str) else source[0]
-    if told.openpi_config is not None:
-        raise InputError(f"{first} is model-ready: --openpi-config cannot change what it holds.")
+    if told.configuration is not None:
+        flag = "--openpi-config" if told.openpi_config is not None else "--data-config"
+        raise InputError(f"{first} is model-ready: {flag} cannot change what it holds.")
     if stats is None and flags.norm_stats not in (None, "data"):
         stats = norm_stats.load(flags.norm_stats)
     return open_dataset(
@@ -164,7 +173,8 @@ def _open_npz(
 
 def _check_readable(config: str | None) -> None:
     """Raise where openpi trains a configuration from files that nothing here reads."""
-    if config is not None and (form := configuration(config, None).trained_from) != "lerobot":
+    found = None if config is None else configurations().get(config)
+    if found is not None and (form := found.trained_from) != "lerobot":
         raise InputError(
             f"openpi trains {config} from {form.upper()} files, which clp_jax does not read; with --openpi-config "
             f"{config} checkpoints are served and exported only. For a LeRobot data set give --robot FILE.json."
@@ -198,8 +208,26 @@ def robot_of_set(source: str | Sequence[str]) -> str | None:
     return None if found is None else str(found)
 
 
+def robot_in_set(robot: Robot, source: str | Sequence[str]) -> Robot:
+    """The robot with columns of the data set, of the first of several, where it names parts of ``meta/modality.json``.
+
+    Raises:
+      InputError: the set has no such file, or it lacks a part.
+    """
+    if not names_parts(robot.images, robot.columns):
+        return robot
+    first = source if isinstance(source, str) else source[0]
+    file = find_folder(first) / "meta" / "modality.json"
+    if not file.exists():
+        raise InputError(
+            f"{first} has no meta/modality.json, which says where {', '.join(robot.columns)} of robot {robot.name!r} "
+            "are; write one as in Isaac-GR00T's examples, or leave out --data-config."
+        )
+    return with_modality(robot, file)
+
+
 def stats_of_checkpoint(
-    assets: epath.Path, asset_id: str | None, architecture: Architecture
+    assets: epath.Path, asset_id: str | None, architecture: Architecture, robot: Robot | None = None
 ) -> tuple[dict[str, NormStats] | None, str | None]:
     """The checkpoint's statistics and their name; None if it has none of that name, or none at all.
 
@@ -219,5 +247,5 @@ def stats_of_checkpoint(
     own = None
     if asset_id is None:
         policy = assets / POLICY
-        own = family_of(architecture).norm_stats_of(policy if policy.is_dir() else assets, architecture)
+        own = family_of(architecture).norm_stats_of(policy if policy.is_dir() else assets, architecture, robot)
     return own, asset_id

@@ -85,9 +85,11 @@ class Finetune(TeacherFlags, DataFlags, ModelFlags, UpstreamFlags, DistributedFl
     overwrite: bool = False
     """Delete --out first if it exists."""
     lora: bool = False
-    """Add LoRA adapters to both experts and train them, the image encoder and the projections."""
+    """Add LoRA adapters: for π0 to both experts, and train them, the image encoder and the projections; for GR00T to
+    queries, keys and values of the action head, and train nothing else."""
     lora_ranks: tuple[int, ...] = ()
-    """Ranks of new adapters, of the VLM and of the action expert; 16 32 if absent, as in openpi."""
+    """Ranks of new adapters, of the VLM and of the action expert or head; 16 32 if absent, as in openpi, and 0 32 for
+    GR00T, as in NVIDIA's script, where 0 is none."""
     freeze: tuple[str, ...] = ()
     """Parameters that are not trained: regular expressions over whole names, e.g. 'PaliGemma/img/.*'."""
     train: tuple[str, ...] = ()

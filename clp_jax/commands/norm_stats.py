@@ -9,7 +9,7 @@ from rich.table import Table
 
 from clp_jax.checkpoint import read_spec
 from clp_jax.commands.conventions import Told, choose_conventions, of_configuration, robot_told, told_by
-from clp_jax.commands.data_flags import MixtureFlags, robot_of_set
+from clp_jax.commands.data_flags import MixtureFlags, robot_in_set, robot_of_set
 from clp_jax.data.recordings import open_recordings
 from clp_jax.errors import InputError
 from clp_jax.folders import check_inside
@@ -51,8 +51,10 @@ def run(config: NormStats) -> None:
         robot, horizon, named, note = _chosen(config, dataclasses.replace(told, robot=file))
     if robot is None:
         raise InputError(
-            "say which robot the data are of: --openpi-config, --robot, or --image, --state-key and --action-key."
+            "say which robot the data are of: --openpi-config, --data-config, --robot, or --image, --state-key and "
+            "--action-key."
         )
+    robot = robot_in_set(robot, config.data)
     if config.asset_id is not None:
         check_inside(config.asset_id, "--asset-id")
     if note is not None:
@@ -85,7 +87,7 @@ def _chosen(config: NormStats, told: Told) -> tuple[Robot | None, int, str | Non
     if config.checkpoint is not None:
         spec = read_spec(config.checkpoint)
         chosen = choose_conventions(told, read_architecture(spec, vlm_config=config.vlm_config), spec.plan_record)
-    elif told.openpi_config is not None:
+    elif told.configuration is not None:
         chosen = of_configuration(told, None)
     else:
         horizon = _OPENPI_HORIZON if told.action_horizon is None else told.action_horizon

@@ -26,6 +26,7 @@ from clp_jax.models.family import Processing
 from clp_jax.processing import norm_stats
 from clp_jax.processing.conventions import Conventions
 from clp_jax.processing.norm_stats import NormStats
+from clp_jax.processing.robots import Robot
 from clp_jax.progress import progress
 from clp_jax.serving.policy import Policy, check_sizes
 from clp_jax.serving.requests import ModelRequests, Requests, RobotRequests
@@ -118,13 +119,14 @@ def _requests(
         return ModelRequests(architecture, lengths), chosen
     family = family_of(architecture)
     tokenizer = load_tokenizer(config, architecture, spec.assets)
-    statistics, asset_id = _statistics(config, spec.assets, architecture, chosen.asset_id)
+    robot = family.known_robot(architecture, chosen.robot, spec.folder)
+    statistics, asset_id = _statistics(config, spec.assets, architecture, chosen.asset_id, robot)
     processing = family.processing(
-        architecture, chosen.robot, statistics, tokenizer, lengths, state_in_prompt=chosen.state_in_prompt
+        architecture, robot, statistics, tokenizer, lengths, state_in_prompt=chosen.state_in_prompt
     )
     if config.norm_stats is not None:
         _check_spread(config.norm_stats, processing, architecture)
-    used = dataclasses.replace(chosen, state_in_prompt=processing.state_in_prompt, asset_id=asset_id)
+    used = dataclasses.replace(chosen, robot=robot, state_in_prompt=processing.state_in_prompt, asset_id=asset_id)
     return RobotRequests(processing, architecture, long_prompts=config.long_prompts), used
 
 
@@ -143,18 +145,18 @@ def _refuse_robot_flags(config: Serve) -> None:
     given += ["--long-prompts"] if config.long_prompts != "cut" else []
     if given:
         raise InputError(
-            f"{' and '.join(given)} says nothing about model-ready requests; say which robot with --openpi-config "
-            "or --robot."
+            f"{' and '.join(given)} says nothing about model-ready requests; say which robot with "
+            "--openpi-config, --data-config or --robot."
         )
 
 
 def _statistics(
-    config: Serve, assets: epath.Path | None, architecture: Architecture, asset_id: str | None
+    config: Serve, assets: epath.Path | None, architecture: Architecture, asset_id: str | None, robot: Robot
 ) -> tuple[Mapping[str, NormStats], str | None]:
     """The statistics, and their name in the checkpoint if they are its own."""
     if config.norm_stats is not None:
         return norm_stats.load(config.norm_stats), None
-    stats, name = (None, None) if assets is None else stats_of_checkpoint(assets, asset_id, architecture)
+    stats, name = (None, None) if assets is None else stats_of_checkpoint(assets, asset_id, architecture, robot)
     if stats is None:
         named = "" if asset_id is None else f" named {asset_id}"
         raise InputError(f"the checkpoint has no norm stats{named}; give a norm_stats.json with --norm-stats.")

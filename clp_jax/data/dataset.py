@@ -102,7 +102,7 @@ def open_dataset(
     notes = (*_notes_on_spread(recordings.each[0], processing, stats_file), *recordings.notes)
     asset_id = asset_id or recordings.asset_id
     used = Conventions(recordings.robot, *lengths, processing.state_in_prompt, asset_id, config)
-    sets = []
+    sets, whole = [], processing.for_augmentation()
     for recorded in recordings.each:
         rows, held = hold_out(recorded.episodes, hold_out_ratio, seed=seed)
         own = (*recorded.proof.notes, *_notes_on_prompts(recorded.over_long(processing), long_prompts))
@@ -111,6 +111,7 @@ def open_dataset(
                 source=recorded.source,
                 architecture=architecture,
                 read=recorded.reader(processing),
+                read_whole=None if whole is processing else recorded.reader(whole),
                 episodes=recorded.episodes,
                 rows=rows,
                 held=held,
@@ -123,6 +124,7 @@ def open_dataset(
                 notes=own,
                 conventions=used,
                 files=processing.files,
+                videos=recorded.videos(),
             )
         )
     data = sets[0] if len(sets) == 1 else mixed(sets, weights)

@@ -12,6 +12,7 @@ from clp_jax.data.lerobot import LeRobotData
 from clp_jax.data.lerobot_meta import described, find_folder, read_meta
 from clp_jax.data.loader import Read
 from clp_jax.data.proof import Proof, prove
+from clp_jax.data.training_data import Video
 from clp_jax.errors import InputError
 from clp_jax.models.family import Processing, over_long
 from clp_jax.processing.columns import join
@@ -86,6 +87,11 @@ class Recording:
     def video_fingerprint(self) -> str:
         """An identity of the videos and pictures that the robot's cameras read."""
         return fingerprint_of_pictures(self.proof.pictures)
+
+    def videos(self) -> dict[str, Video]:
+        """Per camera of the model the smallest size of its pictures, and how many a second."""
+        keys = self.robot.images.items()
+        return {camera: Video(*min(self.proof.sizes[key]), self.data.meta.fps) for camera, key in keys}
 
     def _prompts(self) -> tuple[Int[np.ndarray, " n"], dict[int, str]]:
         """The task number of each row, and the prompt of each task that occurs."""

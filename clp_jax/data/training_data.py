@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -13,6 +14,15 @@ from clp_jax.errors import InputError
 from clp_jax.models import Architecture, family_of
 from clp_jax.processing.conventions import Conventions
 from clp_jax.processing.norm_stats import NormStats
+
+
+class Video(NamedTuple):
+    """Pictures of a camera: height and width in pixels, and how many a second."""
+
+    height: int
+    width: int
+    fps: float
+
 
 _NOT_IN_BATCHES = ("noise", "time", "episode_index")
 
@@ -25,6 +35,7 @@ class TrainingData:
       source: where it came from.
       architecture: of the model that reads it.
       read: the observations at these rows, by the keys of `calibration`.
+      read_whole: the same for augmentation, which chooses a part of each image itself; None where it is `read`.
       episodes: the episode of each row of the source [n].
       rows: the rows for training, `len` of them.
       held: the rows held out, perhaps none.
@@ -39,6 +50,7 @@ class TrainingData:
         empty where every row is drawn as often as another.
       held_shares: the same of ``held``; weights are the numbers of rows where every row is drawn as often.
       conventions: what the observations were made with; its robot is None for a ``.npz``.
+      videos: per camera what its pictures are in the data set; empty for a ``.npz``.
       files: without which a model trained on it means nothing, by their names in a checkpoint's assets.
     """
 
@@ -59,12 +71,21 @@ class TrainingData:
     held_shares: tuple[tuple[int, float], ...] = ()
     conventions: Conventions | None = None
     files: Mapping[str, bytes] = dataclasses.field(default_factory=dict)
+    read_whole: Read | None = None
+    videos: Mapping[str, Video] = dataclasses.field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def batches(
-        self, batch_size: int, *, seed: int = 0, process_index: int = 0, process_count: int = 1, workers: int = 4
+        self,
+        batch_size: int,
+        *,
+        seed: int = 0,
+        process_index: int = 0,
+        process_count: int = 1,
+        workers: int = 4,
+        augmented: bool = False,
     ) -> BatchIterator:
         """Shuffled training batches without end; see `loader`.
 
@@ -74,14 +95,16 @@ class TrainingData:
           process_index: which share of each batch to read.
           process_count: how many shares there are.
           workers: threads that read ahead; 0 reads in the calling thread.
+          augmented: whether the images will be augmented.
 
         Returns:
           An iterator with ``get_state`` and ``set_state``, which yields this process's rows of each batch by the
           keys of `calibration`, with ``action_is_pad`` bool [b, horizon] where there are actions.
         """
+        source = self.read_whole if augmented and self.read_whole is not None else self.read
 
         def read(rows: np.ndarray) -> dict[str, np.ndarray]:
-            batch = {key: value for key, value in self.read(rows).items() if key not in _NOT_IN_BATCHES}
+            batch = {key: value for key, value in source(rows).items() if key not in _NOT_IN_BATCHES}
             return batch | _action_is_pad(batch)
 
         return BatchIterator(
@@ -173,12 +196,15 @@ def mixed(sets: Sequence[TrainingData], weights: Sequence[float] = ()) -> Traini
     labels = np.cumsum([0, *(int(part.episodes.max()) + 1 for part in sets)])
     _check_alike(sets)
 
-    def read(rows: Int[np.ndarray, " b"]) -> dict[str, np.ndarray]:
-        owners = np.searchsorted(starts, rows, side="right") - 1
-        places = [np.flatnonzero(owners == number) for number in range(len(sets))]
-        read = [sets[i].read(rows[place] - starts[i]) for i, place in enumerate(places) if len(place)]
-        order = np.argsort(np.concatenate(places))
-        return {key: np.concatenate([batch[key] for batch in read])[order] for key in read[0]}
+    def reader(reads: Sequence[Read]) -> Read:
+        def read(rows: Int[np.ndarray, " b"]) -> dict[str, np.ndarray]:
+            owners = np.searchsorted(starts, rows, side="right") - 1
+            places = [np.flatnonzero(owners == number) for number in range(len(sets))]
+            read = [reads[i](rows[place] - starts[i]) for i, place in enumerate(places) if len(place)]
+            order = np.argsort(np.concatenate(places))
+            return {key: np.concatenate([batch[key] for batch in read])[order] for key in read[0]}
+
+        return read
 
     def joined(name: str, offsets: np.ndarray) -> Int[np.ndarray, " _"]:
         return np.concatenate([getattr(part, name) + offset for part, offset in zip(sets, offsets, strict=False)])
@@ -188,7 +214,8 @@ def mixed(sets: Sequence[TrainingData], weights: Sequence[float] = ()) -> Traini
     return dataclasses.replace(
         sets[0],
         source=" + ".join(part.source for part in sets),
-        read=read,
+        read=reader([part.read for part in sets]),
+        read_whole=reader([part.read_whole or part.read for part in sets]),
         episodes=joined("episodes", labels),
         rows=joined("rows", starts),
         held=joined("held", starts),

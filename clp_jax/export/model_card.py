@@ -9,7 +9,7 @@ from clp_jax.export.reference import CHECK_FILE
 from clp_jax.export.result import Check, Options
 from clp_jax.export.weights import Weights
 from clp_jax.flops import parameter_count, sample_flops
-from clp_jax.models import Architecture, family_of, views
+from clp_jax.models import Architecture, configurations, family_of, views
 from clp_jax.processing.conventions import Conventions
 from clp_jax.provenance import healing
 
@@ -59,7 +59,8 @@ def _conventions(weights: Weights, target: str, options: Options) -> str | None:
     conventions = options.conventions
     if conventions is None or conventions.robot is None:
         return None
-    whose = f"Those of openpi's configuration `{conventions.config}`" if conventions.config else "As trained"
+    named = configurations().get(conventions.config or "")
+    whose = "As trained" if named is None else f"Those of {named.upstream}'s configuration `{conventions.config}`"
     return "\n\n".join([f"{whose}: {conventions}.", *unlike_target(weights, target, conventions)])
 
 

@@ -13,6 +13,7 @@ from jaxtyping import Num
 from clp_jax.checkpoint import CheckpointSpec, FolderSpec, LeafReader, Spec, read_params
 from clp_jax.checkpoint.safetensors.leaves import TensorLeaves
 from clp_jax.models import Architecture, family_of, stack_of
+from clp_jax.models.layers.lora import is_adapter
 from clp_jax.trees import flatten, unflatten
 
 Dtype = Literal["float32", "bfloat16"]
@@ -120,7 +121,7 @@ class Weights:
         return TensorLeaves(self.spec, self.source)
 
     def _factors(self, path: str) -> tuple[str, ...]:
-        if not self.merges or self._lora.is_adapter(path):
+        if not self.merges or is_adapter(path):
             return ()
         factors = self._lora.adapter_paths(path)
         return factors if factors[0] in flatten(self.stored) else ()

@@ -315,6 +315,10 @@ class Processing(Protocol):
         """What a client must know of an answer made of this sample; None where it is as it should be."""
         ...
 
+    def for_augmentation(self) -> "Processing":
+        """The same with whole images, where it takes a part of them that augmentation will choose in its place."""
+        ...
+
     @property
     def files(self) -> Mapping[str, bytes]:
         """Files without which a checkpoint trained with this means nothing, by their names in its assets."""
@@ -346,7 +350,7 @@ class Family(Protocol):
       UNRECORDED_ROBOTS: what these names meant to runs that recorded no conventions.
       CONFIGURATIONS: conventions that upstream names, by name.
       LORA: the module of its adapters, None without: ``with_adapters``, ``without_adapters``, ``has_adapters``,
-        ``is_adapter``, ``adapter_paths``, ``merge_lora``, ``merge_weight``, ``lora_scale``.
+        ``adapter_paths``, ``merge_lora``, ``merge_weight``, ``lora_scale``; `layers.lora` knows an adapter by its name.
       TARGETS: of ``clp export``, those that have such a model; with "lerobot" there is ``LEROBOT``, the module of its
         policy folders: ``LOADER``, ``INSTALL``, ``LOAD``, ``PREFIX``, ``ONE_DTYPE``, ``why_not``, ``unlike``,
         ``unused_tensors``, ``policy_files``; with "groot" ``NVIDIA``, that of NVIDIA's folders: ``LOADER``,
@@ -508,13 +512,20 @@ class Family(Protocol):
         """Upstream's settings of a run of so many steps, by the names of the flags of ``clp finetune``."""
         ...
 
-    def norm_stats_of(self, folder: epath.Path, architecture: Any = None) -> dict[str, NormStats] | None:
+    def norm_stats_of(
+        self, folder: epath.Path, architecture: Any = None, robot: Robot | None = None
+    ) -> dict[str, NormStats] | None:
         """The statistics in the checkpoint's own form, from the folder of its files; None if it has none.
 
         Args:
           folder: of the files.
           architecture: says which robot it is, where a checkpoint knows several.
+          robot: says which parts of its vectors there are, where their statistics have names.
         """
+        ...
+
+    def known_robot(self, architecture: Any, robot: Robot, folder: epath.Path | None) -> Robot:
+        """The robot with what the checkpoint's files say of the parts that it names."""
         ...
 
     def own_statistics(self, folder: epath.Path) -> Mapping[str, dict[str, NormStats]]:
@@ -527,7 +538,8 @@ class Family(Protocol):
         Args:
           folder: where the files are now.
           changes: ``vlm_config``, ``tokenizer`` and ``embodiment`` as given on the command line; ``norm_stats``,
-            ``depths`` and ``image_sizes`` in place of those in the files.
+            ``depths`` and ``image_sizes`` in place of those in the files; ``robot``, whose statistics these are, and
+            ``videos``, per camera height, width and rate of its pictures.
         """
         ...
 

@@ -28,6 +28,12 @@ class Part(NamedTuple):
         """How many dimensions these are; None up to the end of the column."""
         return None if self.stop is None else self.stop - self.start
 
+    def width_in(self, widths: Mapping[str, int]) -> int | None:
+        """How many dimensions these are where columns have these widths; None if nothing says it."""
+        if self.stop is not None or self.key not in widths:
+            return self.width
+        return widths[self.key] - self.start
+
     def of(self, column: Shaped[np.ndarray, "*n d"]) -> Shaped[np.ndarray, "*n e"]:
         """These dimensions of the column.
 

@@ -1,12 +1,18 @@
 """What a run and whoever serves it must agree on and no weight tells, as one record."""
 
 import dataclasses
+import itertools
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, Literal
 
 from clp_jax.editable_json import json_object, typed
 from clp_jax.errors import InputError
 from clp_jax.processing.robots import Robot, robot_of_json
+
+Upstream = Literal["openpi", "Isaac-GR00T"]
+"""Who names configurations."""
+
+_FLAGS: dict[Upstream, str] = {"openpi": "--openpi-config", "Isaac-GR00T": "--data-config"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +52,9 @@ class Conventions:
             relative = " ".join(map(str, _relative(self.robot.delta)))
             parts.append(f"actions {relative} relative to the state" if relative else "actions as they are")
             parts += [f"units of {self.robot.units}"] if self.robot.units != "own" else []
+            parts += [f"state {_spelled(self.robot.state_modes)}"] if self.robot.state_modes else []
+            parts += [f"actions {_spelled(self.robot.action_modes)}"] if self.robot.action_modes else []
+            parts += [f"images and prompts of {self.robot.processor}"] if self.robot.processor is not None else []
             parts += [f"prompt {self.robot.prompt!r}"] if self.robot.prompt is not None else []
         parts += [f"statistics {self.asset_id}"] if self.asset_id is not None else []
         return "; ".join(parts)
@@ -59,11 +68,24 @@ class Configuration:
       kind: of the model that it is for.
       conventions: all of it.
       trained_from: the form of data that upstream's training reads; others than "lerobot" are not read here.
+      upstream: whose name it is.
+      names_parts: whether its robot names parts of a data set's ``meta/modality.json`` in place of columns; then the
+        prompt is as long as the model has it.
     """
 
     kind: str
     conventions: Conventions
     trained_from: str = "lerobot"
+    upstream: Upstream = "openpi"
+    names_parts: bool = False
+
+    @property
+    def flag(self) -> str:
+        """The flag of commands that takes its name."""
+        return _FLAGS[self.upstream]
+
+    def __str__(self) -> str:
+        return f"{self.upstream}'s {self.conventions.config}"
 
 
 def conventions_of_json(value: Any) -> Conventions:
@@ -101,7 +123,9 @@ def robot_differences(one: Robot, other: Robot) -> Iterator[tuple[str, Any, Any]
     """As `differences`, of what two robots mean to a model."""
     yield from _unequal("cameras", sorted(one.images), sorted(other.images))
     yield from _unequal("delta", _relative(one.delta), _relative(other.delta))
-    for name in ("units", "action_dim", "prompt"):
+    for name in ("state_modes", "action_modes"):
+        yield from _unequal(name, getattr(one, name) or None, getattr(other, name) or None)
+    for name in ("units", "processor", "action_dim", "prompt"):
         yield from _unequal(name, getattr(one, name), getattr(other, name))
 
 
@@ -116,6 +140,16 @@ def with_keys_of(robot: Robot, other: Robot) -> Robot:
 def _unequal(name: str, one: Any, other: Any) -> Iterator[tuple[str, Any, Any]]:
     if one is not None and other is not None and one != other:
         yield name, one, other
+
+
+def _spelled(modes: tuple[str, ...]) -> str:
+    """The modes of parts, those of neighbours that are alike once.
+
+    >>> _spelled(("min_max", "min_max", "quaternion>rotation_6d", ""))
+    '2 min_max, quaternion>rotation_6d, as it is'
+    """
+    runs = [(mode or "as it is", len(list(run))) for mode, run in itertools.groupby(modes)]
+    return ", ".join(mode if count == 1 else f"{count} {mode}" for mode, count in runs)
 
 
 def _relative(delta: tuple[bool, ...]) -> list[int]:

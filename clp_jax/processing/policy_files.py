@@ -64,14 +64,18 @@ def tokenizer_name(folder: epath.Path) -> str | None:
     return next((name for name in found if name), None)
 
 
-def norm_stats_of(folder: epath.Path) -> dict[str, NormStats] | None:
+def norm_stats_of(folder: epath.Path, normaliser: str = _NORMALISERS[0]) -> dict[str, NormStats] | None:
     """The statistics that a policy folder carries; None if it has none.
+
+    Args:
+      folder: of the policy.
+      normaliser: name of the step that has them.
 
     Raises:
       InputError: the preprocessor names a file that is missing or broken.
     """
     steps = read_steps(folder, PREPROCESSOR)
-    names = [step.get("state_file") for step in steps if step.get("registry_name") == _NORMALISERS[0]]
+    names = [step.get("state_file") for step in steps if step.get("registry_name") == normaliser]
     if not names or names[0] is None:
         return None
     file = folder / names[0]

@@ -16,6 +16,9 @@ from clp_jax.processing import columns, modality, transforms
 
 Units = Literal["own", "aloha"]
 
+Processor = Literal["isaac", "lerobot"]
+"""Whose handling of images and instructions: two programs that train the same model may differ in it."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Robot:
@@ -28,6 +31,10 @@ class Robot:
       actions: its parts, likewise.
       delta: per action dimension whether the model sees it relative to the state; missing dimensions are absolute.
       units: ``aloha``: joints and grippers are converted to those that π0 was trained with (openpi's adapt_to_pi).
+      state_modes: how each part of the state reaches the model, in the words of the model's upstream; none leaves it to
+        the kind of model.
+      action_modes: likewise of the actions.
+      processor: whose handling of images and instructions; None leaves it to the kind of model.
       action_dim: dimensions of the actions; None leaves it to the data set.
       widths: dimensions that columns must have, by key; columns that are not named may have any number.
       task: key of the column with the number of each row's task.
@@ -43,6 +50,9 @@ class Robot:
     actions: tuple[str, ...] = ("action",)
     delta: tuple[bool, ...] = ()
     units: Units = "own"
+    state_modes: tuple[str, ...] = ()
+    action_modes: tuple[str, ...] = ()
+    processor: Processor | None = None
     action_dim: int | None = None
     widths: Mapping[str, int] = dataclasses.field(default_factory=dict)
     task: str = "task_index"
@@ -54,6 +64,14 @@ class Robot:
     def columns(self) -> tuple[str, ...]:
         """The data set's columns that state and actions are parts of."""
         return columns.keys(*self.state, *self.actions)
+
+    def check_plain(self, kind: str) -> None:
+        """Raise an `InputError` if the robot says how parts reach the model, for a kind that has one way alone."""
+        if self.state_modes or self.action_modes or self.processor is not None:
+            raise InputError(
+                f"robot {self.name!r} has state_modes, action_modes or a processor, of which a {kind} knows none; "
+                "leave them out of the robot file."
+            )
 
 
 def mask(*counts: int) -> tuple[bool, ...]:
@@ -137,6 +155,27 @@ def read_robot(path: str | os.PathLike[str], cameras: Sequence[str] | None = Non
         raise InputError(f"{path}: {error}") from error
 
 
+def with_modality(robot: Robot, path: str | os.PathLike[str]) -> Robot:
+    """A robot that names parts and videos of a data set's ``meta/modality.json``, with the columns that they are.
+
+    Clients go on to send these names.
+
+    Args:
+      robot: as a configuration has it, see `modality.names_parts`.
+      path: the file.
+
+    Raises:
+      InputError: the file is missing or broken, or lacks something that the robot names.
+    """
+    content = read_json(path, finite=True)
+    try:
+        named = {name: getattr(robot, name) for name in ("images", "state", "actions", "task")}
+        modes = {name: getattr(robot, name) for name in ("state_modes", "action_modes")}
+        return dataclasses.replace(robot, **modality.columns_of(content, **named, **modes))
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+
+
 def robot_of_json(value: Any, where: str) -> Robot:
     """A robot from JSON values by the names of its fields; ``delta`` may be counts as for `mask`.
 
@@ -157,10 +196,13 @@ def robot_of_json(value: Any, where: str) -> Robot:
         raise InputError(f"prompt_from_task must be true or false, not {value['prompt_from_task']!r}")
     fields |= {name: _pairs(value[name], name, str) for name in ("images", "client") if name in value}
     fields |= {"widths": _pairs(value["widths"], "widths", int)} if "widths" in value else {}
-    fields |= {name: _texts(value[name], name) for name in ("state", "actions") if name in value}
+    lists = ("state", "actions", "state_modes", "action_modes")
+    fields |= {name: _texts(value[name], name) for name in lists if name in value}
     fields |= {"delta": _delta(typed(value["delta"], list, "delta"))} if "delta" in value else {}
     if fields.get("units", "own") not in get_args(Units):
         raise InputError(f"units {fields['units']!r} are unknown; give {' or '.join(get_args(Units))}.")
+    if fields.get("processor") not in (None, *get_args(Processor)):
+        raise InputError(f"processor {fields['processor']!r} is unknown; give {' or '.join(get_args(Processor))}.")
     if fields.get("prompt") is None and not fields.get("prompt_from_task", True):
         raise InputError("prompt_from_task is false, and there is no prompt to take instead")
     return Robot(**fields)

@@ -4,6 +4,7 @@ import jax
 
 from clp_jax.errors import InputError
 from clp_jax.models import Architecture, abstract_params, family_of, init_params
+from clp_jax.models.layers.lora import is_adapter
 from clp_jax.sharding import parameter_shardings
 from clp_jax.trees import flatten, unflatten
 
@@ -23,9 +24,9 @@ def with_adapters(architecture: Architecture, ranks: tuple[int, ...] = ()) -> Ar
 def init_adapters(architecture: Architecture, rng: jax.Array, mesh: jax.sharding.Mesh) -> dict:
     """Fresh adapters only, as a nested tree, sharded.
 
-    Both factors are drawn with a deviation of 0.01, as openpi has it: the model is not exactly what it was before.
+    They are drawn as upstream draws them: openpi's both factors with a deviation of 0.01, so that the model is not
+    exactly what it was before; NVIDIA's second factor is zero.
     """
-    is_adapter = family_of(architecture).LORA.is_adapter
     names = [path for path in flatten(abstract_params(architecture)) if is_adapter(path)]
 
     def init(rng):

@@ -43,6 +43,8 @@ def assets_writer(
         vlm_config=vlm_config,
         tokenizer=tokenizer,
         norm_stats=data.norm_stats,
+        robot=None if data.conventions is None else data.conventions.robot,
+        videos=data.videos,
         depths=architecture.depths,
         image_sizes=_image_sizes(data),
         **({} if embodiment is None else {"embodiment": embodiment}),

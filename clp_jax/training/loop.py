@@ -110,7 +110,7 @@ def train(
     check_batch_size(run, mesh)
     program = build_program(architecture, run.optimizer, run.step, run.frozen_dtype, run.seed, mesh, run.sharding_rules)
     process = {"process_index": jax.process_index(), "process_count": jax.process_count()}
-    batches = data.batches(run.batch_size, seed=run.seed, workers=run.workers, **process)
+    batches = data.batches(run.batch_size, seed=run.seed, workers=run.workers, augmented=run.step.augment, **process)
     # Before the state, beside which there may be no room for what is read.
     taught_by = () if teacher is None else (_read_teacher(teacher, run.step.teaching, program.teacher, mesh),)
     if saved.latest is None:

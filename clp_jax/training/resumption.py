@@ -12,7 +12,7 @@ _CONTENT = ("source_fingerprint", "data_fingerprint", "teacher_fingerprint")
 _PLACES = ("checkpoint", "data", "teacher")
 """Flags that say where something is: another path to the same content is the same run."""
 _DECIDES_CONVENTIONS = (
-    *("openpi_config", "robot", "image", "state_key", "action_key", "prompt", "asset_id", "norm_stats"),
+    *("openpi_config", "data_config", "robot", "image", "state_key", "action_key", "prompt", "asset_id", "norm_stats"),
     *("action_horizon", "max_token_len", "state_in_prompt"),
 )
 """Flags whose outcome is recorded and compared in their place: a robot's file may move, but not change."""

@@ -1,7 +1,7 @@
 """A frozen model beside the trained one: its output, and its hidden states if asked, are a second target.
 
-Both read the same images, prompts, noise and times, and have the same seeds of dropout. The teacher runs inside the step,
-its prefix once for all draws of noise of an observation, and is no part of the state that is saved.
+Both read the same images, prompts, noise and times, and have the same seeds of dropout. The teacher runs inside the
+step, its prefix once for all draws of noise of an observation, and is no part of the state that is saved.
 """
 
 import dataclasses

@@ -42,9 +42,9 @@ def test_towers():
 def test_every_size_of_the_recorded_checkpoint():
     a = golden.architecture("ckpt")
     assert dataclasses.astuple(a.vision) == (40, 3, 68, 4, 14, 16)
-    assert dataclasses.astuple(a.llm) == (44, 12, 92, 6, 2, 16, 1e6, 1e-6)
-    assert dataclasses.astuple(a.vl) == (44, 4, 176, 4, 0.2, True)
-    assert dataclasses.astuple(a.dit) == (36, 16, 144, 3, 28, 256, 0.2, True)
+    assert dataclasses.astuple(a.llm) == (44, 12, 92, 6, 2, 16, 1e6, 1e-6, None)
+    assert dataclasses.astuple(a.vl) == (44, 4, 176, 4, 0.2, True, None)
+    assert dataclasses.astuple(a.dit) == (36, 16, 144, 3, 28, 256, 0.2, True, None)
     assert (a.vocab_size, a.image_token, a.action_dim, a.state_dim, a.hidden_width) == (330, 327, 7, 10, 28)
     assert (a.embodiments, a.horizon, a.max_seq_len, a.future_tokens) == (4, 5, 18, 8)
     assert golden.architecture("ckpt_pruned") == a.with_depths({"llm": 5, "vl": 3, "dit": 8})

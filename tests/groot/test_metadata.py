@@ -14,6 +14,7 @@ from clp_jax.cli import main
 from clp_jax.commands.data_flags import stats_of_checkpoint
 from clp_jax.errors import InputError
 from clp_jax.models import groot
+from clp_jax.processing import policy_files
 from clp_jax.processing.norm_stats import NormStats
 
 KEYS = ("mean", "std", "q01", "q99", "min", "max")
@@ -90,7 +91,6 @@ def test_the_only_robot_of_a_checkpoint_is_its_embodiment(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda e: e["modalities"]["state"]["arm"].update(rotation_type="quaternion"), r"state\.arm is a rotation"),
         (lambda e: e["statistics"]["action"]["hand"].pop("max"), r"action\.hand has only one of min and max"),
         (lambda e: [e["statistics"]["action"]["hand"].pop(key) for key in ("min", "max")], "action has no min and max"),
         (lambda e: e["statistics"]["state"]["arm"].update(min=[9.0, 9.0]), "dimension 0: min 9 is above max 2"),
@@ -169,3 +169,42 @@ def test_a_tokenizer_that_was_given_takes_the_place_of_the_checkpoints(tmp_path)
     shutil.copy(GOLDEN / "eagle/tokenizer_config.json", other)
     names = {name for name in groot.side_files(folder, tokenizer=other) if name.startswith("eagle/")}
     assert names == {"eagle/config.json", "eagle/tokenizer.json", "eagle/tokenizer_config.json"}
+
+
+def trained_by_lerobot(folder, **config) -> epath.Path:
+    """A policy folder as lerobot writes it, without weights."""
+    names = ("mean", "std", "min", "max", "q01", "q99")
+    values = {"observation.state": statistics(3), "action": statistics(4)}
+    state = {
+        f"{key}.{name}": getattr(entry, name).astype(np.float32) for key, entry in values.items() for name in names
+    }
+    state |= {"observation.images.top.mean": np.zeros((3, 1, 1), np.float32), "action.count": np.array([9], np.int64)}
+    name = "policy_preprocessor_step_2_groot_pack_inputs_v3.safetensors"
+    config = {"embodiment_tag": "so100", "normalize_min_max": True} | config
+    steps = [
+        {"registry_name": "to_batch_processor", "config": {}},
+        {"registry_name": "groot_pack_inputs_v3", "config": config, "state_file": name},
+    ]
+    folder.mkdir()
+    (folder / name).write_bytes(policy_files.to_safetensors(state))
+    (folder / "policy_preprocessor.json").write_text(json.dumps({"name": "policy_preprocessor", "steps": steps}))
+    (folder / "config.json").write_text(json.dumps({"type": "groot", "base_model_path": str(GOLDEN / "ckpt_pruned")}))
+    shutil.copytree(GOLDEN / "eagle", folder / "eagle")
+    return epath.Path(folder)
+
+
+def test_a_policy_of_lerobot_brings_its_statistics_and_its_robot(tmp_path):
+    folder = trained_by_lerobot(tmp_path / "policy")
+    found, name = stats_of_checkpoint(folder, None, architecture(folder))
+    assert architecture(folder).embodiment == "so100"
+    assert name is None
+    assert found is not None
+    for vector, dims in (("state", 3), ("actions", 4)):
+        for key in KEYS:
+            np.testing.assert_array_equal(getattr(found[vector], key), getattr(statistics(dims), key))
+    (folder / "policy_preprocessor_step_2_groot_pack_inputs_v3.safetensors").unlink()
+    with pytest.raises(InputError, match="names policy_preprocessor_step_2_groot_pack_inputs_v3"):
+        stats_of_checkpoint(folder, None, architecture(folder))
+    raw = trained_by_lerobot(tmp_path / "raw", normalize_min_max=False)
+    with pytest.raises(InputError, match="trained on numbers as they are"):
+        stats_of_checkpoint(raw, None, architecture(raw))

@@ -13,7 +13,7 @@ from groot_recordings import GOLDEN
 from clp_jax.errors import InputError
 from clp_jax.models import groot
 from clp_jax.models.family import Lengths
-from clp_jax.models.groot.processing import stretched
+from clp_jax.models.groot.pictures import stretched
 from clp_jax.processing.norm_stats import NormStats
 from clp_jax.processing.robots import Robot
 
@@ -83,6 +83,15 @@ def test_prompts_are_padded_as_in_a_batch_of_upstreams(recorded, tokenizer):
         ids, mask = tokenizer(task, 57, images=0, tokens_per_image=16)
         assert np.array_equal(ids, recorded["padded/input_ids"][i])
         assert np.array_equal(mask, recorded["padded/attention_mask"][i].astype(bool))
+
+
+def test_isaacs_instructions_are_written_as_they_are(processing, tokenizer):
+    isaac = dataclasses.replace(processing, robot=dataclasses.replace(ROBOT, processor="isaac"))
+    for one, said in ((isaac, "pick up a cup"), (processing, "['pick up a cup']")):
+        ids = one._tokens("pick up a cup")[0]
+        assert f"</img>{said}<|im_end|>" in tokenizer._model.decode(ids, skip_special_tokens=False)
+    ids = isaac._tokens("")[0]
+    assert "</img>Perform the default behavior.<|im_end|>" in tokenizer._model.decode(ids, skip_special_tokens=False)
 
 
 def test_outputs_are_lerobots(recorded, processing):

@@ -82,6 +82,9 @@ def test_a_robot_with_delta_actions_or_other_dimensions_is_refused(processing):
     robot = dataclasses.replace(processing.robot, delta=(True,))
     with pytest.raises(InputError, match="delta"):
         dataclasses.replace(processing, robot=robot)
+    robot = dataclasses.replace(processing.robot, state_modes=("min_max",))
+    with pytest.raises(InputError, match="state_modes, action_modes or a processor, of which a smolvla knows none"):
+        dataclasses.replace(processing, robot=robot)
     with pytest.raises(InputError, match=r"actions have 7 dimensions, config.json .* says 8"):
         processing.check_dims(6, 7)
 

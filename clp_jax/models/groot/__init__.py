@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float
 from clp_jax.aliases import AnyArray, Array, Leaf, Tree
 from clp_jax.errors import InputError
 from clp_jax.models.family import Capture, Gates, Lengths, Loss, Projection, Times, TowerStates
-from clp_jax.models.groot import nvidia
+from clp_jax.models.groot import lerobot, lora, nvidia
 from clp_jax.models.groot.architecture import (
     GROOT_N15,
     Architecture,
@@ -23,6 +23,7 @@ from clp_jax.models.groot.architecture import (
 )
 from clp_jax.models.groot.augmentation import augment_images
 from clp_jax.models.groot.configuration import architecture_of
+from clp_jax.models.groot.data_configs import CONFIGURATIONS
 from clp_jax.models.groot.dropout import SEED
 from clp_jax.models.groot.layout import (
     LEROBOT_PREFIX,
@@ -34,6 +35,8 @@ from clp_jax.models.groot.layout import (
     recognises,
 )
 from clp_jax.models.groot.metadata import FILE as METADATA
+from clp_jax.models.groot.metadata import known_robot as known_parts
+from clp_jax.models.groot.metadata import read_metadata, statistics_for
 from clp_jax.models.groot.metadata import statistics_of as own_statistics
 from clp_jax.models.groot.model import Groot, model_image, sample_actions
 from clp_jax.models.groot.model import cameras as _cameras
@@ -45,7 +48,7 @@ from clp_jax.models.groot.training import FROZEN, training_defaults
 from clp_jax.models.layers.flow import fixed_noise, per_draw, spread
 from clp_jax.models.layers.scan import Rows
 from clp_jax.models.layers.torch_rules import Layout
-from clp_jax.processing.conventions import Configuration
+from clp_jax.processing.modality import names_parts
 from clp_jax.processing.norm_stats import NormStats
 from clp_jax.processing.robots import Robot
 
@@ -71,9 +74,7 @@ ROBOTS: dict[str, Robot] = {}
 
 UNRECORDED_ROBOTS = ROBOTS
 
-CONFIGURATIONS: dict[str, Configuration] = {}
-
-LORA = None
+LORA = lora
 
 NVIDIA = nvidia
 
@@ -173,9 +174,11 @@ def stored_layout(leaves: Mapping[str, Any], names: Iterable[str]) -> Layout:
 
 
 def frozen_rules(architecture: Architecture) -> tuple[tuple[str, bool], ...]:
-    """What Isaac-GR00T does not train without further flags: the language model and the image encoder."""
-    del architecture
-    return FROZEN
+    """What Isaac-GR00T does not train without further flags: the language model and the image encoder.
+
+    Of a model with adapters they alone are trained.
+    """
+    return lora.RULES if lora.has_adapters(architecture) else FROZEN
 
 
 def frozen_rows(architecture: Architecture, leaves: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
@@ -264,17 +267,29 @@ def processing(
     return Processing(robot, architecture, norm_stats, tokenizer, lengths.horizon, lengths.prompt)
 
 
-def norm_stats_of(folder: epath.Path, architecture: Architecture | None = None) -> dict[str, NormStats] | None:
+def norm_stats_of(
+    folder: epath.Path, architecture: Architecture | None = None, robot: Robot | None = None
+) -> dict[str, NormStats] | None:
     """The statistics of the robot's embodiment, or of the only one; None if the checkpoint has none of it.
 
     Raises:
       InputError: it has those of several, and nothing says which robot it is.
     """
-    found = own_statistics(folder)
+    tags = list(read_metadata(folder))
     tag = None if architecture is None else architecture.embodiment
-    if tag is None and len(found) > 1:
-        raise InputError(f"{METADATA} has statistics of {', '.join(found)}; choose one with --embodiment.")
-    return next(iter(found.values()), None) if tag is None else found.get(tag)
+    if tag is None and len(tags) > 1:
+        raise InputError(f"{METADATA} has statistics of {', '.join(tags)}; choose one with --embodiment.")
+    if not tags:
+        return lerobot.statistics_of(folder)
+    return statistics_for(folder, tag or tags[0], robot)
+
+
+def known_robot(architecture: Architecture, robot: Robot, folder: epath.Path | None) -> Robot:
+    """The robot with widths and rotations of the parts that it names, where the checkpoint knows its embodiment."""
+    entry = read_metadata(folder).get(architecture.embodiment or "")
+    if entry is None or not names_parts(robot.images, robot.columns):
+        return robot
+    return known_parts(robot, entry, f"{folder}/{METADATA}, {architecture.embodiment}")
 
 
 def augment(architecture: Architecture, key: jax.Array, inputs: Mapping[str, Leaf]) -> dict[str, Leaf]:
@@ -349,6 +364,7 @@ def _time_at(architecture: Architecture, quantile: AnyArray) -> AnyArray:
 
 
 __all__ = [
+    "CONFIGURATIONS",
     "GROOT_N15",
     "KINDS",
     "LEROBOT_PREFIX",
@@ -373,10 +389,12 @@ __all__ = [
     "forward",
     "init_params",
     "inputs",
+    "known_robot",
     "layout",
     "lengths",
     "losses",
     "num_steps",
+    "own_statistics",
     "prefix_of",
     "recognises",
     "robot_cameras",

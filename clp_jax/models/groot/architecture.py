@@ -15,6 +15,21 @@ mean of all values, as transformers' eager attention does."""
 
 
 @dataclasses.dataclass(frozen=True)
+class Adapters:
+    """Low-rank adapters (LoRA) on the queries, keys and values of a transformer.
+
+    Attributes:
+      rank: of their product.
+      scale: alpha / rank, by which it is multiplied.
+      dropout: share of the adapters' inputs that training leaves out; NVIDIA's.
+    """
+
+    rank: int
+    scale: float
+    dropout: float = 0.1
+
+
+@dataclasses.dataclass(frozen=True)
 class QwenSizes:
     """Eagle's language model, a Qwen3.
 
@@ -27,6 +42,7 @@ class QwenSizes:
       head_dim: channels of a head; heads times channels need not be the width.
       rope_theta: base of the rotary embedding.
       eps: of every RMS norm.
+      adapters: LoRA, if there is any.
     """
 
     width: int
@@ -37,6 +53,7 @@ class QwenSizes:
     head_dim: int
     rope_theta: float
     eps: float
+    adapters: Adapters | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +67,7 @@ class AttentionSizes:
       num_heads: heads; they split the width.
       dropout: share of values that training leaves out.
       final_dropout: whether also at the end of both branches of a block.
+      adapters: LoRA, if there is any.
     """
 
     width: int
@@ -58,6 +76,7 @@ class AttentionSizes:
     num_heads: int
     dropout: float = 0.2
     final_dropout: bool = True
+    adapters: Adapters | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,6 +92,7 @@ class DitSizes:
       time_channels: sines and cosines that the embedding of time starts from.
       dropout: share of values that training leaves out.
       final_dropout: whether also at the end of both branches of a block.
+      adapters: LoRA, if there is any.
     """
 
     width: int
@@ -83,6 +103,7 @@ class DitSizes:
     time_channels: int
     dropout: float = 0.2
     final_dropout: bool = True
+    adapters: Adapters | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,6 +135,7 @@ class Architecture(OfTowers):
       lm_head: whether the checkpoint also holds the language model's head, which is tied and never used.
       pooling_head: whether the checkpoint also holds the image encoder's pooling head, which is never used.
       dropout: whether training leaves out values at all.
+      lora_scale: alpha / rank of adapters; None stands for NVIDIA's, which is 16 / rank.
       dtype: of activations; parameters keep theirs.
       remat: memory of training against time.
     """
@@ -142,6 +164,7 @@ class Architecture(OfTowers):
     lm_head: bool = True
     pooling_head: bool = True
     dropout: bool = True
+    lora_scale: float | None = None
     dtype: str = "bfloat16"
     remat: Remat = "all"
 

@@ -19,8 +19,12 @@ from clp_jax.models.groot.architecture import GROOT_N15, Architecture, Attention
 from clp_jax.models.groot.config_files import checkpoint_config, eagle_config
 from clp_jax.models.groot.embodiments import number_of
 from clp_jax.models.groot.layout import EMBEDDING, HEAD, POOLING, tensor_shapes
+from clp_jax.models.groot.lerobot import embodiment_of
+from clp_jax.models.groot.lora import ranks_of, with_ranks
 from clp_jax.models.groot.metadata import only_tag
+from clp_jax.models.layers.lora import is_adapter
 from clp_jax.models.layers.siglip import SiglipSizes
+from clp_jax.trees import flatten
 
 _DROPOUT = 0.1
 """Of upstream's code."""
@@ -76,6 +80,7 @@ def architecture_of(
     cameras: Sequence[str] = GROOT_N15.cameras,
     embodiment: str | None = None,
     padding: Padding = "flash",
+    lora_scale: float | None = None,
 ) -> Architecture:
     """The architecture of a checkpoint.
 
@@ -88,8 +93,9 @@ def architecture_of(
         the image token are the released ones if the widths are.
       cameras: of the observations, in any order.
       embodiment: which of the model's robots this is: a tag of upstream's, or a number. Without it, the only one of
-        which the checkpoint has statistics.
+        which the checkpoint has statistics, or that for which lerobot trained it.
       padding: what attention gives to padding tokens of a prompt.
+      lora_scale: alpha / rank of LoRA adapters, if it is another than NVIDIA's 16 / rank.
 
     Raises:
       InputError: the tree is no GR00T-N1.5, a file contradicts it, or says what clp_jax does not have.
@@ -101,8 +107,14 @@ def architecture_of(
     )
     if embodiment is not None:
         number_of(embodiment, architecture.embodiments)
-    architecture = dataclasses.replace(architecture, embodiment=embodiment or only_tag(folder))
-    return _with_config(_with_eagle(architecture, eagle), config)
+    architecture = dataclasses.replace(architecture, embodiment=embodiment or only_tag(folder) or embodiment_of(folder))
+    architecture = _with_config(_with_eagle(architecture, eagle), config)
+    return with_ranks(dataclasses.replace(architecture, lora_scale=lora_scale), ranks_of(_adapters(tree)))
+
+
+def _adapters(tree: Tree) -> dict[str, tuple[int, ...]]:
+    """Shapes of the adapters of a parameter tree; the tensors of a file are none."""
+    return {path: tuple(leaf.shape) for path, leaf in flatten(tree).items() if is_adapter(path)}
 
 
 def _from_shapes(shapes: Shapes) -> Architecture:

@@ -53,12 +53,12 @@ class DitBlock(nn.Module):
         plain = {"epsilon": BLOCK_EPS, "use_scale": False, "use_bias": False, "dtype": dtype}
         self.norm1, self.norm3 = norm(**plain), norm(**plain)
         self.modulation = nn.Dense(2 * width, dtype=dtype)
-        self.attn = Attention(width, self.sizes.num_heads, dtype)
+        self.attn = Attention(width, self.sizes.num_heads, dtype, self.sizes.adapters)
         self.ff = FeedForward(self.sizes, dtype)
 
-    def keys_values(self, context: Float[Array, "b s c"]) -> KeysValues:
+    def keys_values(self, context: Float[Array, "b s c"], keys: Any = None) -> KeysValues:
         """What a block that reads the context sees; the context is not normalised in the block."""
-        return self.attn.keys_values(context)
+        return self.attn.keys_values(context, keys)
 
     def __call__(
         self,
@@ -76,7 +76,7 @@ class DitBlock(nn.Module):
         x = inputs = pinned(x, self.rows)
         scale, shift = jnp.split(self.modulation(nn.silu(time))[:, None], 2, axis=-1)
         normed = self.norm1(x) * (1 + scale) + shift
-        read = self.attn(normed, self.attn.keys_values(normed) if seen is None else seen, mask)
+        read = self.attn(normed, self.attn.keys_values(normed, keys) if seen is None else seen, mask, keys)
         ends = branch_ends(self.sizes, Site.ATTENTION, Site.AGAIN)
         x = x + dropped(self.attn.write(read), keys, self.sizes.dropout, *ends)
         hidden = self.ff.hidden(self.norm3(x), keys)
@@ -165,11 +165,14 @@ class Dit(nn.Module):
         """The stream after the last block; after each [depth, r, t, d] and what was written into it, if captured."""
         block, pairs = self._block(), self.sizes.depth // 2
         given = context if isinstance(context, tuple) else None
+        draws = 1 if isinstance(context, tuple) else x.shape[0] // context.shape[0]
 
         def pair(x, row):
             cross, own, gates, keys, seen = row
             keys = (None, None) if keys is None else keys
-            seen = _apply(block, cross, context, method="keys_values") if seen is None else seen
+            if seen is None:  # draws of one observation see one context, with the first one's masks
+                of_context = None if keys[0] is None else keys[0][::draws]
+                seen = _apply(block, cross, context, of_context, method="keys_values")
             between, writes = _apply(block, cross, x, time, seen, None if gates is None else gates[0], mask, keys[0])
             first = (between, writes if capture == "writes" else {})
             if own is None:

@@ -19,12 +19,15 @@ SEED = "dropout_seed"
 
 
 class Site(enum.IntEnum):
-    """Where in a block values are left out; the output of attention passes two of them."""
+    """Where in a block values are left out; the output of attention passes two of them, adapters' inputs the last."""
 
     ATTENTION = 0
     AGAIN = 1
     HIDDEN = 2
     FEED_FORWARD = 3
+    QUERY = 4
+    KEY = 5
+    VALUE = 6
 
 
 def block_keys(seeds: UInt32[AnyArray, " b"] | None, tower: int, depth: int, rows: int) -> Any:

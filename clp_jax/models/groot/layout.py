@@ -9,6 +9,7 @@ import jax
 from clp_jax.aliases import Tree
 from clp_jax.errors import InputError
 from clp_jax.models.family import Stack
+from clp_jax.models.layers.lora import is_adapter
 from clp_jax.models.layers.siglip import siglip_rules
 from clp_jax.models.layers.torch_rules import Layout, Rule, copy, linear, tensors_of
 from clp_jax.models.stacks import blocks_of
@@ -70,14 +71,18 @@ def prefix_of(names: Iterable[str]) -> str:
 
 
 def tensor_shapes(tree: Tree) -> dict[str, tuple[int, ...]]:
-    """Shapes of a checkpoint's tensors by NVIDIA's names.
+    """Shapes of a checkpoint's tensors by NVIDIA's names; adapters have none.
 
     Args:
       tree: a parameter tree, or the tensors of a file by name; arrays or their shapes.
     """
     if _is_file(tree):
         return {name.removeprefix(LEROBOT_PREFIX): tuple(leaf.shape) for name, leaf in tree.items()}
-    leaves = {path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for path, leaf in flatten(tree).items()}
+    leaves = {
+        path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
+        for path, leaf in flatten(tree).items()
+        if not is_adapter(path)
+    }
     tensors = tensors_of(leaves, layout(leaves), lambda path, rows: blocks_of(STACKS, path, rows))
     return {name: tuple(leaf.shape) for name, leaf in tensors.items()}
 

@@ -4,7 +4,9 @@ Per embodiment's tag: ``statistics.{state,action}.<part>.{min,max,mean,std,q01,q
 ``modalities``. A vector is its parts in the file's order.
 """
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -13,7 +15,10 @@ from etils import epath
 from clp_jax.errors import InputError, blamed_on
 from clp_jax.files import read_json_object
 from clp_jax.processing import norm_stats
+from clp_jax.processing.columns import part
+from clp_jax.processing.modality import with_source
 from clp_jax.processing.norm_stats import NormStats
+from clp_jax.processing.robots import Robot
 
 FILE = "experiment_cfg/metadata.json"
 _VECTORS = {"state": "state", "actions": "action"}
@@ -41,7 +46,7 @@ def only_tag(folder: epath.Path | None) -> str | None:
 
 
 def statistics_of(folder: epath.Path | None) -> dict[str, dict[str, NormStats]]:
-    """Statistics of state and actions, by tag of the embodiment.
+    """Statistics of state and actions, all parts in the file's order, by tag of the embodiment.
 
     Raises:
       InputError: the file is broken; the message names tag, part and dimension.
@@ -49,38 +54,140 @@ def statistics_of(folder: epath.Path | None) -> dict[str, dict[str, NormStats]]:
     return {tag: _vectors(entry, f"{folder}/{FILE}, {tag}") for tag, entry in read_metadata(folder).items()}
 
 
-def with_statistics(metadata: Mapping[str, Any], tag: str, stats: Mapping[str, NormStats]) -> dict[str, Any]:
+def statistics_for(folder: epath.Path, tag: str, robot: Robot | None) -> dict[str, NormStats] | None:
+    """Statistics of one embodiment: of the parts that the robot names, else of all in the file's order.
+
+    Args:
+      folder: of the checkpoint.
+      tag: of the embodiment.
+      robot: whose parts may have names, see `part_names`.
+
+    Returns:
+      The statistics of ``state`` and ``actions``; None if the checkpoint does not know the embodiment.
+
+    Raises:
+      InputError: as `statistics_of`; or a part is missing, or is a rotation and the robot does not say what of it.
+    """
+    entry, where = read_metadata(folder).get(tag), f"{folder}/{FILE}, {tag}"
+    if entry is None:
+        return None
+    names = None if robot is None else part_names(robot)
+    if names is None:
+        for vector in _VECTORS.values():
+            for name, kind in _modalities(entry, vector, where).items():
+                if kind.get("rotation_type") is not None:
+                    raise InputError(
+                        f"{where}: {vector}.{name} is a rotation ({kind['rotation_type']}): choose what becomes of it "
+                        "by the name of Isaac-GR00T's configuration with --data-config, or compute statistics of the "
+                        "numbers as they are with clp norm-stats."
+                    )
+    return _vectors(entry, where, names)
+
+
+def part_names(robot: Robot) -> dict[str, tuple[str, ...]] | None:
+    """What NVIDIA's files call the robot's parts of state and actions; None for a robot with other names."""
+    texts = {"state": robot.state, "actions": robot.actions}
+    names = {vector: [robot.client.get(text, text) for text in parts] for vector, parts in texts.items()}
+    found = {
+        vector: tuple(name.removeprefix(f"{_VECTORS[vector]}.") for name in parts) for vector, parts in names.items()
+    }
+    foreign = any(name == short for vector in names for name, short in zip(names[vector], found[vector], strict=True))
+    return None if foreign else found
+
+
+def known_robot(robot: Robot, entry: Mapping[str, Any], where: str) -> Robot:
+    """A robot that names parts, with the widths and rotations that an entry of the file says they have.
+
+    Raises:
+      InputError: the entry lacks a part.
+    """
+    widths, modes = {}, {}
+    for vector, texts, wanted in (
+        ("state", robot.state, robot.state_modes),
+        ("action", robot.actions, robot.action_modes),
+    ):
+        kinds = _modalities(entry, vector, where)
+        for text in texts:
+            if (name := text.partition(".")[2]) not in kinds:
+                raise InputError(f"{where} has no {text}, which robot {robot.name!r} names; it has {', '.join(kinds)}.")
+            with blamed_on(where, "restore the file"):
+                widths[text] = int(kinds[name]["shape"][0])
+        modes[vector] = tuple(
+            with_source(mode, kinds[text.partition(".")[2]].get("rotation_type"), f"{where}: {text}")
+            for mode, text in zip(wanted, texts, strict=True)
+        )
+    return dataclasses.replace(robot, widths=widths, state_modes=modes["state"], action_modes=modes["action"])
+
+
+def with_statistics(
+    metadata: Mapping[str, Any],
+    tag: str,
+    stats: Mapping[str, NormStats],
+    robot: Robot | None = None,
+    videos: Mapping[str, tuple[int, int, float]] = MappingProxyType({}),
+) -> dict[str, Any]:
     """The metadata of a checkpoint that was trained on one robot's data: its entry alone, with new statistics.
 
     Args:
       metadata: from `read_metadata`.
       tag: of the robot.
-      stats: of ``state`` and ``actions``. Where the entry has parts of as many dimensions they keep their names,
-        else the vector is one part.
+      stats: of ``state`` and ``actions``. Where the robot names its parts they have these names; else, where the entry
+        has parts of as many dimensions, they keep theirs, or the vector is one part.
+      robot: whose statistics these are.
+      videos: per camera of the robot height and width of its pictures, and how many there are in a second. Where it
+        names its parts, they take the place of those that were there.
     """
     entry = dict(metadata.get(tag, {}))
     old, modalities = entry.get("statistics", {}), dict(entry.get("modalities", {"video": {}}))
-    parts = {theirs: _split(stats[ours], old.get(theirs, {}), theirs) for ours, theirs in _VECTORS.items()}
-    for vector, found in parts.items():
-        known = modalities.get(vector, {})
-        modalities[vector] = {
-            name: known.get(name, _PART) | {"shape": [len(values["mean"])]} for name, values in found.items()
+    own = {} if robot is None else _own_parts(robot)
+    if robot is not None and own and videos:
+        modalities["video"] = {
+            robot.client.get(robot.images[camera], camera).removeprefix("video."): {
+                "resolution": [width, height],
+                "channels": 3,
+                "fps": fps,
+            }
+            for camera, (height, width, fps) in videos.items()
         }
-    return {tag: entry | {"statistics": parts, "modalities": modalities, "embodiment_tag": tag}}
+    statistics = {}
+    for ours, theirs in _VECTORS.items():
+        known = own.get(ours) or {
+            name: modalities.get(theirs, {}).get(name, _PART) | {"shape": [len(part["mean"])]}
+            for name, part in old.get(theirs, {}).items()
+        }
+        dims = len(stats[ours].mean)
+        if sum(kind["shape"][0] for kind in known.values()) != dims:
+            known = {theirs: _PART | {"shape": [dims]}}
+        modalities[theirs] = known
+        statistics[theirs] = _split(stats[ours], {name: kind["shape"][0] for name, kind in known.items()})
+    return {tag: entry | {"statistics": statistics, "modalities": modalities, "embodiment_tag": tag}}
 
 
-def _vectors(entry: Mapping[str, Any], where: str) -> dict[str, NormStats]:
+def _own_parts(robot: Robot) -> dict[str, dict[str, dict[str, Any]]]:
+    """What NVIDIA's files would say of the robot's parts, by their names; nothing where it has none."""
+    names, found = part_names(robot), {}
+    for vector, texts, modes in (
+        ("state", robot.state, robot.state_modes),
+        ("actions", robot.actions, robot.action_modes),
+    ):
+        for name, text, mode in zip(() if names is None else names[vector], texts, modes, strict=False):
+            rotation = mode.partition(">")[0] if ">" in mode else None
+            width = part(text).width_in(robot.widths)
+            found.setdefault(vector, {})[name] = _PART | {"rotation_type": rotation, "shape": [width]}
+    return found
+
+
+def _vectors(
+    entry: Mapping[str, Any], where: str, names: Mapping[str, Sequence[str]] | None = None
+) -> dict[str, NormStats]:
     found = {}
     for ours, theirs in _VECTORS.items():
         parts = _object(_object(entry.get("statistics"), f"{where}, statistics").get(theirs), f"{where}, {theirs}")
-        kinds = _object(_object(entry.get("modalities", {}), f"{where}, modalities").get(theirs, {}), where)
-        for name, kind in kinds.items():
-            if isinstance(kind, dict) and kind.get("rotation_type") is not None:
-                raise InputError(
-                    f"{where}: {theirs}.{name} is a rotation ({kind['rotation_type']}), which upstream converts before "
-                    "it normalises and clp_jax does not; compute statistics of the numbers as they are with clp "
-                    "norm-stats."
-                )
+        if names is not None:
+            missing = [name for name in names[ours] if name not in parts]
+            if missing:
+                raise InputError(f"{where} has no {theirs}.{missing[0]}; it has {', '.join(parts)}.")
+            parts = {name: parts[name] for name in names[ours]}
         with blamed_on(where, "restore the file"):
             entries = [norm_stats.of_lists(f"{theirs}.{name}", part) for name, part in parts.items()]
         if not entries:
@@ -95,12 +202,14 @@ def _vectors(entry: Mapping[str, Any], where: str) -> dict[str, NormStats]:
     return found
 
 
-def _split(stats: NormStats, parts: Mapping[str, Any], vector: str) -> dict[str, dict[str, list[float]]]:
+def _modalities(entry: Mapping[str, Any], vector: str, where: str) -> Mapping[str, Any]:
+    """What the entry says of the parts of a vector beside their statistics."""
+    kinds = _object(_object(entry.get("modalities", {}), f"{where}, modalities").get(vector, {}), where)
+    return {name: _object(kind, f"{where}, {vector}.{name}") for name, kind in kinds.items()}
+
+
+def _split(stats: NormStats, widths: Mapping[str, int]) -> dict[str, dict[str, list[float]]]:
     """Statistics of a vector by the names of its parts."""
-    widths = {name: len(part["mean"]) for name, part in parts.items()}
-    dims = len(stats.mean)
-    if sum(widths.values()) != dims:
-        widths = {vector: dims}
     ends = np.cumsum(list(widths.values()))
     values = {key: value for key, value in vars(stats).items() if value is not None}
     return {

@@ -1,7 +1,8 @@
 """From a robot's numbers to a GR00T-N1.5's inputs and back, as lerobot's and NVIDIA's processors do it."""
 
 import dataclasses
-from collections.abc import Mapping
+import functools
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Float, Shaped, UInt8
@@ -9,8 +10,12 @@ from jaxtyping import Float, Shaped, UInt8
 from clp_jax.errors import InputError
 from clp_jax.models.groot.architecture import Architecture
 from clp_jax.models.groot.embodiments import number_of
+from clp_jax.models.groot.modes import Part, mode, to_model, to_robot
+from clp_jax.models.groot.pictures import middle, resized, stretched
+from clp_jax.models.groot.rotations import WIDTHS
 from clp_jax.models.groot.tokenizer import EagleTokenizer
 from clp_jax.processing import transforms
+from clp_jax.processing.columns import part
 from clp_jax.processing.norm_stats import By, NormStats
 from clp_jax.processing.robots import Robot
 
@@ -22,6 +27,10 @@ class Processing:
     Prompts are padded to ``max_token_len`` on the left, and the action head does not read the padding: an observation
     is what upstream's policies make of it alone. (In a batch of prompts of several lengths upstream reads its padding.)
 
+    The robot's ``processor`` says whose images and instructions: those of lerobot 0.4, which is what None stands for,
+    show the whole image, resampled bicubically, and write the instruction as a list of Python; those of Isaac-GR00T
+    show the middle 95 %, resampled bilinearly, and write the instruction as it is.
+
     Attributes:
       robot: the robot; its actions are absolute and in its own units.
       architecture: the model, with the robot's embodiment.
@@ -29,6 +38,7 @@ class Processing:
       tokenizer: of prompts.
       action_horizon: actions of a chunk.
       max_token_len: tokens of a prompt, images and padding included.
+      whole: whether images are not cropped, because augmentation will choose the crop.
     """
 
     robot: Robot
@@ -37,6 +47,7 @@ class Processing:
     tokenizer: EagleTokenizer
     action_horizon: int
     max_token_len: int
+    whole: bool = False
 
     def __post_init__(self):
         if any(self.robot.delta) or self.robot.units != "own":
@@ -48,9 +59,10 @@ class Processing:
         for name in ("state", "actions"):
             if name not in self.norm_stats:
                 raise InputError(f"the norm stats lack {name}; they hold {', '.join(self.norm_stats)}.")
-            if self.norm_stats[name].min is None:
+        for name, parts in self._parts.items():
+            for lacking in filter(None, (one.mode.lacks(self.norm_stats[name]) for one in parts)):
                 raise InputError(
-                    f"the norm stats lack min and max of {name}, which normalise for a GR00T-N1.5; run clp norm-stats."
+                    f"the norm stats lack {lacking} of {name}, which normalise for a GR00T-N1.5; run clp norm-stats."
                 )
         if self.tokenizer.image_token != self.architecture.image_token:
             raise InputError(
@@ -74,13 +86,17 @@ class Processing:
 
     @property
     def action_dim(self) -> int:
-        """Dimensions of the robot's actions, which the loss counts."""
+        """Dimensions of the robot's actions."""
         return len(self.norm_stats["actions"].mean)
 
     @property
     def normalised_by(self) -> By:
-        """The extremes normalise."""
+        """The extremes normalise, unless the robot says otherwise of its parts."""
         return "range"
+
+    def for_augmentation(self) -> "Processing":
+        """The same with whole images, of which augmentation chooses a part."""
+        return dataclasses.replace(self, whole=True)
 
     def check_dims(self, state: int, actions: int) -> None:
         """Raise an `InputError` unless they are those of the statistics and the model can hold them."""
@@ -92,8 +108,10 @@ class Processing:
                     f"the robot's {name} have {dims} dimensions, the statistics {known}; choose the same parts of the "
                     "columns in the same order, or give other statistics with --norm-stats."
                 )
-            if dims > most[name]:
-                raise InputError(f"the robot's {name} have {dims} dimensions, the model at most {most[name]}.")
+            if self._seen(name) > most[name]:
+                raise InputError(
+                    f"the robot's {name} have {self._seen(name)} dimensions, the model at most {most[name]}."
+                )
 
     def prompt_tokens(self, prompt: str, state_dims: int) -> int:
         """Tokens of images and prompt; raises an `InputError` where they are too many, for nothing is ever cut."""
@@ -122,15 +140,14 @@ class Processing:
         a = self.architecture
         ids, mask = self._tokens(prompt)
         result: dict[str, np.ndarray] = {
-            f"image/{camera}": stretched(transforms.parse_image(images[camera]), a.vision.image_size)
-            for camera in self.cameras
+            f"image/{camera}": self._picture(transforms.parse_image(images[camera])) for camera in self.cameras
         }
         result |= {"tokenized_prompt": ids, "tokenized_prompt_mask": mask, "context_mask": mask}
         result["embodiment_id"] = np.int32(number_of(a.embodiment, a.embodiments))
-        result["state"] = transforms.pad(normalise(state, self.norm_stats["state"]), a.state_dim)
+        result["state"] = self._to_model("state", state, a.state_dim)
         if actions is not None:
-            result["actions"] = transforms.pad(normalise(actions, self.norm_stats["actions"]), a.action_dim)
-            counted = np.arange(a.action_dim) < self.action_dim
+            result["actions"] = self._to_model("actions", actions, a.action_dim)
+            counted = np.arange(a.action_dim) < self._seen("actions")
             result["action_mask"] = np.broadcast_to(counted, result["actions"].shape).copy()
         return result
 
@@ -144,7 +161,7 @@ class Processing:
           state: not needed, actions are absolute.
         """
         del state
-        return unnormalise(actions[:, : self.action_dim], self.norm_stats["actions"])
+        return to_robot(actions[:, : self._seen("actions")], self._parts["actions"], self.norm_stats["actions"])
 
     def note(self, actions: Float[np.ndarray, "h adim"]) -> str | None:
         """Nothing: every sample is an answer."""
@@ -155,52 +172,63 @@ class Processing:
         """None; the folder of the checkpoint has all of them."""
         return {}
 
+    @property
+    def _isaac(self) -> bool:
+        return self.robot.processor == "isaac"
+
+    def _picture(self, image: UInt8[np.ndarray, "_ _ 3"]) -> UInt8[np.ndarray, "size size 3"]:
+        size = self.architecture.vision.image_size
+        if not self._isaac:
+            return stretched(image, size)
+        return resized(image if self.whole else middle(image), size)
+
     def _tokens(self, prompt: str) -> tuple[np.ndarray, np.ndarray]:
         return self.tokenizer(
             prompt,
             self.max_token_len,
             images=len(self.cameras),
             tokens_per_image=self.architecture.vision.num_tokens,
+            plain=self._isaac,
         )
 
+    @functools.cached_property
+    def _parts(self) -> dict[str, tuple[Part, ...]]:
+        """The parts of ``state`` and ``actions``, each with its mode; one of all where the robot says nothing."""
+        robot = self.robot
+        said = {"state": (robot.state, robot.state_modes), "actions": (robot.actions, robot.action_modes)}
+        return {vector: self._modes_of(vector, *texts) for vector, texts in said.items()}
 
-def normalise(x: Float[np.ndarray, "*n d"], stats: NormStats) -> Float[np.ndarray, "*n d"]:
-    """The data's smallest value at -1 and the largest at 1, in float32 as upstream; beyond them nothing is clipped.
+    def _modes_of(self, vector: str, texts: Sequence[str], modes: Sequence[str]) -> tuple[Part, ...]:
+        dims = len(self.norm_stats[vector].mean)
+        if not modes:
+            return (Part(dims, mode("min_max")),)
+        if len(modes) != len(texts):
+            raise InputError(
+                f"the {vector} of robot {self.robot.name!r} have {len(texts)} parts and {len(modes)} modes; give one "
+                "for each part."
+            )
+        widths = [part(text).width_in(self.robot.widths) for text in texts]
+        found = [mode(text) for text in modes]
+        for text, width, one in zip(texts, widths, found, strict=True):
+            if width is None or one.source == "":
+                raise InputError(
+                    f"nothing says how many dimensions {text} of robot {self.robot.name!r} has, or which rotation it "
+                    "is; the meta/modality.json of a data set does, or the metadata.json of a checkpoint."
+                )
+            if one.target is not None and width != WIDTHS[one.source or one.target]:
+                raise InputError(f"{text} has {width} dimensions, a rotation by {one.source} {WIDTHS[one.source]}.")
+            if one.scaling == "sin_cos" and vector == "actions":
+                raise InputError(f"{text} of the actions has mode sin_cos, from which no action can be made.")
+        if sum(filter(None, widths)) != dims:
+            raise InputError(
+                f"the statistics have {dims} dimensions of {vector}, the parts of robot {self.robot.name!r} "
+                f"{sum(filter(None, widths))}; give those of the same parts in the same order with --norm-stats."
+            )
+        return tuple(Part(width, one) for width, one in zip(widths, found, strict=True) if width is not None)
 
-    A dimension in which the data never change becomes 0.
+    def _seen(self, vector: str) -> int:
+        """Dimensions that the model sees of ``state`` or ``actions``."""
+        return sum(one.mode.width(one.dims) for one in self._parts[vector])
 
-    >>> low, high = np.zeros(2), np.array([2.0, 0.0])
-    >>> normalise(np.array([3.0, 7.0]), NormStats(low, high, min=low, max=high)).tolist()
-    [2.0, 0.0]
-    """
-    low, width = _range(stats)
-    scaled = 2 * (x.astype(np.float32) - low) / np.where(width == 0, np.float32(1), width) - 1
-    return np.where(width == 0, np.float32(0), scaled)
-
-
-def unnormalise(x: Float[np.ndarray, "*n d"], stats: NormStats) -> Float[np.ndarray, "*n d"]:
-    """The inverse of `normalise`; a dimension that never changes has its one value."""
-    low, width = _range(stats)
-    return (x.astype(np.float32) + 1) * np.float32(0.5) * width + low
-
-
-def stretched(image: UInt8[np.ndarray, "_ _ 3"], size: int) -> UInt8[np.ndarray, "size size 3"]:
-    """The whole image in a square, whatever its shape, as one tile of Eagle's image processor; resampling is bicubic.
-
-    Upstream's library rounds after each direction and begins with the width; new releases of Pillow begin with the
-    cheaper one, so each is asked for by itself. Pillow's weights are finer: values differ by one, rarely by two.
-    """
-    from PIL import Image
-
-    if image.shape[:2] == (size, size):
-        return image
-    wide = Image.fromarray(image).resize((size, image.shape[0]), resample=Image.Resampling.BICUBIC)
-    return np.asarray(wide.resize((size, size), resample=Image.Resampling.BICUBIC))
-
-
-def _range(stats: NormStats) -> tuple[Float[np.ndarray, " d"], Float[np.ndarray, " d"]]:
-    """Smallest values and widths in float32."""
-    assert stats.min is not None
-    assert stats.max is not None
-    low = stats.min.astype(np.float32)
-    return low, stats.max.astype(np.float32) - low
+    def _to_model(self, vector: str, x: Float[np.ndarray, "*n d"], dim: int) -> Float[np.ndarray, "*n e"]:
+        return transforms.pad(to_model(x, self._parts[vector], self.norm_stats[vector]), dim)

@@ -13,7 +13,7 @@ from clp_jax.processing.tokenizer_files import FILE, MERGES, VOCABULARY, padding
 _HEAD = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n"
 _TAIL = "<|im_end|>\n<|im_start|>assistant\n"
 _IMAGE = "<IMG_CONTEXT>"
-_DEFAULT = "Perform the task."
+_DEFAULT, _DEFAULT_PLAIN = "Perform the task.", "Perform the default behavior."
 
 
 class EagleTokenizer:
@@ -46,23 +46,25 @@ class EagleTokenizer:
         return self._model.get_vocab_size()
 
     def __call__(
-        self, prompt: str, length: int, *, images: int, tokens_per_image: int
+        self, prompt: str, length: int, *, images: int, tokens_per_image: int, plain: bool = False
     ) -> tuple[Int[np.ndarray, " s"], Bool[np.ndarray, " s"]]:
         """Token ids of images and instruction, and where they are no padding, which is on the left.
 
         Args:
-          prompt: the instruction; lerobot's "Perform the task." in place of an empty one. It is written as a list of
-            Python, ``['pick up the cup']``: so it reaches the model in lerobot, and in NVIDIA's policy, which has
-            arrays of texts.
+          prompt: the instruction; upstream's own in place of an empty one. It is written as a list of Python,
+            ``['pick up the cup']``: so it reaches the model in lerobot, and in NVIDIA's policy, which has arrays of
+            texts.
           length: tokens of the result.
           images: how many there are; they come before the instruction.
           tokens_per_image: places of each.
+          plain: write the instruction as it is: so it reaches the model in NVIDIA's training.
 
         Raises:
           InputError: there are more tokens; nothing is cut, upstream's prompts have any length.
         """
         shown = "".join(f"<image {i + 1}><img>{_IMAGE * tokens_per_image}</img>" for i in range(images))
-        tokens = self._model.encode(f"{_HEAD}{shown}{[prompt or _DEFAULT]}{_TAIL}", add_special_tokens=False).ids
+        text = (prompt or _DEFAULT_PLAIN) if plain else [prompt or _DEFAULT]
+        tokens = self._model.encode(f"{_HEAD}{shown}{text}{_TAIL}", add_special_tokens=False).ids
         if len(tokens) > length:
             raise InputError(
                 f"the prompt {prompt!r} and {images} images have {len(tokens)} tokens, more than {length}; give a "

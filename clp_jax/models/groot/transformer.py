@@ -18,8 +18,9 @@ from jaxtyping import Bool, Float, UInt32
 
 from clp_jax.aliases import AnyArray, Array
 from clp_jax.models.family import Capture, Write
-from clp_jax.models.groot.architecture import AttentionSizes
+from clp_jax.models.groot.architecture import Adapters, AttentionSizes
 from clp_jax.models.groot.dropout import Site, block_keys, dropped
+from clp_jax.models.groot.lora import AdaptedDense
 from clp_jax.models.layers.gating import gated, repeated
 from clp_jax.models.layers.scan import Rows, pinned, rematerialised
 
@@ -53,16 +54,18 @@ class Attention(nn.Module):
     width: int
     num_heads: int
     dtype: str
+    adapters: Adapters | None = None
 
     def setup(self) -> None:
-        self.q, self.k, self.v, self.out = (nn.Dense(self.width, dtype=self.dtype) for _ in range(4))
+        self.q, self.k, self.v = (AdaptedDense(self.width, self.dtype, self.adapters) for _ in range(3))
+        self.out = nn.Dense(self.width, dtype=self.dtype)
 
-    def keys_values(self, x: Float[Array, "b s d"]) -> KeysValues:
-        """Keys and values of tokens."""
-        return self._heads(self.k(x)), self._heads(self.v(x))
+    def keys_values(self, x: Float[Array, "b s d"], keys: Any = None) -> KeysValues:
+        """Keys and values of tokens; ``keys`` are those of the adapters' dropout [b], None for none."""
+        return self._heads(self.k(x, keys, Site.KEY)), self._heads(self.v(x, keys, Site.VALUE))
 
     def __call__(
-        self, x: Float[Array, "b s d"], seen: KeysValues, mask: Bool[Array, "_c t"] | None = None
+        self, x: Float[Array, "b s d"], seen: KeysValues, mask: Bool[Array, "_c t"] | None = None, keys: Any = None
     ) -> Float[Array, "b s d"]:
         """What the heads read for the tokens.
 
@@ -70,11 +73,12 @@ class Attention(nn.Module):
           x: the tokens that read.
           seen: what they read.
           mask: True for keys that are read; all are if None.
+          keys: of the adapters' dropout [b]; nothing is left out if None.
         """
-        q = self._heads(self.q(x))
-        keys, values = (repeated(y, x.shape[0]) for y in seen)
+        q = self._heads(self.q(x, keys, Site.QUERY))
+        read_keys, values = (repeated(y, x.shape[0]) for y in seen)
         scale = (self.width // self.num_heads) ** -0.5
-        logits = jnp.einsum("BTNH,BSNH->BNTS", q, keys, preferred_element_type=jnp.float32) * scale
+        logits = jnp.einsum("BTNH,BSNH->BNTS", q, read_keys, preferred_element_type=jnp.float32) * scale
         if mask is not None:
             read = repeated(mask, x.shape[0])[:, None, None, :]
             logits = jnp.where(read, logits, jnp.finfo(logits.dtype).min)
@@ -124,9 +128,9 @@ class Block(nn.Module):
     @nn.compact
     def __call__(self, x, gate, mask, keys):
         x = inputs = pinned(x, self.rows)
-        attention = Attention(self.sizes.width, self.sizes.num_heads, self.dtype, name="attn")
+        attention = Attention(self.sizes.width, self.sizes.num_heads, self.dtype, self.sizes.adapters, name="attn")
         normed = norm(epsilon=BLOCK_EPS, dtype=self.dtype, name="norm1")(x)
-        read = attention(normed, attention.keys_values(normed), mask)
+        read = attention(normed, attention.keys_values(normed, keys), mask, keys)
         ends = branch_ends(self.sizes, Site.ATTENTION, Site.AGAIN)
         x = x + dropped(attention.write(read), keys, self.sizes.dropout, *ends)
         feed_forward = FeedForward(self.sizes, self.dtype, name="ff")

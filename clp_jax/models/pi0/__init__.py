@@ -231,9 +231,15 @@ def training_defaults(architecture: Architecture, steps: int) -> dict[str, Any]:
     }
 
 
-def norm_stats_of(folder: epath.Path, architecture: Architecture | None = None) -> None:
+def norm_stats_of(folder: epath.Path, architecture: Architecture | None = None, robot: Robot | None = None) -> None:
     """openpi's statistics are files of their own, ``norm_stats.json``."""
-    del folder, architecture
+    del folder, architecture, robot
+
+
+def known_robot(architecture: Architecture, robot: Robot, folder: epath.Path | None) -> Robot:
+    """The robot as it is; openpi's checkpoints say nothing of one."""
+    del architecture, folder
+    return robot
 
 
 def own_statistics(folder: epath.Path) -> dict[str, dict[str, NormStats]]:

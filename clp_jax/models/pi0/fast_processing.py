@@ -46,6 +46,7 @@ class FastProcessing:
     max_token_len: int
 
     def __post_init__(self):
+        self.robot.check_plain(self.architecture.kind)
         if not set(self.robot.images) <= set(self.cameras):
             raise InputError(
                 f"robot {self.robot.name!r} has the cameras {', '.join(self.robot.images)}; give them names of "
@@ -138,6 +139,10 @@ class FastProcessing:
         if self._decoded(actions) is not None:
             return None
         return "the model wrote no actions: zeros, the middle of the range before delta actions, stand for them"
+
+    def for_augmentation(self) -> "FastProcessing":
+        """The same: no image is cropped before."""
+        return self
 
     @property
     def files(self) -> Mapping[str, bytes]:

@@ -6,7 +6,6 @@ sum over heads happens before ``lora_b`` and again inside it. Source: openpi mod
 """
 
 import dataclasses
-import re
 from typing import Any
 
 import flax.linen as nn
@@ -16,8 +15,8 @@ from jaxtyping import Float
 
 from clp_jax.aliases import AnyArray, Array, Tree
 from clp_jax.errors import InputError
+from clp_jax.models.layers import lora
 from clp_jax.models.pi0.architecture import Architecture
-from clp_jax.trees import flatten, unflatten
 
 VLM_RANK, ACTION_RANK = 16, 32
 """openpi's ranks, ``gemma_2b_lora`` and ``gemma_300m_lora``; alpha equals the rank."""
@@ -124,22 +123,7 @@ def merge_lora(tree: Tree, *, lora_scale: float = 1.0) -> dict:
     >>> merge_lora({"mlp": mlp})["mlp"]["linear"].tolist()
     [[[1.0, 1.0], [1.0, 1.0]]]
     """
-    flat = flatten(tree)
-    merged: dict[str, Any] = {}
-    used: set[str] = set()
-    for path, leaf in flat.items():
-        factors = adapter_paths(path)
-        if is_adapter(path):
-            continue
-        if factors[0] in flat and factors[1] in flat:
-            merged[path] = merge_weight(path, leaf, flat[factors[0]], flat[factors[1]], lora_scale=lora_scale)
-            used.update(factors)
-        else:
-            merged[path] = leaf
-    lonely = sorted(path for path in flat if is_adapter(path) and path not in used)
-    if lonely:
-        raise InputError(f"these adapters have no weight or only one factor: {', '.join(lonely)}.")
-    return unflatten(merged)
+    return lora.merged(tree, adapter_paths, lambda path, w, a, b: merge_weight(path, w, a, b, lora_scale=lora_scale))
 
 
 def lora_scale(architecture: Architecture, path: str) -> float:
@@ -176,15 +160,6 @@ def with_adapters(architecture: Architecture, vlm_rank: int = VLM_RANK, action_r
     if action is not None:
         action = dataclasses.replace(action, attn_lora_rank=action_rank, ffn_lora_rank=action_rank)
     return dataclasses.replace(architecture, vlm=vlm, action=action)
-
-
-def is_adapter(path: str) -> bool:
-    """Whether a leaf is a factor of an adapter.
-
-    >>> is_adapter("attn/q_einsum/lora_a"), is_adapter("mlp/linear_lora_b"), is_adapter("mlp/linear")
-    (True, True, False)
-    """
-    return re.search(r"(?:^|[/_])lora_[ab]$", path) is not None
 
 
 def adapter_paths(path: str) -> tuple[str, str]:

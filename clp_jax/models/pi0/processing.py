@@ -43,6 +43,7 @@ class Processing:
     state_in_prompt: bool
 
     def __post_init__(self):
+        self.robot.check_plain(self.architecture.kind)
         if not self.robot.state and (self.architecture.kind == "pi0" or self.state_in_prompt):
             raise InputError(
                 f"robot {self.robot.name!r} has no state, which a π0 reads, and a π0.5 with --state-in-prompt; name "
@@ -131,6 +132,10 @@ class Processing:
     def note(self, actions: Float[np.ndarray, "h adim"]) -> str | None:
         """Nothing: every sample is an answer."""
         del actions
+
+    def for_augmentation(self) -> "Processing":
+        """The same: no image is cropped before."""
+        return self
 
     @property
     def files(self) -> Mapping[str, bytes]:

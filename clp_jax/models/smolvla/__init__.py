@@ -271,10 +271,18 @@ def fixed_draw(architecture: Architecture, batch: Mapping[str, AnyArray]) -> dic
     return {"noise": fixed_noise((b, horizon, architecture.action_dim)), "time": time}
 
 
-def norm_stats_of(folder: epath.Path, architecture: Architecture | None = None) -> dict[str, NormStats] | None:
+def norm_stats_of(
+    folder: epath.Path, architecture: Architecture | None = None, robot: Robot | None = None
+) -> dict[str, NormStats] | None:
     """The statistics of the policy's processors."""
-    del architecture
+    del architecture, robot
     return policy_files.norm_stats_of(folder)
+
+
+def known_robot(architecture: Architecture, robot: Robot, folder: epath.Path | None) -> Robot:
+    """The robot as it is: the checkpoint's own is one that names columns."""
+    del architecture, folder
+    return robot
 
 
 def own_statistics(folder: epath.Path) -> dict[str, dict[str, NormStats]]:

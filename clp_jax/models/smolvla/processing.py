@@ -40,6 +40,7 @@ class Processing:
     max_token_len: int
 
     def __post_init__(self):
+        self.robot.check_plain(self.architecture.kind)
         if any(self.robot.delta) or self.robot.units != "own":
             raise InputError(
                 f"robot {self.robot.name!r} has delta actions or units of another robot, which a SmolVLA does not "
@@ -140,6 +141,10 @@ class Processing:
     def note(self, actions: Float[np.ndarray, "h adim"]) -> str | None:
         """Nothing: every sample is an answer."""
         del actions
+
+    def for_augmentation(self) -> "Processing":
+        """The same: no image is cropped before."""
+        return self
 
     @property
     def files(self) -> Mapping[str, bytes]:

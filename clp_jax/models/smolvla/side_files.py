@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Mapping
+from typing import Any
 
 from etils import epath
 
@@ -24,6 +25,7 @@ def side_files(
     norm_stats: Mapping[str, NormStats] | None = None,
     depths: Mapping[str, int] | None = None,
     image_sizes: Mapping[str, tuple[int, int]] | None = None,
+    **others: Any,
 ) -> dict[str, bytes]:
     """Contents of the files beside the weights, by name relative to the folder that is to hold them.
 
@@ -34,7 +36,9 @@ def side_files(
       norm_stats: in place of the folder's.
       depths: of the towers, in place of those in ``config.json``.
       image_sizes: height and width per camera, in place of those in ``config.json``.
+      others: what a SmolVLA's files do not say.
     """
+    del others
     if folder is None:
         return {}
     config = read_json_object(folder / "config.json")
