@@ -21,6 +21,10 @@ PYTHON312 ?= $(call python,3.12)
 
 # Two, not one a core: every worker compiles with all cores and holds its own programs in memory.
 WORKERS ?= 2
+# Neighbours share fixtures and compiled programs: each worker has half of the files, and takes of the other's when done.
+PYTEST_ALL := -m pytest -n $(WORKERS) --dist worksteal
+# Against others' code with programs as they are outside the tests (tests/conftest.py).
+OPTIMISED := XLA_FLAGS=--xla_backend_optimization_level=3
 # For example ARGS='tests/test_cka.py -k bias'.
 ARGS ?=
 
@@ -35,16 +39,16 @@ demo: .venv/.installed-demo ## the whole road on the small example model
 	@.venv/bin/python -m clp_jax demo $(ARGS)
 
 test: .venv/.installed-test ## all tests and doctests, with the newest releases
-	@.venv/bin/python -m pytest -n $(WORKERS) $(ARGS)
+	@.venv/bin/python $(PYTEST_ALL) $(ARGS)
 
 test-openpi-pins: .venv-openpi/.installed-test ## the same tests with openpi's versions, on Python 3.11
-	@CI_HAS=openpi_client .venv-openpi/bin/python -m pytest -n $(WORKERS) $(ARGS)
+	@CI_HAS=openpi_client .venv-openpi/bin/python $(PYTEST_ALL) $(ARGS)
 
 test-lerobot: .venv-lerobot/.installed-test ## the lerobot exports against the real lerobot (6 GB on disk), on Python 3.12
-	@CI_HAS=torch,lerobot HF_HUB_OFFLINE=1 .venv-lerobot/bin/python -m pytest tests/test_export_lerobot.py tests/smolvla/test_stock_lerobot.py tests/test_lerobot_reader.py $(ARGS)
+	@CI_HAS=torch,lerobot HF_HUB_OFFLINE=1 $(OPTIMISED) .venv-lerobot/bin/python -m pytest tests/test_export_lerobot.py tests/smolvla/test_stock_lerobot.py tests/test_lerobot_reader.py $(ARGS)
 
 test-groot: .venv-groot/.installed-test ## stock GR00T-N1.5 on cuts and exports (3 GB on disk), on Python 3.11
-	@CI_HAS=torch,lerobot HF_HUB_OFFLINE=1 .venv-groot/bin/python -m pytest tests/groot/test_stock_groot.py $(ARGS)
+	@CI_HAS=torch,lerobot HF_HUB_OFFLINE=1 $(OPTIMISED) .venv-groot/bin/python -m pytest tests/groot/test_stock_groot.py $(ARGS)
 
 attack: .venv/.installed-test ## damage inputs of every kind and count what comes of it: ARGS='--seeds 1 2 --targets plan'
 	@JAX_PLATFORMS=cpu PYTHONPATH=.:tests .venv/bin/python -m attack $(ARGS)

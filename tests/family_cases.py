@@ -87,16 +87,12 @@ def removal(arch: Architecture, group: tuple[str, ...]) -> dict[str, tuple[int, 
     return dict.fromkeys(group, tuple(range(first, first + period)))
 
 
-compiled_quickly = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
-"""``jax.jit`` for programs that run once or twice: compiling them is what the tests wait for."""
-
-
 @functools.cache
 def run(arch: Architecture):
     """Output, states and losses, compiled, of parameters, inputs and gates."""
     family, model = family_of(arch), family_of(arch).build(arch)
 
-    @compiled_quickly
+    @jax.jit
     def compiled(params, inputs, gates):
         output, states = family.forward(model, params, inputs, gates=gates, capture=True)
         return output, states, family.losses(model, params, inputs, gates=gates)

@@ -6,6 +6,7 @@ import json
 import pytest
 from recordings import GOLDEN
 
+from clp_jax import models
 from clp_jax.errors import InputError
 from clp_jax.flops import parameter_count
 from clp_jax.models import abstract_params
@@ -45,6 +46,13 @@ def test_full_size_parameter_count_equals_openpi(name):
 @pytest.mark.parametrize("name", FULL_SIZE)
 def test_architecture_is_read_back_from_shapes(name):
     assert architecture_of(abstract_params(FULL_SIZE[name])) == FULL_SIZE[name]
+
+
+def test_a_tree_is_traced_once_and_belongs_to_its_caller(monkeypatch):
+    architecture = PI0.with_depths({"vlm": 2, "action": 2})
+    del abstract_params(architecture)["PaliGemma"]["llm"]
+    monkeypatch.delattr(models, "init_params")
+    assert architecture_of(abstract_params(architecture)) == architecture
 
 
 def test_fused_qkv_is_read_back():

@@ -307,7 +307,7 @@ def test_sample_has_the_shape_of_a_chunk(kind):
     model = family.build(arch)
     observation = {key: array for key, array in arrays.items() if key not in ("actions", "time", "noise")}
     sample = functools.partial(family.sample, model, num_steps=cases.STEPS, gates={})
-    actions = cases.compiled_quickly(lambda params, inputs, noise: sample(params, inputs, noise=noise))(
+    actions = jax.jit(lambda params, inputs, noise: sample(params, inputs, noise=noise))(
         cases.params(arch), observation, arrays["noise"]
     )
     assert actions.shape == (cases.BATCH, *arrays["actions"].shape[1:])
@@ -329,7 +329,7 @@ def test_fixed_draw_is_fixed_and_starts_alike_for_more_observations(kind):
 def test_draw_follows_its_key(kind):
     arch, family = cases.architecture(kind), family_of(cases.architecture(kind))
     arrays = cases.inputs(arch)
-    draw = cases.compiled_quickly(lambda key: family.draw(arch, key, arrays)[0])
+    draw = jax.jit(lambda key: family.draw(arch, key, arrays)[0])
     one, same, other = (draw(jax.random.key(seed)) for seed in (0, 0, 1))
     for key in family.fixed_draw(arch, arrays):
         assert one[key].shape == arrays[key].shape

@@ -64,7 +64,7 @@ def losses(run: Path) -> dict[int, float]:
 
 
 def spawn(argv: list[str], devices: int) -> subprocess.Popen:
-    flags = f"--xla_force_host_platform_device_count={devices}"
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}"  # the last number holds
     environment = os.environ | {
         "XLA_FLAGS": flags,
         "JAX_PLATFORMS": "cpu",

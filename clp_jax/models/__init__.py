@@ -91,12 +91,12 @@ def abstract_params(architecture: Architecture) -> dict:
     >>> abstract_params(pi0.PI0)["PaliGemma"]["llm"]["layers"]["attn"]["q_einsum"]["w"].shape
     (18, 8, 2048, 256)
     """
-    return jax.tree.map(lambda leaf: leaf, _traced_params(architecture))  # a tree of the caller's own
+    return jax.tree.map(lambda leaf: leaf, _abstract_params(architecture))  # dicts of the caller's own
 
 
-@functools.lru_cache(maxsize=16)
-def _traced_params(architecture: Architecture) -> dict:
-    """Traced once: a command asks several times, and half of a small pruning's time was this."""
+@functools.lru_cache(maxsize=64)
+def _abstract_params(architecture: Architecture) -> dict:
+    """Traced once, which takes a second or more, for commands ask several times."""
     return jax.eval_shape(lambda: init_params(architecture, jax.random.key(0)))  # the key inside: no device is asked
 
 

@@ -21,11 +21,15 @@ METADATA = {"new_embodiment": {"statistics": {}}}
 def checkpoint(tmp_path_factory):
     """The pruned recording with statistics in it and Eagle's configuration beside it."""
     place = tmp_path_factory.mktemp("groot")
-    shutil.copytree(GOLDEN / "ckpt_pruned", place / "ckpt")
     shutil.copytree(GOLDEN / "eagle", place / "eagle")
-    (place / "ckpt" / "experiment_cfg").mkdir()
-    (place / "ckpt" / "experiment_cfg" / "metadata.json").write_text(json.dumps(METADATA))
-    return place / "ckpt"
+    return with_statistics(place / "ckpt")
+
+
+def with_statistics(place):
+    shutil.copytree(GOLDEN / "ckpt_pruned", place)
+    (place / "experiment_cfg").mkdir()
+    (place / "experiment_cfg" / "metadata.json").write_text(json.dumps(METADATA))
+    return place
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +95,7 @@ def test_a_step_is_loaded_and_cut_without_its_source(run, tmp_path):
 
 
 def test_vlm_config_of_the_command_goes_into_the_steps(data, tmp_path):
-    alone = shutil.copytree(GOLDEN / "ckpt_pruned", tmp_path / "alone" / "ckpt")
+    alone = with_statistics(tmp_path / "alone" / "ckpt")
     flags = (*LENGTH, "--steps", "1", "--vlm-config", GOLDEN / "eagle")
     assert main(words(alone, data, tmp_path / "run", *flags)) == 0
     assert (tmp_path / "run" / "0" / "assets" / "policy" / "eagle" / "config.json").exists()
