@@ -232,7 +232,7 @@ def samples_of_group(
 
 
 def _grouped_statistics(tower: TowerStates, group_size: int, max_samples: int) -> GroupStatistics:
-    states, valid = tower
+    states, valid = tower.states, tower.valid
     layers, b, s, width = states.shape
     groups = b // group_size
     states = states.reshape(layers, groups, group_size * s, width)
