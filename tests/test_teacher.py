@@ -124,9 +124,9 @@ def refusal(capsys, argv: list[str]) -> str:
     [
         (None, ("--teacher-weight", "0.5"), "--teacher-weight is for --teacher"),
         (None, ("--teacher-states", "0.5"), "--teacher-states is for --teacher"),
-        ("full", ("--teacher-weight", "1.5"), "from 0 to 1"),
-        ("full", ("--teacher-weight", "nan"), "from 0 to 1"),
-        ("full", ("--teacher-states", "-1"), "0 or more"),
+        ("full", ("--teacher-weight", "1.5"), "at least 0 and at most 1"),
+        ("full", ("--teacher-weight", "nan"), "at least 0 and at most 1"),
+        ("full", ("--teacher-states", "-1"), "give at least 0"),
         ("full", ("--teacher-weight", "0"), "no say"),
         ("nowhere", (), "nowhere"),
     ],

@@ -13,19 +13,22 @@ from clp_jax.errors import InputError
 
 @dataclasses.dataclass(frozen=True)
 class _Range:
-    """Finite numbers from the least (itself excluded if ``above``) to below another."""
+    """Finite numbers from the least (itself excluded if ``above``) to the most, or below another."""
 
     least: int | float
     below: int | float = math.inf
     above: bool = False
+    most: int | float = math.inf
 
     def holds(self, value: int | float) -> bool:
-        return (value > self.least if self.above else value >= self.least) and value < self.below  # NaN is nowhere
+        enough = value > self.least if self.above else value >= self.least
+        return enough and value < self.below and value <= self.most  # NaN is nowhere
 
     def __str__(self) -> str:
         least = f"{'a number above' if self.above else 'at least'} {self.least}"
         least = "a finite number" if math.isinf(self.least) else least
-        return least if math.isinf(self.below) else f"{least} and below {self.below}"
+        limits = {"below": self.below, "at most": self.most}
+        return " and ".join([least, *(f"{word} {limit}" for word, limit in limits.items() if math.isfinite(limit))])
 
 
 _COUNT, _NOT_NEGATIVE, _SHARE = _Range(1), _Range(0), _Range(0, 1)
@@ -40,10 +43,11 @@ RANGES = {
     **dict.fromkeys(("max_batch", "queue", "processes", "episodes", "replan", "max_steps", "image_size"), _COUNT),
     "max_samples": _Range(4),
     **dict.fromkeys(("evaluate_every", "warmup_steps", "workers", "filmed", "process_id"), _NOT_NEGATIVE),
-    **dict.fromkeys(("decay_lr", "eps", "weight_decay"), _NOT_NEGATIVE),
+    **dict.fromkeys(("decay_lr", "eps", "weight_decay", "teacher_states"), _NOT_NEGATIVE),
     **dict.fromkeys(("b1", "b2", "ema_decay", "holdout_ratio"), _SHARE),
     **dict.fromkeys(("peak_lr", "clip_norm", "weights", "timestamp_tolerance", "max_message_mb"), _POSITIVE),
     **dict.fromkeys(("lora_scale", "threshold"), _FINITE),
+    "teacher_weight": _Range(0, most=1),
     "seed": _Range(0, 2**32),
     "port": _Range(0, 2**16),
 }

@@ -37,7 +37,7 @@ class TeacherFlags:
         """The flags with the weight that holds.
 
         Raises:
-          InputError: a weight is no weight, or there is no teacher for it.
+          InputError: there is no teacher for a weight, or no weight for the teacher.
         """
         if self.teacher is None:
             given = {"--teacher-weight": self.teacher_weight is not None, "--teacher-states": self.teacher_states != 0}
@@ -45,10 +45,6 @@ class TeacherFlags:
                 raise InputError(f"{next(flag for flag in given if given[flag])} is for --teacher; give one as well.")
             return self
         weight = DEFAULT_WEIGHT if self.teacher_weight is None else self.teacher_weight
-        if not 0 <= weight <= 1:
-            raise InputError(f"--teacher-weight {weight:g} must be from 0 to 1.")
-        if not 0 <= self.teacher_states < float("inf"):
-            raise InputError(f"--teacher-states {self.teacher_states:g} must be 0 or more.")
         if weight == self.teacher_states == 0:
             raise InputError(
                 "--teacher-weight 0 without --teacher-states: the teacher has no say; leave --teacher out."

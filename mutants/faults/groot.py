@@ -33,7 +33,7 @@ MUTANTS: list[Mutant] = [
             "None if gates is None else gates[0], mask",
             "None if gates is None else gates[-1], mask",
         ),
-        ("groot-odd-block-left-out", "y, state = pair(y, last)", "_, state = pair(y, last)"),
+        ("groot-odd-block-left-out", "y, end = pair(y, last)", "_, end = pair(y, last)"),
     ),
     *faults(
         "clp_jax/models/groot/transformer.py",
