@@ -352,7 +352,7 @@ def test_a_model_learns_nothing_from_itself(kind):
         whole, parts = taught_loss(teaching, arch, None, student, params, inputs)
         return whole.each.mean(), parts
 
-    gradient, parts = cases.compiled_quickly(jax.grad(loss, has_aux=True))(params)
+    gradient, parts = jax.jit(jax.grad(loss, has_aux=True))(params)
     assert parts["task_loss"].each.min() > 1e-3
     assert np.abs(parts["teacher_loss"].each).max() < NOTHING
     assert np.abs(parts["states_loss"].each).max() < NOTHING
@@ -370,9 +370,7 @@ def test_a_pruned_model_is_taught_by_the_difference_of_two_passes(kind):
     wanted, known, _ = cases.whole(kind)
     blocks = same_blocks(shorter, arch, {"plan": plan.to_json()}, None)
     teaching = Teaching(architecture=arch, weight=0.25, states=2.0, blocks=blocks)
-    whole, parts = cases.compiled_quickly(functools.partial(taught_loss, teaching, shorter, None))(
-        pruned, params, arrays
-    )
+    whole, parts = jax.jit(functools.partial(taught_loss, teaching, shorter, None))(pruned, params, arrays)
 
     weights = family.error_weights(shorter, arrays)
     if weights is None:
@@ -481,9 +479,7 @@ def test_an_openpi_checkpoint_written_again_is_the_same_model(tmp_path):
 def test_what_blocks_add_to_a_stream_is_their_writes_times_the_last_weights(kind):
     arch = cases.architecture(kind)
     family, params = family_of(arch), cases.params(arch)
-    forward = cases.compiled_quickly(
-        lambda p, x: family.forward(family.build(arch), p, x, gates=Gates(), capture="writes")[1]
-    )
+    forward = jax.jit(lambda p, x: family.forward(family.build(arch), p, x, gates=Gates(), capture="writes")[1])
     towers, leaves = forward(params, cases.inputs(arch)), flatten(params)
     healed = {write.tower for write in family.WRITES} & set(arch.depths)
     assert healed == {tower.name for tower in arch.towers if not tower.optional}

@@ -10,7 +10,6 @@ import jax
 import numpy as np
 import pytest
 from checkpoints import assert_bit_equal
-from family_cases import compiled_quickly
 from groot_recordings import GOLDEN, OUTPUT_TOLERANCE
 
 from clp_jax.checkpoint import read_params, read_spec
@@ -53,7 +52,7 @@ def alive(deviation: float) -> dict:
 @functools.cache
 def velocity(architecture: groot.Architecture):
     model = groot.build(architecture)
-    return compiled_quickly(lambda params, inputs: groot.forward(model, params, inputs)[0])
+    return jax.jit(lambda params, inputs: groot.forward(model, params, inputs)[0])
 
 
 def test_the_model_begins_as_it_was_to_the_bit():
