@@ -257,6 +257,8 @@ def test_adapters_begin_as_openpis():
     assert np.std(values) == pytest.approx(0.01, rel=0.1)
     with pytest.raises(InputError, match="adapters already"):
         with_adapters(arch)
+    with pytest.raises(InputError, match=r"--lora-ranks 16 0 leaves an expert without"):
+        with_adapters(ARCH, (16, 0))
 
 
 def test_rules_freeze_and_except():

@@ -151,10 +151,12 @@ def with_adapters(architecture: Architecture, vlm_rank: int = VLM_RANK, action_r
     """The architecture with adapters on the attention and the feed-forward of every expert.
 
     Raises:
-      InputError: it has adapters already.
+      InputError: it has adapters already, or a rank is below 1.
     """
     if has_adapters(architecture):
         raise InputError("the checkpoint has LoRA adapters already; leave out --lora, they are trained as they are.")
+    if min(vlm_rank, action_rank) < 1:
+        raise InputError(f"--lora-ranks {vlm_rank} {action_rank} leaves an expert without; give ranks of at least 1.")
     vlm = dataclasses.replace(architecture.vlm, attn_lora_rank=vlm_rank, ffn_lora_rank=vlm_rank)
     action = architecture.action
     if action is not None:
