@@ -113,7 +113,7 @@ MUTANTS: list[Mutant] = [
     *faults(
         "clp_jax/models/pi0/fast.py",
         f"{_CONTRACT}::test_observations_of_zeros_are_finite[pi0_fast]",
-        ("contract-no-targets-is-nan", "/ jnp.clip(jnp.sum(wanted, axis=-1), 1)", "/ jnp.sum(wanted, axis=-1)"),
+        ("contract-no-targets-is-nan", "/ jnp.clip(jnp.sum(counted, axis=-1), 1)", "/ jnp.sum(counted, axis=-1)"),
     ),
     *faults(
         "clp_jax/sensitivity.py",

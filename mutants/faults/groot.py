@@ -118,7 +118,7 @@ MUTANTS: list[Mutant] = [
             "quantile ** (1.0 / architecture.noise_alpha)",
             "quantile ** architecture.noise_alpha",
         ),
-        ("groot-masked-dimensions-count", 'target) * per_draw(counted, inputs["time"])', "target)"),
+        ("groot-masked-dimensions-count", 'other) * per_draw(counted, inputs["time"])', "other)"),
     ),
     *faults(
         "clp_jax/models/groot/training.py",

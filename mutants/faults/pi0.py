@@ -75,8 +75,8 @@ MUTANTS: list[Mutant] = [
         f"{_PARITY}::test_gradients[pi0]",
         (
             "loss-sign-of-noise",
-            "velocity.astype(jnp.float32) - (noise - per_draw(actions, time))",
-            "velocity.astype(jnp.float32) + (noise - per_draw(actions, time))",
+            "squared_error(velocity, noise - per_draw(actions, time))",
+            "squared_error(velocity, per_draw(actions, time) - noise)",
         ),
     ),
     *faults(

@@ -18,13 +18,13 @@ MUTANTS: list[Mutant] = [
         ),
         (
             "accumulation-parts-alike",
-            "weighted = jax.tree.map(lambda x: weight * x, (value, gradient))",
-            "weighted, weight = (value, gradient), jnp.ones_like(weight)",
+            "lambda old, x: old + means.weight * x, total, gradient), means",
+            "lambda old, x: old + x, total, gradient), Means(means.values, jnp.ones(()))",
         ),
         (
             "accumulation-is-a-sum",
-            "return jax.tree.map(lambda x: x / weight, (value, gradient))",
-            "return value, gradient",
+            "jax.tree.map(lambda x: x / weight.sum(), total)",
+            "total",
         ),
         (
             "accumulation-one-augmentation",
@@ -36,7 +36,7 @@ MUTANTS: list[Mutant] = [
             "own = augmentation_key if settings.accumulate == 1 else jax.random.fold_in(augmentation_key, number)",
             "own = jax.random.fold_in(augmentation_key, number)",
         ),
-        ("batch-observations-alike", "return jnp.sum(loss.weight * each) / total, total", "return each.mean(), total"),
+        ("batch-observations-alike", "jnp.sum(loss.weight * each) / jnp.sum(loss.weight)", "each.mean()"),
         (
             "frozen-change",
             "params = merge_parts(optax.apply_updates(trained, updates), frozen)",
@@ -138,13 +138,17 @@ MUTANTS: list[Mutant] = [
         ),
     ),
     *faults(
-        "clp_jax/training/loop.py",
-        f"{_TRAINING}::test_first_loss_is_that_of_openpis_key {_TRAINING}::test_what_is_evaluated_is_what_is_saved",
+        "clp_jax/training/program.py",
+        f"{_TRAINING}::test_first_loss_is_that_of_openpis_key",
         (
             "run-key",
             "rng, _ = jax.random.split(jax.random.key(seed))",
             "_, rng = jax.random.split(jax.random.key(seed))",
         ),
+    ),
+    *faults(
+        "clp_jax/training/loop.py",
+        f"{_TRAINING}::test_first_loss_is_that_of_openpis_key {_TRAINING}::test_what_is_evaluated_is_what_is_saved",
         (
             "evaluated-not-averaged",
             "averaged = state.params if state.ema_params is None else state.ema_params",
