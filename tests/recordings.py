@@ -27,7 +27,8 @@ KV_TOLERANCE = 5e-5
 """Keys and values are sums over the width of the deepest hidden states, each with its own HIDDEN_TOLERANCE."""
 
 optimised = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 3})
-"""``jax.jit`` as it is outside the tests, whose level (`conftest`) may round another way: for equality to the bit."""
+"""``jax.jit`` as it is outside the tests, whose level (`conftest`) may round another way and, with jax 0.5.3, runs four
+times as long: for equality to the bit, and for what takes longer to run than to compile."""
 
 _CAMERAS = ("base_0_rgb", "left_wrist_0_rgb", "right_wrist_0_rgb")
 _FAST_CAMERAS = ("base_0_rgb", "base_1_rgb", "wrist_0_rgb")
@@ -79,7 +80,7 @@ def pruned(params: dict, keep: tuple[int, ...] = KEEP9) -> dict:
 def _everything(architecture: Architecture):
     model = build(architecture)
 
-    @jax.jit
+    @optimised
     def run(params, obs, actions, noise, time, sample_noise):
         t = time[:, None, None]
         velocity, towers = model.apply({"params": params}, obs, t * noise + (1 - t) * actions, time, capture=True)

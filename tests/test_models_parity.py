@@ -85,7 +85,7 @@ def test_noise_and_times_are_those_of_openpi(released):
 def test_kv_cache_of_the_prefix(kind):
     theirs, params = recording(kind), checkpoint(f"{kind}_released")
     model = build(architecture_of(params, dtype="float32"))
-    (keys, values), valid = jax.jit(lambda p, o: model.apply({"params": p}, o, method="prefill"))(
+    (keys, values), valid = optimised(lambda p, o: model.apply({"params": p}, o, method="prefill"))(
         params, observation(kind)
     )
     shown = np.asarray(valid)[0]
@@ -140,7 +140,7 @@ def test_gradients(kind):
     theirs, params = recording(kind), checkpoint(f"{kind}_released")
     model = build(architecture_of(params, dtype="float32"))
 
-    @jax.jit
+    @optimised
     def loss_and_gradient(params):
         def loss(params):
             losses = compute_loss(
