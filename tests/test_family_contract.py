@@ -266,7 +266,7 @@ def test_losses_are_finite_and_states_are_those_of_the_towers(kind):
     assert (loss.weight > 0).all()
     assert states.keys() == arch.depths.keys()
     for tower in arch.towers:
-        streams, valid = states[tower.name]
+        streams, valid, _ = states[tower.name]
         assert streams.shape[:3] == (tower.depth + 1, *valid.shape)
         assert valid.any(axis=1).all()
         assert np.isfinite(streams).all()

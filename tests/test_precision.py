@@ -130,7 +130,7 @@ def test_groot_language_model_attention():
     params |= {name: {"kernel": identity(WIDTH, WIDTH)} for name in "qkvo"}
     x = QUERIES.reshape(B, T, WIDTH)
     seen = np.tril(np.ones((T, T), bool))[None].repeat(B, axis=0)
-    found = qwen.Attention(sizes, "bfloat16", "flash").apply(
+    found, _ = qwen.Attention(sizes, "bfloat16", "flash").apply(
         {"params": params}, x, jnp.zeros((B, T), jnp.int32), jnp.asarray(seen)
     )
     q, k = (qwen.RMSNorm(1e-6).apply({"params": params[name]}, QUERIES) for name in scale)

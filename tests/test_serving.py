@@ -412,7 +412,7 @@ REFUSED = {
     "has no norm stats named x": ("--robot", "libero", "--asset-id", "x"),
     "--prompt says nothing about model-ready requests": ("--prompt", "go"),
     "there is no robot 'r2d2'": ("--robot", "r2d2"),
-    "--port 99999 is no port": ("--port", "99999"),
+    "--port is 99999; give at least 0 and below 65536": ("--port", "99999"),
     "--max-batch is 0": ("--max-batch", "0"),
     "--action-horizon is 0": ("--action-horizon", "0"),
 }
