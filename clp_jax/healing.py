@@ -14,7 +14,6 @@ map of the feed-forward's output into the same weights; here the weights themsel
 import dataclasses
 import functools
 import math
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -27,7 +26,7 @@ from clp_jax.data import CalibrationData, arrange
 from clp_jax.errors import InputError
 from clp_jax.least_squares import Sums, fit, sums_of
 from clp_jax.loading import LoadedModel
-from clp_jax.models import Architecture, Gates, Rows, blocks_of, build, family_of
+from clp_jax.models import Architecture, Gates, Rows, bias_of, blocks_of, build, family_of, kernels_of
 from clp_jax.models.layers.gating import repeated
 from clp_jax.plan import PrunePlan
 from clp_jax.prune import Changes, apply_plan
@@ -55,7 +54,7 @@ class Gap:
       removed: the blocks.
       block: the kept block before them, in the full model's numbers; None where the first blocks go.
       before: distance of the stream after that block from what the next one expects, on held-out data, in units of the
-        latter's norm; NaN where it was not measured.
+        latter's norm, with the gaps before this one healed; NaN where it was not measured.
       after: the same, healed.
       ridges: strength of regularisation chosen for each branch that was changed.
       why_not: why it could not be healed, or was not; None if it was, or if no fit did better on held-out data, when
@@ -170,6 +169,7 @@ def heal(
         "held_out": len(held_out),
         "data_fingerprint": calibration.fingerprint,
         "draws": draws,
+        "dtype": model.architecture.dtype,
         "loss": {"full": full, "pruned": before, "healed": after},
     }
     leaves = {path: np.asarray(leaf) for path, leaf in work.changed.items()}
@@ -269,13 +269,22 @@ class Work:
     def _batches(self, data: CalibrationData) -> Iterator[CalibrationBatch]:
         return batches(data, arrange(data.episodes, 1), self._batch, self._model.mesh)
 
+    def _leaf_of(self, tower: str, branch: str, place: int) -> tuple[str, int]:
+        """Path and row of a block's last weights in a branch."""
+        family, leaves = family_of(self.smaller), flatten(self.params)
+        for path in kernels_of(family.WRITES, leaves, tower, branch):
+            blocks = blocks_of(family.STACKS, path, leaves[path].shape[0])
+            if blocks is not None and place in blocks:
+                return path, blocks.index(place)
+        raise AssertionError(f"no leaf holds block {place} of tower {tower}")
+
     def _add(self, tower: str, branch: str, place: int, change: Array) -> None:
         """Add a change [f or f + 1, d] to the weights, and its last row to the bias."""
         leaves = flatten(self.params)
-        kernel, row = _leaf_of(self.smaller, leaves, tower, branch, place)
+        kernel, row = self._leaf_of(tower, branch, place)
         weights = change[: math.prod(leaves[kernel].shape[1:-1])]
         leaves[kernel] = self.changed[kernel] = _add_to_row(leaves[kernel], row, weights)
-        if (bias := _bias_of(kernel, leaves)) is not None:
+        if (bias := bias_of(kernel, leaves)) is not None:
             leaves[bias] = self.changed[bias] = _add_to_row(leaves[bias], row, change[-1])
         self.params = unflatten(leaves)
 
@@ -337,35 +346,12 @@ def _batch_sums(
         wanted = expected[name].states[target].astype(jnp.float32)
         error = wanted - tower.states[place + 1].astype(jnp.float32)
         x = write.x[place].astype(jnp.float32)
-        if any(_bias_of(path, leaves) for path in _kernels(smaller, leaves, name, branch)):
+        if any(bias_of(path, leaves) for path in kernels_of(family.WRITES, leaves, name, branch)):
             x = jnp.concatenate([x, jnp.ones((*x.shape[:-1], 1))], axis=-1)
         gate = None if write.gate is None else write.gate[place].astype(jnp.float32)
         valid = tower.valid & repeated(batch.present, tower.valid.shape[0])[:, None]
         sums[name] = sums_of(x, error, wanted, valid, gate)
     return sums
-
-
-def _kernels(architecture: Architecture, leaves: Mapping[str, Any], tower: str, branch: str) -> list[str]:
-    """Paths of the last weights in a branch of a tower's blocks: one, or one for each kind of block."""
-    (write,) = (w for w in family_of(architecture).WRITES if (w.tower, w.branch) == (tower, branch))
-    return [path for path in leaves if re.fullmatch(write.kernel, path)]
-
-
-def _leaf_of(
-    architecture: Architecture, leaves: Mapping[str, Any], tower: str, branch: str, block: int
-) -> tuple[str, int]:
-    """Path and row of a block's last weights in a branch."""
-    for path in _kernels(architecture, leaves, tower, branch):
-        blocks = blocks_of(family_of(architecture).STACKS, path, leaves[path].shape[0])
-        if blocks is not None and block in blocks:
-            return path, blocks.index(block)
-    raise AssertionError(f"no leaf holds block {block} of tower {tower}")
-
-
-def _bias_of(kernel: str, leaves: Mapping[str, Any]) -> str | None:
-    """The bias beside a kernel."""
-    bias = re.sub(r"/kernel$", "/bias", kernel)
-    return bias if bias != kernel and bias in leaves else None
 
 
 @functools.partial(jax.jit, static_argnums=1)

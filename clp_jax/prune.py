@@ -59,7 +59,7 @@ def depth_of(tree: Tree, tower: str) -> int:
 def kept_rows(stacks: Sequence[Stack], plan: PrunePlan, path: str, rows: int) -> tuple[int, ...] | None:
     """The rows of axis 0 that a leaf keeps under the plan; None for a leaf that stays as it is.
 
-    >>> from clp_jax.models.family import Stack
+    >>> from clp_jax.models.towers import Stack
     >>> plan = PrunePlan.of("toy", {"dit": 4}, {"dit": [0, 3]})
     >>> kept_rows([Stack("odd/.*", "dit", first=1, step=2)], plan, "odd/kernel", 2)
     (1,)

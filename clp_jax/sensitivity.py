@@ -1,6 +1,6 @@
 """What the model's own loss says about its blocks, through one gate per block.
 
-A gate of 1 runs a block, 0 removes it exactly (see ``models.family.Gates``), so one compiled program gives the loss
+A gate of 1 runs a block, 0 removes it exactly (see ``models.towers.Gates``), so one compiled program gives the loss
 of the full model, of every pruned one, and the derivatives between them. Towers that are pruned together share their
 gates.
 """

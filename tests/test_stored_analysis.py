@@ -7,7 +7,7 @@ import pytest
 
 from clp_jax.analysis import Analysis
 from clp_jax.errors import InputError
-from clp_jax.models.family import Tower
+from clp_jax.models.towers import Tower
 from clp_jax.selection import GateEvidence
 from clp_jax.similarity import TowerSimilarity
 

@@ -4,18 +4,17 @@ import contextlib
 import dataclasses
 import logging
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
-import jax
-from etils import epath
 from rich.console import Console
 from rich.markup import escape
 
 from clp_jax.checkpoint import Spec, fingerprint, read_spec
 from clp_jax.commands.data_flags import DataFlags, open_data
+from clp_jax.commands.finetune_output import Log, conclude, introduce
 from clp_jax.commands.model_flags import ModelFlags
-from clp_jax.commands.teacher_flags import Teacher, TeacherFlags, open_teacher
+from clp_jax.commands.teacher_flags import TeacherFlags, open_teacher
 from clp_jax.commands.upstream_flags import UpstreamFlags, with_upstream_defaults
 from clp_jax.data import CalibrationData, TrainingData
 from clp_jax.distributed import DistributedFlags, is_first, join
@@ -33,13 +32,12 @@ from clp_jax.training.assets import assets_writer
 from clp_jax.training.freezing import frozen_paths
 from clp_jax.training.held_out import held_out_loss
 from clp_jax.training.logs import Logs, import_wandb
-from clp_jax.training.loop import Report
 from clp_jax.training.optimizer import undecayed
 from clp_jax.training.resumption import Entry, check_same_run
 from clp_jax.training.run_folder import run_folder
 from clp_jax.training.saving import saved_record
 from clp_jax.training.teaching import Teaching
-from clp_jax.training.throughput import step_flops, utilisation
+from clp_jax.training.throughput import step_flops
 from clp_jax.trees import flatten
 
 _MAY_CHANGE = (
@@ -48,11 +46,6 @@ _MAY_CHANGE = (
     *(field.name for field in dataclasses.fields(DistributedFlags)),
 )
 """Flags that do not change what a run computes, so that a resumed run may have others."""
-
-_SHOWN = (
-    *("loss", "task_loss", "teacher_loss", "states_loss", "grad_norm", "learning_rate", "samples_per_second", "mfu"),
-    "held_out_loss",
-)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -189,7 +182,7 @@ def _run(config: Finetune, lifetime: contextlib.ExitStack) -> None:
     )
     start = 0 if saved.latest is None else saved.latest + 1
     trained, total = _counts(leaves, frozen, frozen_rows)
-    _introduce(console, config, chosen, data, teacher, mesh, start, trained, total)
+    introduce(console, config, chosen, data, teacher, mesh, start, trained, total)
     if saved.latest is not None:
         _go_on(console, saved.record(saved.latest)["steps"][-1], entry)
     flops = step_flops(
@@ -212,43 +205,14 @@ def _run(config: Finetune, lifetime: contextlib.ExitStack) -> None:
             saved,
             mesh=mesh,
             record=lambda training: training_record(spec.plan_record, plan, entry.to_json(), training).to_json(),
-            log=_Log(lines, logs, advance, flops, start),
+            log=Log(lines, logs, advance, flops, start),
             evaluate=held_out_loss(architecture, held, mesh, batch_size=config.batch_size),
             teacher=None if teacher is None else teacher.spec,
         )
     saved.close()
     if logs is not None:
         logs.close()
-    _conclude(console, config, out, report)
-
-
-def _conclude(console: Console, config: Finetune, out: epath.Path, report: Report) -> None:
-    if report.done < config.steps:
-        console.print(
-            f"Stopped by SIGTERM after {report.done} of {config.steps} steps, all saved; go on with --resume."
-        )
-    console.print(f"Checkpoint: [bold]{escape(str(out / str(report.saved)))}[/]")
-
-
-class _Log:
-    """Scalars of the loop to the files and to the screen."""
-
-    def __init__(self, console: Console, logs: Logs | None, advance: Callable[[int], None], flops: float, start: int):
-        self._console, self._logs, self._advance, self._flops, self._shown = console, logs, advance, flops, start
-
-    def __call__(self, number: int, values: Mapping[str, float]) -> None:
-        values = dict(values)
-        if (rate := values.get("samples_per_second")) is not None:
-            values["model_flops_per_second"] = rate * self._flops
-            if (share := utilisation(rate * self._flops)) is not None:
-                values["mfu"] = share
-        if self._logs is None:
-            return
-        self._logs.write(number, values)
-        self._advance(number + 1 - self._shown)
-        self._shown = number + 1
-        text = ", ".join(f"{name} {values[name]:.4g}" for name in _SHOWN if name in values)
-        self._console.print(f"step {number}: {text}", highlight=False, soft_wrap=True)
+    conclude(console, config, out, report)
 
 
 def _architecture(config: Finetune, spec: Spec) -> Architecture:
@@ -387,41 +351,3 @@ def _held_out(
         new_run=begun is None,
     )
     return {0: (1.0, other.calibration(config.evaluate_observations))}
-
-
-def _introduce(
-    console: Console,
-    config: Finetune,
-    chosen: str,
-    data: TrainingData,
-    teacher: Teacher | None,
-    mesh: jax.sharding.Mesh,
-    start: int,
-    trained: int,
-    total: int,
-) -> None:
-    shape = " x ".join(f"{size} {name}" for name, size in mesh.shape.items())
-    console.print(f"{jax.device_count()} {jax.devices()[0].device_kind} as {shape}, {jax.process_count()} processes")
-    other = "" if config.holdout_data is None else f"; held-out loss on {escape(config.holdout_data)}"
-    sets = [f"{rows:,}" for rows, _ in data.held_shares]
-    of_sets = f" ({' + '.join(sets)} of the sets)" if sets and len(data.held) else ""
-    console.print(f"{len(data):,} observations for training, {len(data.held):,} held out{of_sets}{other}")
-    if of_sets and "0" in sets:
-        console.print(
-            "[yellow]note:[/] the held-out loss leaves out the sets that have too few episodes to hold one out"
-        )
-    if data.conventions is not None and data.conventions.robot is not None:
-        console.print(f"Conventions: {data.conventions}", highlight=False, markup=False, soft_wrap=True)
-    if teacher is not None:
-        console.print(str(teacher), highlight=False, markup=False, soft_wrap=True)
-    console.print(f"{trained:,} of {total:,} parameters are trained")
-    if trained < total and config.frozen_dtype != "keep":
-        console.print(
-            f"The others are stored as {config.frozen_dtype}, as openpi does (--frozen-dtype keep: as they are)"
-        )
-    if chosen:
-        console.print(f"Settings of the model's authors: {escape(chosen)}", highlight=False)
-    if config.resume:
-        console.print(
-            f"Resuming after step {start - 1}" if start else "No step was saved yet: starting from the beginning"
-        )

@@ -120,8 +120,8 @@ def _healed(measured: _Measured, plan: PrunePlan, config: Prune, console: Consol
         progress=lambda fits, total: track(fits, "healing", unit="fits", total=total),
     )
     table = Table(title="Distance of the stream from what the next block expects, held-out data")
-    for column in ("tower", "removed blocks", "cut", "healed"):
-        table.add_column(column, justify="right" if column in ("cut", "healed") else "left")
+    for column in ("tower", "removed blocks", "before", "healed"):
+        table.add_column(column, justify="right" if column in ("before", "healed") else "left")
     for gap in healed.gaps:
         after = f"left alone: {gap.why_not}" if gap.why_not else f"{gap.after:.1%}"
         after = after if gap.why_not or gap.ridges else "left alone: every fit does worse"

@@ -11,9 +11,10 @@ import jax
 from clp_jax.aliases import Tree
 from clp_jax.errors import InputError
 from clp_jax.models import groot, pi0, smolvla
-from clp_jax.models.family import Architecture, Family, Gates, Lengths, Loss, Remat, Shape, Stack, Tower, TowerStates
+from clp_jax.models.family import Architecture, Family, Lengths, Loss, Remat
 from clp_jax.models.layers.scan import Rows
-from clp_jax.models.stacks import blocks_of, rows_kept, stack_of, towers_measured
+from clp_jax.models.stacks import bias_of, blocks_of, kernels_of, rows_kept, stack_of, towers_measured
+from clp_jax.models.towers import Gates, Shape, Stack, Tower, TowerStates
 from clp_jax.processing.conventions import Configuration
 from clp_jax.processing.robots import Robot
 from clp_jax.trees import flatten
@@ -114,6 +115,7 @@ __all__ = [
     "Tower",
     "TowerStates",
     "abstract_params",
+    "bias_of",
     "blocks_of",
     "build",
     "configurations",
@@ -121,6 +123,7 @@ __all__ = [
     "family_of_kind",
     "family_of_tree",
     "init_params",
+    "kernels_of",
     "robots",
     "rows_kept",
     "stack_of",

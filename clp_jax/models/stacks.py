@@ -1,9 +1,10 @@
-"""Which leaves of a parameter tree are stacked over the blocks of which tower."""
+"""Which leaves of a parameter tree belong to the blocks of which tower, and which of them write into its stream."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
-from clp_jax.models.family import Architecture, Stack, Tower
+from clp_jax.models.family import Architecture
+from clp_jax.models.towers import Projection, Stack, Tower
 
 
 def stack_of(stacks: Sequence[Stack], path: str) -> Stack | None:
@@ -30,3 +31,20 @@ def rows_kept(blocks: range, keep: Sequence[int]) -> tuple[int, ...]:
 def towers_measured(architecture: Architecture, *, optional: bool = False) -> tuple[Tower, ...]:
     """The towers that an analysis measures, those that are measured on request alone included or not."""
     return tuple(tower for tower in architecture.towers if optional or not tower.optional)
+
+
+def kernels_of(writes: Sequence[Projection], paths: Iterable[str], tower: str, branch: str) -> list[str]:
+    """The last weights of a branch of a tower's blocks: one leaf, or one for each kind of block.
+
+    >>> writes = [Projection("dit", "mlp", "dit/(cross|self)/ff/down/kernel")]
+    >>> kernels_of(writes, ["dit/cross/ff/down/kernel", "dit/cross/ff/up/kernel"], "dit", "mlp")
+    ['dit/cross/ff/down/kernel']
+    """
+    (write,) = (write for write in writes if (write.tower, write.branch) == (tower, branch))
+    return [path for path in paths if re.fullmatch(write.kernel, path)]
+
+
+def bias_of(kernel: str, paths: Iterable[str]) -> str | None:
+    """The bias beside a kernel, if there is one."""
+    bias = re.sub(r"/kernel$", "/bias", kernel)
+    return bias if bias != kernel and bias in paths else None

@@ -130,7 +130,7 @@ MUTANTS: list[Mutant] = [
         ("contract-undeclared-name", "family.num_steps(", "family.number_of_steps("),
     ),
     *faults(
-        "clp_jax/models/family.py",
+        "clp_jax/models/towers.py",
         f"{_CONTRACT}::test_stacks_cover_every_block_of_every_tower_once",
         (
             "stack-without-its-first-block",

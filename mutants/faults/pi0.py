@@ -71,13 +71,9 @@ MUTANTS: list[Mutant] = [
         ("sampling-step", "dt = -1.0 / num_steps", "dt = -1.0 / (num_steps + 1)"),
     ),
     *faults(
-        "clp_jax/models/pi0/flow.py",
-        f"{_PARITY}::test_gradients[pi0]",
-        (
-            "loss-sign-of-noise",
-            "squared_error(velocity, noise - per_draw(actions, time))",
-            "squared_error(velocity, per_draw(actions, time) - noise)",
-        ),
+        "clp_jax/models/layers/flow.py",
+        f"{_PARITY}::test_gradients[pi0] tests/smolvla/test_parity.py::test_losses_are_lerobots",
+        ("loss-sign-of-noise", "return noise - per_draw(actions, time)", "return per_draw(actions, time) - noise"),
     ),
     *faults(
         "clp_jax/models/pi0/flow.py",

@@ -115,11 +115,6 @@ MUTANTS: list[Mutant] = [
             'jnp.ones(inputs["actions"].shape[:2])',
         ),
         ("smolvla-padded-dimensions-count", "< architecture.true_action_dim\n", "< architecture.action_dim\n"),
-        (
-            "smolvla-sign-of-noise",
-            'output, noise - per_draw(inputs["actions"], time)',
-            'output, per_draw(inputs["actions"], time) - noise',
-        ),
     ),
     *faults(
         "clp_jax/models/smolvla/processing.py",

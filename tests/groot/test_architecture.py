@@ -11,7 +11,8 @@ from groot_recordings import GOLDEN
 
 from clp_jax.errors import InputError
 from clp_jax.models import abstract_params, family_of, family_of_tree, groot
-from clp_jax.models.family import Family, Tower
+from clp_jax.models.family import Family
+from clp_jax.models.towers import Tower
 
 
 def test_the_module_is_a_family():

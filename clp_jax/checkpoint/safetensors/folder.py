@@ -26,8 +26,8 @@ from clp_jax.checkpoint.safetensors.listing import INDEX_FILE, Files, list_files
 from clp_jax.errors import InputError, blamed_on
 from clp_jax.files import read_json_object
 from clp_jax.folders import is_remote
-from clp_jax.models.family import Shape, Tower
 from clp_jax.models.stored import StoredFamily, StoredTower, stored_families
+from clp_jax.models.towers import Shape, Tower
 from clp_jax.outputs import MANIFEST
 
 CONFIG_FILE = "config.json"

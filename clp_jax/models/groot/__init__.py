@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float
 
 from clp_jax.aliases import AnyArray, Array, Leaf, Tree
 from clp_jax.errors import InputError
-from clp_jax.models.family import Capture, Gates, Lengths, Loss, Projection, Times, TowerStates
+from clp_jax.models.family import Lengths, Loss, Times
 from clp_jax.models.groot import lerobot, lora, nvidia
 from clp_jax.models.groot.architecture import (
     GROOT_N15,
@@ -48,6 +48,7 @@ from clp_jax.models.groot.training import FROZEN, training_defaults
 from clp_jax.models.layers.flow import fixed_noise, per_draw, spread
 from clp_jax.models.layers.scan import Rows
 from clp_jax.models.layers.torch_rules import Layout
+from clp_jax.models.towers import Capture, Gates, Projection, TowerStates
 from clp_jax.processing.modality import names_parts
 from clp_jax.processing.norm_stats import NormStats
 from clp_jax.processing.robots import Robot

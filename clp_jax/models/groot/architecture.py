@@ -4,8 +4,9 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from clp_jax.models.family import OfTowers, Remat, Tower
+from clp_jax.models.family import Remat
 from clp_jax.models.layers.siglip import SiglipSizes
+from clp_jax.models.towers import OfTowers, Tower
 
 Kind = Literal["groot_n15"]
 

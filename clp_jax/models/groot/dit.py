@@ -13,7 +13,6 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, UInt32
 
 from clp_jax.aliases import AnyArray, Array, Tree
-from clp_jax.models.family import Capture, Write
 from clp_jax.models.groot.architecture import DitSizes
 from clp_jax.models.groot.dropout import Site, block_keys, dropped
 from clp_jax.models.groot.transformer import (
@@ -27,6 +26,7 @@ from clp_jax.models.groot.transformer import (
 )
 from clp_jax.models.layers.gating import gated
 from clp_jax.models.layers.scan import Rows, checkpointed, pinned
+from clp_jax.models.towers import Capture, Write
 
 _LONGEST = 10_000.0
 _OUT_EPS = 1e-6

@@ -8,12 +8,12 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, UInt32
 
 from clp_jax.aliases import AnyArray, Array
-from clp_jax.models.family import Capture
 from clp_jax.models.groot.architecture import Architecture
 from clp_jax.models.groot.dit import Dit, waves
 from clp_jax.models.groot.transformer import BLOCK_EPS, Captured, KeysValues, SelfAttentionTransformer, norm
 from clp_jax.models.layers.gating import repeated
 from clp_jax.models.layers.scan import Rows, pinned
+from clp_jax.models.towers import Capture
 
 
 class EmbodimentDense(nn.Module):

@@ -8,11 +8,11 @@ import jax
 
 from clp_jax.aliases import Tree
 from clp_jax.errors import InputError
-from clp_jax.models.family import Stack
 from clp_jax.models.layers.lora import is_adapter
 from clp_jax.models.layers.siglip import siglip_rules
 from clp_jax.models.layers.torch_rules import Layout, Rule, copy, linear, tensors_of
 from clp_jax.models.stacks import blocks_of
+from clp_jax.models.towers import Stack
 from clp_jax.trees import assign, flatten
 
 STACKS = (

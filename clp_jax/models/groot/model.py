@@ -16,7 +16,6 @@ from jaxtyping import Bool, Float, Int
 
 from clp_jax.aliases import AnyArray, Array, Leaf, Tree
 from clp_jax.errors import InputError
-from clp_jax.models.family import Capture, Gates, TowerStates
 from clp_jax.models.groot.architecture import Architecture
 from clp_jax.models.groot.dropout import SEED
 from clp_jax.models.groot.head import ActionHead
@@ -24,6 +23,7 @@ from clp_jax.models.groot.qwen import Qwen
 from clp_jax.models.groot.transformer import Captured, KeysValues
 from clp_jax.models.layers.scan import Rows, pinned
 from clp_jax.models.layers.siglip import Siglip
+from clp_jax.models.towers import Capture, Gates, TowerStates
 
 
 class PoolingHead(nn.Module):

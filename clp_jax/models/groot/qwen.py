@@ -12,7 +12,6 @@ import jax.numpy as jnp
 from jaxtyping import Bool, Float, Int, UInt32
 
 from clp_jax.aliases import AnyArray, Array
-from clp_jax.models.family import Capture, Write
 from clp_jax.models.groot.architecture import Padding, QwenSizes
 from clp_jax.models.groot.dropout import Site, block_keys
 from clp_jax.models.groot.lora import AdaptedDense
@@ -20,6 +19,7 @@ from clp_jax.models.groot.transformer import Captured
 from clp_jax.models.layers.attention import rotate
 from clp_jax.models.layers.gating import gated
 from clp_jax.models.layers.scan import Rows, pinned, rematerialised
+from clp_jax.models.towers import Capture, Write
 
 _MASKED_LOGIT = -2.3819763e38
 

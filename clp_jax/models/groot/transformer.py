@@ -17,12 +17,12 @@ import jax.numpy as jnp
 from jaxtyping import Bool, Float, UInt32
 
 from clp_jax.aliases import AnyArray, Array
-from clp_jax.models.family import Capture, Write
 from clp_jax.models.groot.architecture import Adapters, AttentionSizes
 from clp_jax.models.groot.dropout import Site, block_keys, dropped
 from clp_jax.models.groot.lora import AdaptedDense
 from clp_jax.models.layers.gating import gated, repeated
 from clp_jax.models.layers.scan import Rows, pinned, rematerialised
+from clp_jax.models.towers import Capture, Write
 
 KeysValues = tuple[Float[Array, "*_l _c _s n h"], Float[Array, "*_l _c _s n h"]]
 """What queries read."""

@@ -27,6 +27,15 @@ def noisy_actions(
     return t * noise + (1 - t) * per_draw(actions, time)
 
 
+def velocity_at(
+    actions: Float[AnyArray, "b horizon adim"],
+    noise: Float[AnyArray, "b *k horizon adim"],
+    time: Float[AnyArray, "b *k"],
+) -> Float[AnyArray, "b *k horizon adim"]:
+    """The derivative of `noisy_actions` by time, which a model learns: noise - actions."""
+    return noise - per_draw(actions, time)
+
+
 def per_draw(
     actions: Float[AnyArray, "b horizon adim"], time: Float[AnyArray, "b *k"]
 ) -> Float[AnyArray, "b *_k horizon adim"]:

@@ -11,8 +11,8 @@ from jaxtyping import Float, Int
 
 from clp_jax.aliases import AnyArray, Array, Leaf, Tree
 from clp_jax.errors import InputError
-from clp_jax.models.family import Capture, Gates, Lengths, Loss, Projection, Stack, Times, TowerStates
-from clp_jax.models.layers.flow import fixed_noise, noisy_actions, per_draw, spread
+from clp_jax.models.family import Lengths, Loss, Times
+from clp_jax.models.layers.flow import fixed_noise, noisy_actions, spread, velocity_at
 from clp_jax.models.layers.scan import Rows
 from clp_jax.models.layers.torch_rules import Layout
 from clp_jax.models.pi0 import lerobot, lora
@@ -35,6 +35,7 @@ from clp_jax.models.pi0.layout import layout, torch_config, why_no_torch, zero_t
 from clp_jax.models.pi0.observation import Observation, model_image
 from clp_jax.models.pi0.processing import CAMERAS, Processing
 from clp_jax.models.pi0.robots import ROBOTS, UNRECORDED_ROBOTS
+from clp_jax.models.towers import Capture, Gates, Projection, Stack, TowerStates
 from clp_jax.processing.norm_stats import NormStats
 from clp_jax.processing.robots import Robot
 from clp_jax.processing.tokenizer import PromptTokenizer
@@ -351,7 +352,7 @@ def loss_of(architecture: Architecture, output: Array, inputs: Mapping[str, Leaf
     """openpi's loss of a velocity, or of logits."""
     if architecture.kind == "pi0_fast":
         return _alike(cross_entropy(output, Observation.of(inputs)))
-    return distance(architecture, output, inputs["noise"] - per_draw(inputs["actions"], inputs["time"]), inputs)
+    return distance(architecture, output, velocity_at(*(inputs[key] for key in ("actions", "noise", "time"))), inputs)
 
 
 def distance(architecture: Architecture, output: Array, other: AnyArray, inputs: Mapping[str, Leaf]) -> Loss:

@@ -12,8 +12,9 @@ from typing import Any, Literal
 
 from clp_jax.aliases import Tree
 from clp_jax.errors import InputError
-from clp_jax.models.family import OfTowers, Remat, Tower
+from clp_jax.models.family import Remat
 from clp_jax.models.layers.siglip import SiglipSizes
+from clp_jax.models.towers import OfTowers, Tower
 from clp_jax.trees import flatten
 
 Kind = Literal["pi0", "pi05", "pi0_fast"]

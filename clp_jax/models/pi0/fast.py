@@ -12,13 +12,13 @@ import jax.numpy as jnp
 from jaxtyping import Bool, Float, Int
 
 from clp_jax.aliases import Array, Tree
-from clp_jax.models.family import Capture, Gates, TowerStates
 from clp_jax.models.layers.attention import attention_mask, token_positions
 from clp_jax.models.layers.scan import Rows
 from clp_jax.models.pi0.architecture import Architecture
 from clp_jax.models.pi0.flow import PaliGemma, language_gates
 from clp_jax.models.pi0.gemma import KVCache
 from clp_jax.models.pi0.observation import Observation
+from clp_jax.models.towers import Capture, Gates, TowerStates
 
 _END_OF_SEQUENCE = 1
 

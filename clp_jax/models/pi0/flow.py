@@ -13,15 +13,15 @@ import jax.numpy as jnp
 from jaxtyping import Bool, Float, Int
 
 from clp_jax.aliases import AnyArray, Array, Tree
-from clp_jax.models.family import Capture, Gates, TowerStates
 from clp_jax.models.layers.attention import attention_mask, token_positions
-from clp_jax.models.layers.flow import noisy_actions, per_draw, time_embedding
+from clp_jax.models.layers.flow import noisy_actions, time_embedding, velocity_at
 from clp_jax.models.layers.gating import repeated
 from clp_jax.models.layers.scan import Rows, pinned
 from clp_jax.models.layers.siglip import Siglip
 from clp_jax.models.pi0.architecture import Architecture
 from clp_jax.models.pi0.gemma import Gemma, KVCache
 from clp_jax.models.pi0.observation import Observation, model_image
+from clp_jax.models.towers import Capture, Gates, TowerStates
 
 
 class PaliGemma(nn.Module):
@@ -223,7 +223,7 @@ def compute_loss(
     """
     x_t = noisy_actions(actions, noise, time)
     velocity, _ = model.apply({"params": params}, observation, x_t, time, gates=gates)
-    return squared_error(velocity, noise - per_draw(actions, time))
+    return squared_error(velocity, velocity_at(actions, noise, time))
 
 
 def squared_error(

@@ -17,12 +17,12 @@ import jax.numpy as jnp
 from jaxtyping import Bool, Float, Int
 
 from clp_jax.aliases import AnyArray, Array, Leaf
-from clp_jax.models.family import Capture, Write
 from clp_jax.models.layers.attention import rotate
 from clp_jax.models.layers.gating import gated, repeated
 from clp_jax.models.layers.scan import Rows, pinned, rematerialised
 from clp_jax.models.pi0.architecture import GemmaSizes
 from clp_jax.models.pi0.lora import Einsum, FeedForward
+from clp_jax.models.towers import Capture, Write
 
 KVCache = tuple[Float[Array, "depth b _s k h"], Float[Array, "depth b _s k h"]]
 """Keys (after RoPE) and values of every block."""

@@ -12,8 +12,8 @@ from jaxtyping import Float
 
 from clp_jax.aliases import AnyArray, Array, Leaf, Tree
 from clp_jax.errors import InputError
-from clp_jax.models.family import Capture, Gates, Lengths, Loss, Projection, Times, TowerStates
-from clp_jax.models.layers.flow import fixed_noise, noisy_actions, per_draw, spread
+from clp_jax.models.family import Lengths, Loss, Times
+from clp_jax.models.layers.flow import fixed_noise, noisy_actions, per_draw, spread, velocity_at
 from clp_jax.models.layers.scan import Rows
 from clp_jax.models.layers.torch_rules import Layout
 from clp_jax.models.smolvla import lerobot
@@ -33,6 +33,7 @@ from clp_jax.models.smolvla.training import (
     trainable,
     training_defaults,
 )
+from clp_jax.models.towers import Capture, Gates, Projection, TowerStates
 from clp_jax.processing import policy_files
 from clp_jax.processing.conventions import Configuration
 from clp_jax.processing.norm_stats import NormStats
@@ -317,7 +318,7 @@ def losses(model: SmolVLA, params: Tree, inputs: Mapping[str, Leaf], *, gates: G
 def loss_of(architecture: Architecture, output: Array, inputs: Mapping[str, Leaf]) -> Loss:
     """lerobot's loss of a velocity."""
     noise, time = jnp.asarray(inputs["noise"]), jnp.asarray(inputs["time"])
-    return distance(architecture, output, noise - per_draw(inputs["actions"], time), inputs)
+    return distance(architecture, output, velocity_at(inputs["actions"], noise, time), inputs)
 
 
 def distance(architecture: Architecture, output: Array, other: AnyArray, inputs: Mapping[str, Leaf]) -> Loss:

@@ -4,8 +4,9 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from clp_jax.models.family import OfTowers, Remat, Tower
+from clp_jax.models.family import Remat
 from clp_jax.models.layers.siglip import SiglipSizes
+from clp_jax.models.towers import OfTowers, Tower
 
 EMPTY_CAMERA = "observation.images.empty_camera_{i}"
 """lerobot's names for cameras that no robot has; a policy with ``empty_cameras`` lists them among its inputs."""

@@ -20,12 +20,12 @@ import jax.numpy as jnp
 from jaxtyping import Bool, Float, Int
 
 from clp_jax.aliases import AnyArray, Array, Leaf
-from clp_jax.models.family import Capture, Write
 from clp_jax.models.layers.attention import rotate
 from clp_jax.models.layers.gating import gated, repeated
 from clp_jax.models.layers.scan import Rows, checkpointed, pinned
 from clp_jax.models.smolvla.architecture import Architecture
 from clp_jax.models.smolvla.weights import Pair, Streams, Weights
+from clp_jax.models.towers import Capture, Write
 
 KeysValues = tuple[Float[Array, "*_n b s k h"], Float[Array, "*_n b s k h"]]
 """Keys (after their rotation) and values of one block, or of many on a leading axis."""

@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from clp_jax.errors import InputError
-from clp_jax.models.family import Stack
 from clp_jax.models.layers.siglip import siglip_rules
 from clp_jax.models.layers.torch_rules import Layout, Rule, copy, linear
+from clp_jax.models.towers import Stack
 from clp_jax.trees import assign
 
 STACKS = (

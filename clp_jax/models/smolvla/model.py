@@ -16,7 +16,6 @@ from jaxtyping import Bool, Float
 
 from clp_jax.aliases import AnyArray, Array, Leaf, Tree
 from clp_jax.errors import InputError
-from clp_jax.models.family import Capture, Gates, TowerStates
 from clp_jax.models.layers.attention import attention_mask, token_positions
 from clp_jax.models.layers.gating import repeated
 from clp_jax.models.layers.scan import Rows, pinned
@@ -26,6 +25,7 @@ from clp_jax.models.smolvla.decoder import Decoder, Place, rms_norm
 from clp_jax.models.smolvla.images import folded, model_image
 from clp_jax.models.smolvla.times import accurate_time_embedding
 from clp_jax.models.smolvla.weights import Pair, Stream, Streams
+from clp_jax.models.towers import Capture, Gates, TowerStates
 
 
 class SmolVLA(nn.Module):

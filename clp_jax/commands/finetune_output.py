@@ -1,0 +1,102 @@
+"""What ``clp finetune`` says: what a run is before it begins, its numbers on the way, and where its end lies."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+from etils import epath
+from rich.console import Console
+from rich.markup import escape
+
+from clp_jax.commands.teacher_flags import Teacher
+from clp_jax.data import TrainingData
+from clp_jax.training.logs import Logs
+from clp_jax.training.loop import Report
+from clp_jax.training.throughput import utilisation
+
+_SHOWN = (
+    *("loss", "task_loss", "teacher_loss", "states_loss", "grad_norm", "learning_rate", "samples_per_second", "mfu"),
+    "held_out_loss",
+)
+
+
+def introduce(
+    console: Console,
+    config: Any,
+    chosen: str,
+    data: TrainingData,
+    teacher: Teacher | None,
+    mesh: jax.sharding.Mesh,
+    start: int,
+    trained: int,
+    total: int,
+) -> None:
+    """Print what a run is.
+
+    Args:
+      console: to print on.
+      config: flags of the command.
+      chosen: settings that are upstream's, as text.
+      data: what it is trained on.
+      teacher: of the run, if it has one.
+      mesh: of devices.
+      start: first step.
+      trained: parameters that are trained.
+      total: all parameters.
+    """
+    shape = " x ".join(f"{size} {name}" for name, size in mesh.shape.items())
+    console.print(f"{jax.device_count()} {jax.devices()[0].device_kind} as {shape}, {jax.process_count()} processes")
+    other = "" if config.holdout_data is None else f"; held-out loss on {escape(config.holdout_data)}"
+    sets = [f"{rows:,}" for rows, _ in data.held_shares]
+    of_sets = f" ({' + '.join(sets)} of the sets)" if sets and len(data.held) else ""
+    console.print(f"{len(data):,} observations for training, {len(data.held):,} held out{of_sets}{other}")
+    if of_sets and "0" in sets:
+        console.print(
+            "[yellow]note:[/] the held-out loss leaves out the sets that have too few episodes to hold one out"
+        )
+    if data.conventions is not None and data.conventions.robot is not None:
+        console.print(f"Conventions: {data.conventions}", highlight=False, markup=False, soft_wrap=True)
+    if teacher is not None:
+        console.print(str(teacher), highlight=False, markup=False, soft_wrap=True)
+    console.print(f"{trained:,} of {total:,} parameters are trained")
+    if trained < total and config.frozen_dtype != "keep":
+        console.print(
+            f"The others are stored as {config.frozen_dtype}, as openpi does (--frozen-dtype keep: as they are)"
+        )
+    if chosen:
+        console.print(f"Settings of the model's authors: {escape(chosen)}", highlight=False)
+    if config.resume:
+        console.print(
+            f"Resuming after step {start - 1}" if start else "No step was saved yet: starting from the beginning"
+        )
+
+
+class Log:
+    """Scalars of the loop to the files and to the screen."""
+
+    def __init__(self, console: Console, logs: Logs | None, advance: Callable[[int], None], flops: float, start: int):
+        self._console, self._logs, self._advance, self._flops, self._shown = console, logs, advance, flops, start
+
+    def __call__(self, number: int, values: Mapping[str, float]) -> None:
+        """Takes what is known after a step."""
+        values = dict(values)
+        if (rate := values.get("samples_per_second")) is not None:
+            values["model_flops_per_second"] = rate * self._flops
+            if (share := utilisation(rate * self._flops)) is not None:
+                values["mfu"] = share
+        if self._logs is None:
+            return
+        self._logs.write(number, values)
+        self._advance(number + 1 - self._shown)
+        self._shown = number + 1
+        text = ", ".join(f"{name} {values[name]:.4g}" for name in _SHOWN if name in values)
+        self._console.print(f"step {number}: {text}", highlight=False, soft_wrap=True)
+
+
+def conclude(console: Console, config: Any, out: epath.Path, report: Report) -> None:
+    """Print where the run stands at its end."""
+    if report.done < config.steps:
+        console.print(
+            f"Stopped by SIGTERM after {report.done} of {config.steps} steps, all saved; go on with --resume."
+        )
+    console.print(f"Checkpoint: [bold]{escape(str(out / str(report.saved)))}[/]")
