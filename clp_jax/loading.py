@@ -13,6 +13,7 @@ from clp_jax.checkpoint.opening import unchanged
 from clp_jax.checkpoint.safetensors.leaves import TensorLeaves
 from clp_jax.errors import InputError, blamed_on
 from clp_jax.models import Architecture, abstract_params, family_of, family_of_kind, family_of_tree
+from clp_jax.provenance import adapters_scale
 from clp_jax.sharding import make_mesh, parameter_shardings
 from clp_jax.trees import check_same_structure, flatten
 
@@ -57,6 +58,8 @@ def read_architecture(spec: Spec, *, dtype: str = "bfloat16", **settings: Any) -
     try:
         with blamed_on("its configuration", "copy the checkpoint again", verb="cannot be used"):
             architecture = read(shapes, spec.folder, dtype=dtype, **given)
+            if (scale := _trained_scale(spec, architecture, given.get("lora_scale"))) is not None:
+                architecture = read(shapes, spec.folder, dtype=dtype, **given | {"lora_scale": scale})
     except InputError as error:
         raise InputError(f"{spec.path}: {error}") from None
     if isinstance(spec, FolderSpec):
@@ -65,6 +68,16 @@ def read_architecture(spec: Spec, *, dtype: str = "bfloat16", **settings: Any) -
         what = f"the parameters of {spec.path} and of a {architecture.kind} model"
         check_same_structure(abstract_params(architecture), spec.tree, what=what)
     return architecture
+
+
+def _trained_scale(spec: Spec, architecture: Architecture, given: float | None) -> float | None:
+    """alpha / rank with which a checkpoint's adapters were trained, by its ``clp.json``; None if it says nothing."""
+    lora, trained = family_of(architecture).LORA, adapters_scale(spec.plan_record)
+    if trained is None or lora is None or not lora.has_adapters(architecture):
+        return None
+    if given not in (None, trained):
+        raise InputError(f"--lora-scale {given:g}: its adapters were trained with {trained:g}; leave the flag out.")
+    return trained
 
 
 def stored_tree(spec: Spec, architecture: Architecture) -> dict[str, Any]:

@@ -146,6 +146,13 @@ def trained_with(record: Mapping[str, Any] | None) -> dict[str, Any]:
     return {key: found[key] for key in _OF_TRAINING if found.get(key) is not None}
 
 
+def adapters_scale(record: Mapping[str, Any] | None) -> float | None:
+    """alpha / rank that the last fine-tuning that was told one gave adapters; None if none was told."""
+    steps = [] if record is None else record.get("steps", ())
+    told = [(step.get("config") or {}).get("lora_scale") for step in steps if step.get("command") == "finetune"]
+    return next((scale for scale in reversed(told) if scale is not None), None)
+
+
 def _last_training(record: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
     steps = [] if record is None else [step for step in record.get("steps", ()) if step.get("command") == "finetune"]
     return steps[-1] if steps else None

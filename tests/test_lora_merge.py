@@ -8,11 +8,15 @@ import pytest
 import recordings
 import toys
 
+from clp_jax.checkpoint import read_spec, write_params
 from clp_jax.errors import InputError
+from clp_jax.loading import read_architecture
 from clp_jax.models import abstract_params, build
 from clp_jax.models.layers.lora import is_adapter
 from clp_jax.models.pi0 import Observation, architecture_of
-from clp_jax.models.pi0.lora import Einsum, adapter_equations, merge_lora, merge_weight
+from clp_jax.models.pi0.lora import Einsum, adapter_equations, merge_lora, merge_weight, with_adapters
+from clp_jax.plan import PrunePlan
+from clp_jax.provenance import training_record
 from clp_jax.trees import check_same_structure, flatten
 
 EQUATIONS = {
@@ -61,10 +65,27 @@ def test_every_adapter_of_a_model_is_merged():
     plain = architecture_of(merged, dtype="float32")
     data = toys.data(arch, 2)
     inputs = (Observation.of(data.arrays), data.arrays["noise"], np.ones(2, np.float32))
-    with_adapters, without = (
+    adapted, without = (
         jax.jit(build(a).apply)({"params": p}, *inputs)[0] for a, p in ((arch, params), (plain, merged))
     )
-    assert np.abs(np.asarray(with_adapters) - np.asarray(without)).max() < 1e-4
+    assert np.abs(np.asarray(adapted) - np.asarray(without)).max() < 1e-4
+
+
+def test_the_scale_is_that_of_the_run_that_trained_the_adapters(tmp_path):
+    base = toys.architecture()
+    adapted = with_adapters(architecture_of(toys.params(base), lora_scale=2.0), 2, 3)
+    assert (adapted.vlm.lora_scale, adapted.action.lora_scale) == (2.0, 2.0)
+    plan = PrunePlan.of(base.kind, base.depths, coupled=base.coupled)
+    step = {"source": "base", "config": {"lora_scale": 2.0, "data": ["set"], "steps": 1, "batch_size": 1}}
+    record = training_record(None, plan, step, {}).to_json()
+    write_params(tmp_path / "step", toys.params(adapted), record=record)
+    spec = read_spec(tmp_path / "step")
+    for given in ({}, {"lora_scale": 2.0}):
+        assert read_architecture(spec, **given).vlm.lora_scale == 2.0
+    with pytest.raises(InputError, match="--lora-scale 1: its adapters were trained with 2"):
+        read_architecture(spec, lora_scale=1.0)
+    write_params(tmp_path / "plain", toys.params(base), record=record)
+    assert read_architecture(read_spec(tmp_path / "plain")).vlm.lora_scale == 1.0
 
 
 def test_a_tree_without_adapters_comes_back_as_it_is():

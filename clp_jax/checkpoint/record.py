@@ -62,6 +62,9 @@ def _check_step(step: Any, where: str) -> None:
     for key in _LENGTHS:
         if config.get(key) is not None and typed(config[key], int, f"{key} of {where}") < 1:
             raise InputError(f"{key} of {where} is {config[key]}")
+    scale = config.get("lora_scale")
+    if not isinstance(scale, int | float | None) or isinstance(scale, bool):
+        raise InputError(f"lora_scale of {where} is {scale!r}")
     if not isinstance(config.get("state_in_prompt"), bool | None):
         raise InputError(f"state_in_prompt of {where} is {config['state_in_prompt']!r}")
     _check_healed(step.get("healed") or {}, where)

@@ -9,8 +9,8 @@ class ModelFlags:
     """What a checkpoint does not tell."""
 
     lora_scale: float | None = None
-    """alpha / rank of LoRA adapters on attention, if the checkpoint has any. If absent 1, as in openpi's variants, and
-    16 / rank for GR00T, as in NVIDIA's script."""
+    """alpha / rank of LoRA adapters on attention, those of --lora or of the checkpoint. If absent, that of the run that
+    trained them; else 1, as in openpi's variants, and 16 / rank for GR00T, as in NVIDIA's script."""
     vlm_config: str | None = None
     """Folder or config.json of the vision-language model, for checkpoints that name it without holding it (SmolVLA,
     GR00T): heads, image token and the like."""

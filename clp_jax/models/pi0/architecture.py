@@ -159,9 +159,7 @@ def _gemma(shapes: Mapping[str, tuple[int, ...]], suffix: str, lora_scale: float
     attn_lora = shapes.get(f"{attn}/attn_vec_einsum{suffix}/lora_a", (0,))[-1]
     ffn_lora = shapes.get(f"{mlp}/linear_lora_a", (0,))[-1]
     mlp_dim = _shape(shapes, f"{mlp}/linear", 3)[1]
-    return GemmaSizes(
-        width, depth, mlp_dim, num_heads, num_kv_heads, head_dim, attn_lora, ffn_lora, lora_scale if attn_lora else 1.0
-    )
+    return GemmaSizes(width, depth, mlp_dim, num_heads, num_kv_heads, head_dim, attn_lora, ffn_lora, lora_scale)
 
 
 def _siglip(shapes: Mapping[str, tuple[int, ...]]) -> SiglipSizes:
