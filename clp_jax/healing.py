@@ -3,8 +3,9 @@
 Where blocks i to j - 1 go, a block that expects state j of the full model is given state i. The block before the gap
 ends in two products with weights, one of its attention and one of its feed-forward, and what it writes into the stream
 is linear in these weights. So least squares over calibration data finds the change of the weights after which the block
-ends in state j: first in its attention, then, with that healed, in its feed-forward. Gaps are healed in the order in
-which data flows, each on the model as it is by then, so that a later one also mends what is left of an earlier one.
+ends in state j: first in its attention, then, with that healed, in its feed-forward. Every kept block after that is
+fitted in the same way, whether a gap follows it or not, in the order in which data flows and each on the model as it is
+by then: so a later one mends what an earlier one left.
 
 The targets are states of the full model on the same observations, noise and times. Shapes, names and dtypes of all
 leaves stay: what is healed is as valid a checkpoint as what was only cut. ReplaceMe (arXiv 2505.02819) folds a linear
@@ -36,7 +37,7 @@ from clp_jax.similarity import CalibrationBatch, batches
 from clp_jax.trees import flatten, unflatten
 
 RIDGES = (0.01, 0.1, 1.0)
-"""Strengths of regularisation that are tried at every gap; held-out episodes choose among them."""
+"""Strengths of regularisation that are tried at every fit; held-out episodes choose among them."""
 
 DRAWS = 4
 """Draws of noise and time for every observation, which share one pass over what does not depend on them."""
@@ -46,15 +47,15 @@ _ROUNDS_OF_GATED = 3
 
 
 @dataclasses.dataclass(frozen=True)
-class Gap:
-    """Removed blocks of one tower that follow each other, and what was done about them.
+class Repair:
+    """One kept block of one tower, and what was done to it.
 
     Attributes:
-      tower: whose blocks.
-      removed: the blocks.
-      block: the kept block before them, in the full model's numbers; None where the first blocks go.
-      before: distance of the stream after that block from what the next one expects, on held-out data, in units of the
-        latter's norm, with the gaps before this one healed; NaN where it was not measured.
+      tower: whose block.
+      block: in the full model's numbers; None where a whole tower is left alone.
+      removed: the blocks that go between it and the next kept one; those of the whole tower without a block.
+      before: distance of the stream after the block from what the next one expects, on held-out data, in units of the
+        latter's norm, with the blocks before this one healed; NaN where it was not measured.
       after: the same, healed.
       ridges: strength of regularisation chosen for each branch that was changed.
       why_not: why it could not be healed, or was not; None if it was, or if no fit did better on held-out data, when
@@ -62,12 +63,18 @@ class Gap:
     """
 
     tower: str
-    removed: tuple[int, ...]
     block: int | None
+    removed: tuple[int, ...]
     before: float = math.nan
     after: float = math.nan
     ridges: Mapping[str, float] = dataclasses.field(default_factory=dict)
     why_not: str | None = None
+
+    @property
+    def target(self) -> int:
+        """The state of the full model in which the block should end: what the next kept one expects."""
+        assert self.block is not None
+        return self.block + len(self.removed) + 1
 
     def to_json(self) -> dict[str, Any]:
         """JSON values."""
@@ -80,7 +87,7 @@ class Healed:
     """A healed cut.
 
     Attributes:
-      gaps: in the order in which data flows.
+      repairs: of the kept blocks, in the order in which data flows.
       changes: of the pruned model's parameters.
       full: loss of the full model on the held-out data.
       pruned: loss of the model that is only cut.
@@ -88,7 +95,7 @@ class Healed:
       params: of the healed model, on the mesh.
     """
 
-    gaps: list[Gap]
+    repairs: list[Repair]
     changes: Changes
     full: float
     pruned: float
@@ -105,22 +112,21 @@ class Healed:
 _WORSE = "the healed model does worse on held-out data"
 
 
-def gaps_of(architecture: Architecture, plan: PrunePlan) -> list[Gap]:
-    """The gaps of a plan, towers in the order in which data flows."""
+def repairs_of(architecture: Architecture, plan: PrunePlan) -> list[Repair]:
+    """The kept blocks which see another stream than before or must bridge a gap, in the order in which data flows."""
     found = []
     for tower in architecture.towers:
         removed = plan.removed(tower.name)
-        runs = np.split(np.array(removed, int), np.flatnonzero(np.diff(removed) > 1) + 1) if removed else []
-        for run in runs:
-            first, last = int(run[0]), int(run[-1])
-            why_not = None
-            if not any(write.tower == tower.name for write in family_of(architecture).WRITES):
-                why_not = "this tower is not healed"
-            elif first == 0:
-                why_not = "no block before it could be changed"
-            elif last + 1 in tower.incomparable:
-                why_not = "nothing compares with the state behind it"
-            found.append(Gap(tower.name, tuple(run.tolist()), None if first == 0 else first - 1, why_not=why_not))
+        if not removed:
+            continue
+        if not any(write.tower == tower.name for write in family_of(architecture).WRITES):
+            found.append(Repair(tower.name, None, removed, why_not="this tower is not healed"))
+            continue
+        keep = plan.towers[tower.name].keep
+        for block, following in zip(keep, (*keep[1:], tower.depth), strict=True):
+            if following > removed[0]:
+                why_not = "nothing compares with the state behind it" if following in tower.incomparable else None
+                found.append(Repair(tower.name, block, tuple(range(block + 1, following)), why_not=why_not))
     return found
 
 
@@ -134,7 +140,7 @@ def heal(
     batch_size: int = 1,
     progress: Callable[[Iterable[Any], int], Iterable[Any]] = lambda steps, _: steps,
 ) -> Healed:
-    """Fit the blocks before the gaps of a cut to what the full model does.
+    """Fit the kept blocks of a cut, from the one before the first gap on, to what the full model does.
 
     Args:
       model: the full model.
@@ -147,7 +153,7 @@ def heal(
       progress: wraps the iterator of fits, of which there are so many.
 
     Returns:
-      The changed leaves and what each gap won. Memory: both models, and for the widest branch of f channels four
+      The changed leaves and what each block won. Memory: both models, and for the widest branch of f channels four
       matrices [f, f] in float32.
 
     Raises:
@@ -164,7 +170,7 @@ def heal(
         work.undo()
         after = before
     record = {
-        "gaps": [gap.to_json() for gap in work.gaps],
+        "blocks": [repair.to_json() for repair in work.repairs],
         "observations": len(calibration),
         "held_out": len(held_out),
         "data_fingerprint": calibration.fingerprint,
@@ -173,7 +179,7 @@ def heal(
         "loss": {"full": full, "pruned": before, "healed": after},
     }
     leaves = {path: np.asarray(leaf) for path, leaf in work.changed.items()}
-    return Healed(work.gaps, Changes(work.smaller, leaves, record), full, before, after, work.params)
+    return Healed(work.repairs, Changes(work.smaller, leaves, record), full, before, after, work.params)
 
 
 class Work:
@@ -183,7 +189,7 @@ class Work:
       smaller: architecture of the cut model.
       params: its parameters, as far as they are healed.
       changed: leaves that differ from those of the cut, by path.
-      gaps: as far as they are healed.
+      repairs: as far as they are done.
     """
 
     def __init__(
@@ -199,7 +205,7 @@ class Work:
         self.smaller = model.architecture.with_depths({name: len(cut.keep) for name, cut in plan.towers.items()})
         self.params = self._cut = _placed(apply_plan(model.params, plan), model.mesh)
         self.changed: dict[str, Array] = {}
-        self.gaps = gaps_of(model.architecture, plan)
+        self.repairs = repairs_of(model.architecture, plan)
         self._model, self._plan = model, plan
         self._data = [with_draws(model.architecture, data, draws) for data in (calibration, held_out)]
         self._held_out = held_out
@@ -208,15 +214,15 @@ class Work:
 
     @property
     def fits(self) -> list[tuple[tuple[str, ...], int, str]]:
-        """What is fitted together: towers of one group, the block before their gap, and the branch; in order."""
+        """What is fitted together: towers of one group, the block, and the branch; in order."""
         order = list(self._model.architecture.depths)
         groups = sorted(self._model.architecture.groups, key=lambda group: order.index(group[0]))
         writes = family_of(self._model.architecture).WRITES
         found = []
         for group in groups:
-            open_gaps = [gap for gap in self.gaps if gap.tower in group and gap.why_not is None]
-            for block in sorted({gap.block for gap in open_gaps if gap.block is not None}):
-                towers = tuple(gap.tower for gap in open_gaps if gap.block == block)
+            places = [(one.block, one.tower) for one in self.repairs if one.tower in group and one.why_not is None]
+            for block in sorted({block for block, _ in places if block is not None}):
+                towers = tuple(tower for at, tower in places if at == block)
                 branches = dict.fromkeys(write.branch for write in writes if write.tower in towers)
                 found += [(towers, block, branch) for branch in branches]
         return found
@@ -224,7 +230,7 @@ class Work:
     def fit(self, towers: tuple[str, ...], block: int, branch: str) -> None:
         """Fit one branch of a block in all these towers, and keep what does better on held-out data."""
         place = self._plan.towers[towers[0]].keep.index(block)
-        target = next(gap for gap in self.gaps if gap.tower == towers[0] and gap.block == block).removed[-1] + 1
+        target = next(one for one in self.repairs if (one.tower, one.block) == (towers[0], block)).target
         for _ in range(_ROUNDS_OF_GATED):
             calibration, held_out = (self._sums(data, towers, branch, place, target) for data in self._data)
             for tower in towers:
@@ -239,8 +245,8 @@ class Work:
     def undo(self) -> None:
         """Leave the cut as it was."""
         self.params, self.changed = self._cut, {}
-        self.gaps = [
-            dataclasses.replace(gap, after=gap.before, ridges={}, why_not=gap.why_not or _WORSE) for gap in self.gaps
+        self.repairs = [
+            dataclasses.replace(one, after=one.before, ridges={}, why_not=one.why_not or _WORSE) for one in self.repairs
         ]
 
     def loss(self, *, full: bool = False) -> float:
@@ -249,11 +255,11 @@ class Work:
         return make_loss(*models[0 if full else 1], self._batches(self._held_out))(Gates())
 
     def _note(self, tower: str, block: int, branch: str, ridge: float | None, before: float, after: float) -> None:
-        number = next(i for i, gap in enumerate(self.gaps) if (gap.tower, gap.block) == (tower, block))
-        gap = self.gaps[number]
-        ridges = dict(gap.ridges) | ({} if ridge is None else {branch: ridge})
-        before = before if math.isnan(gap.before) else gap.before
-        self.gaps[number] = dataclasses.replace(gap, before=before, after=after, ridges=ridges)
+        number = next(i for i, one in enumerate(self.repairs) if (one.tower, one.block) == (tower, block))
+        so_far = self.repairs[number]
+        ridges = dict(so_far.ridges) | ({} if ridge is None else {branch: ridge})
+        before = before if math.isnan(so_far.before) else so_far.before
+        self.repairs[number] = dataclasses.replace(so_far, before=before, after=after, ridges=ridges)
 
     def _sums(
         self, data: CalibrationData, towers: tuple[str, ...], branch: str, place: int, target: int

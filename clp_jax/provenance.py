@@ -60,7 +60,7 @@ def extend_record(
       source_fingerprint: its fingerprint.
       config: resolved flags of the command.
       calibration: counts and fingerprint of the data, None if no data was used.
-      healed: what was done about the gaps, None if nothing was.
+      healed: what was done to the blocks that stay, None if nothing was.
 
     Raises:
       InputError: ``previous`` is no record that this version knows.
@@ -105,13 +105,13 @@ def training_record(
 def healing(healed: Mapping[str, Any]) -> str:
     """The record of a healing in a phrase.
 
-    >>> gaps = [{"ridges": {"mlp": 0.1}}, {"ridges": {}}]
-    >>> healing({"observations": 64, "gaps": gaps, "loss": {"pruned": 2, "healed": 1}})
-    'healed at 1 of 2 gaps on 64 observations, held-out loss 2.0000 to 1.0000'
+    >>> blocks = [{"ridges": {"mlp": 0.1}}, {"ridges": {}}]
+    >>> healing({"observations": 64, "blocks": blocks, "loss": {"pruned": 2, "healed": 1}})
+    'healed, 1 of 2 blocks on 64 observations, held-out loss 2.0000 to 1.0000'
     """
-    gaps, loss = healed.get("gaps") or [], healed.get("loss") or {}
-    count = sum(bool(gap.get("ridges")) for gap in gaps)
-    text = f"healed at {count} of {len(gaps)} gaps on {healed.get('observations')} observations"
+    blocks, loss = healed.get("blocks") or [], healed.get("loss") or {}
+    count = sum(bool(block.get("ridges")) for block in blocks)
+    text = f"healed, {count} of {len(blocks)} blocks on {healed.get('observations')} observations"
     if not {"pruned", "healed"} <= loss.keys():
         return text
     return f"{text}, held-out loss {loss['pruned']:.4f} to {loss['healed']:.4f}"

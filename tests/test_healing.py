@@ -1,6 +1,7 @@
 """A healed cut against fits that are made by hand, and what is written of it."""
 
 import json
+import math
 import re
 import shutil
 
@@ -17,7 +18,7 @@ from clp_jax.analysis import loss_of
 from clp_jax.checkpoint import read_params, read_spec
 from clp_jax.data import CalibrationData, hold_out
 from clp_jax.errors import InputError
-from clp_jax.healing import Work, gaps_of, heal, with_draws
+from clp_jax.healing import Work, heal, repairs_of, with_draws
 from clp_jax.loading import LoadedModel, load_model, read_architecture
 from clp_jax.models import Gates, family_of, stack_of
 from clp_jax.models.pi0.processing import CAMERAS
@@ -65,27 +66,31 @@ def fitted(*case, **settings):
     return work
 
 
-def test_gaps_are_named_with_why_they_stay():
+def test_blocks_are_named_with_why_they_stay_as_they_are():
     arch = toys.architecture()
     plan = PrunePlan.of(
         "pi0", arch.depths, {"vision": [1], "vlm": [1, 3], "action": [1, 3]}, coupled=(("vlm", "action"),)
     )
-    assert [(gap.tower, gap.removed, gap.block, gap.why_not) for gap in gaps_of(arch, plan)] == [
-        ("vision", (0,), None, "this tower is not healed"),
-        ("vlm", (0,), None, "no block before it could be changed"),
-        ("vlm", (2,), 1, None),
-        ("action", (0,), None, "no block before it could be changed"),
-        ("action", (2,), 1, None),
+    assert [(one.tower, one.block, one.removed, one.why_not) for one in repairs_of(arch, plan)] == [
+        ("vision", None, (0,), "this tower is not healed"),
+        ("vlm", 1, (2,), None),
+        ("vlm", 3, (), "nothing compares with the state behind it"),
+        ("action", 1, (2,), None),
+        ("action", 3, (), None),
     ]
+    assert [one.target for one in repairs_of(arch, plan)[1:]] == [3, 4, 3, 4]
     deepest = plan_of_blocks(arch, [0, 1])
-    assert [gap.why_not for gap in gaps_of(arch, deepest)] == ["nothing compares with the state behind it", None]
+    assert [(one.block, one.why_not is None) for one in repairs_of(arch, deepest)] == [(1, False), (1, True)]
+    # What comes before the first gap sees what it always saw.
+    assert [one.block for one in repairs_of(arch, plan_of_blocks(arch, [0, 1, 3]))] == [1, 3, 1, 3]
 
 
 def test_healing_brings_the_stream_closer_and_changes_only_the_last_weights(healed):
     model, plan, _, work = healed
-    assert [(gap.tower, gap.removed) for gap in work.gaps] == [(t, (b,)) for t in ("vlm", "action") for b in (1, 3)]
-    assert [gap.why_not is None for gap in work.gaps] == [True, False, True, True]
-    assert all(gap.after < 0.95 * gap.before for gap in work.gaps if gap.why_not is None)
+    found = [(one.tower, one.block, one.removed) for one in work.repairs]
+    assert found == [(tower, block, (block + 1,)) for tower in ("vlm", "action") for block in (0, 2)]
+    assert [one.why_not is None for one in work.repairs] == [True, False, True, True]
+    assert all(one.after < 0.95 * one.before for one in work.repairs if one.why_not is None)
     cut = flatten(apply_plan(model.params, plan))
     assert set(work.changed) == {write.kernel for write in family_of(model.architecture).WRITES}
     for path, leaf in flatten(work.params).items():
@@ -104,7 +109,8 @@ def test_what_was_fitted_can_be_undone():
     cut = work.loss()
     work.undo()
     assert work.loss() != cut and not work.changed
-    assert all(gap.after == gap.before and gap.why_not and not gap.ridges for gap in work.gaps)
+    assert all(one.why_not and not one.ridges for one in work.repairs)
+    np.testing.assert_array_equal([one.after for one in work.repairs], [one.before for one in work.repairs])
 
 
 def test_the_first_fit_is_the_one_made_by_hand(healed):
@@ -119,7 +125,7 @@ def test_the_first_fit_is_the_one_made_by_hand(healed):
     valid = np.asarray(small.valid)
     x = np.asarray(small.writes["attention"].x[0], np.float64)[valid]
     error = np.asarray(full.states[2] - small.states[1], np.float64)[valid]
-    ridge = next(gap.ridges["attention"] for gap in work.gaps if gap.tower == "vlm")
+    ridge = next(one.ridges["attention"] for one in work.repairs if one.tower == "vlm")
     gram = x.T @ x
     change = np.linalg.solve(gram + ridge * np.diag(np.diag(gram)), x.T @ error)
     path = "PaliGemma/llm/layers/attn/attn_vec_einsum/w"
@@ -137,7 +143,8 @@ def test_a_block_that_does_nothing_leaves_nothing_to_heal():
     data = toys.data(model.architecture, 8), toys.data(model.architecture, 8, seed=1)
     found = heal(model, plan_of(model, [0, 2, 3]), *data, batch_size=8)
     assert not found.changes.leaves and found.healed == found.pruned
-    assert all(gap.before < 1e-6 for gap in found.gaps)
+    assert all(one.before < 1e-6 for one in found.repairs if not math.isnan(one.before))
+    assert sum(not math.isnan(one.before) for one in found.repairs) == 5
 
 
 def test_healing_that_makes_the_loss_worse_is_not_done(monkeypatch):
@@ -147,7 +154,8 @@ def test_healing_that_makes_the_loss_worse_is_not_done(monkeypatch):
     monkeypatch.setattr(Work, "loss", lambda self, **_: next(losses))
     found = heal(model, plan_of(model, [0, 2, 3]), *data, batch_size=8)
     assert (found.full, found.pruned, found.healed, found.won_back) == (1.0, 2.0, 2.0, 0.0)
-    assert not found.changes.leaves and all("worse on held-out" in gap.why_not for gap in found.gaps)
+    assert not found.changes.leaves and all(one.why_not for one in found.repairs)
+    assert sum("worse on held-out" in (one.why_not or "") for one in found.repairs) == 5
 
 
 @pytest.mark.parametrize("kind", ["pi05", "pi0_fast", "smolvla", "groot_n15"])
@@ -166,9 +174,9 @@ def test_every_family_is_healed(kind):
     arrays = cases.inputs(arch, 48)
     data = [CalibrationData({k: x[i] for k, x in arrays.items()}, "made up") for i in (slice(36), slice(36, 48))]
     work = fitted(model, plan, *data, batch_size=12)
-    assert {gap.tower for gap in work.gaps} == set(group)
-    assert all(gap.after < gap.before for gap in work.gaps if gap.why_not is None)
-    assert any(gap.ridges for gap in work.gaps)
+    assert {one.tower for one in work.repairs} == set(group)
+    assert all(one.after < one.before for one in work.repairs if one.removed and one.why_not is None)
+    assert any(one.ridges for one in work.repairs)
     stacks = family_of(arch).STACKS
     assert {stack_of(stacks, path).tower for path in work.changed} <= set(group)
 
@@ -202,7 +210,7 @@ def test_a_healed_checkpoint_differs_from_the_cut_one_in_what_was_healed_alone(w
     record = json.loads((written / "healed" / "clp.json").read_text())["steps"][-1]["healed"]
     losses = record["loss"]
     assert losses["healed"] - losses["full"] < 0.8 * (losses["pruned"] - losses["full"])
-    assert [gap["removed"] for gap in record["gaps"]] == 2 * [[8, 9, 10, 11]]
+    assert [one["removed"] for one in record["blocks"]] == 2 * [[8, 9, 10, 11], [], [], [], [], [], []]
     assert cli.main(["inspect", str(written / "healed"), "--verify"]) == 0
 
 
@@ -238,7 +246,7 @@ def test_folders_of_safetensors_take_healed_leaves_into_their_own_files(folder, 
     leaves = {p: np.asarray(x) * 2 for p, x in plain.items() if any(re.fullmatch(kernel, p) for kernel in last)}
     assert len(leaves) == 4  # attention and feed-forward of both kinds of blocks
     smaller = arch.with_depths({name: len(blocks) for name, blocks in keep.items()})
-    prune_checkpoint(spec, plan, tmp_path / "healed", changes=Changes(smaller, leaves, {"gaps": []}))
+    prune_checkpoint(spec, plan, tmp_path / "healed", changes=Changes(smaller, leaves, {"blocks": []}))
     assert {p.name for p in (tmp_path / "cut").iterdir()} == {p.name for p in (tmp_path / "healed").iterdir()}
     read = flatten(load_model(str(tmp_path / "healed"), vlm_config=vlm_config).params)
     assert_bit_equal(*(toys.unflatten(tree) for tree in (plain | leaves, read)))
@@ -249,7 +257,7 @@ def test_folders_of_safetensors_take_healed_leaves_into_their_own_files(folder, 
     assert not (tmp_path / "wrong").exists()
 
 
-@pytest.mark.parametrize("healed", [[], {"gaps": {}}, {"gaps": [3]}, {"loss": []}, {"loss": {"pruned": "much"}}])
+@pytest.mark.parametrize("healed", [[], {"blocks": {}}, {"blocks": [3]}, {"loss": []}, {"loss": {"pruned": "much"}}])
 def test_a_damaged_record_of_healing_is_named(written, tmp_path, healed, capsys):
     copy = tmp_path / "copy"
     shutil.copytree(written / "healed", copy)
@@ -263,4 +271,4 @@ def test_a_damaged_record_of_healing_is_named(written, tmp_path, healed, capsys)
 def test_inspect_says_what_was_healed(written, capsys):
     assert cli.main(["inspect", str(written / "healed"), "--json"]) == 0
     (step,) = [step for step in json.loads(capsys.readouterr().out)["history"] if step["command"] == "prune"]
-    assert healing(step["healed"]).startswith("healed at 2 of 2 gaps on 56 observations, held-out loss")
+    assert healing(step["healed"]).startswith("healed, 13 of 14 blocks on 56 observations, held-out loss")

@@ -76,8 +76,8 @@ def _check_step(step: Any, where: str) -> None:
 
 
 def _check_healed(healed: dict[str, Any], where: str) -> None:
-    for gap in typed(healed.get("gaps", []), list, f"gaps of {where}"):
-        typed(gap, dict, f"a gap of {where}")
+    for block in typed(healed.get("blocks", []), list, f"healed blocks of {where}"):
+        typed(block, dict, f"a healed block of {where}")
     for name, loss in typed(healed.get("loss", {}), dict, f"loss of {where}").items():
         if not isinstance(loss, int | float) or isinstance(loss, bool):
             raise InputError(f"{name} loss of {where} is {loss!r}")

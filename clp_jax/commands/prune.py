@@ -120,13 +120,14 @@ def _healed(measured: _Measured, plan: PrunePlan, config: Prune, console: Consol
         progress=lambda fits, total: track(fits, "healing", unit="fits", total=total),
     )
     table = Table(title="Distance of the stream from what the next block expects, held-out data")
-    for column in ("tower", "removed blocks", "before", "healed"):
-        table.add_column(column, justify="right" if column in ("before", "healed") else "left")
-    for gap in healed.gaps:
-        after = f"left alone: {gap.why_not}" if gap.why_not else f"{gap.after:.1%}"
-        after = after if gap.why_not or gap.ridges else "left alone: every fit does worse"
-        before = "" if math.isnan(gap.before) else f"{gap.before:.1%}"
-        table.add_row(escape(gap.tower), " ".join(map(str, gap.removed)), before, after)
+    for column in ("tower", "block", "removed after it", "before", "healed"):
+        table.add_column(column, justify="right" if column in ("block", "before", "healed") else "left")
+    for one in healed.repairs:
+        after = f"left alone: {one.why_not}" if one.why_not else f"{one.after:.1%}"
+        after = after if one.why_not or one.ridges else "left alone: every fit does worse"
+        before = "" if math.isnan(one.before) else f"{one.before:.1%}"
+        block = "" if one.block is None else str(one.block)
+        table.add_row(escape(one.tower), block, " ".join(map(str, one.removed)), before, after)
     console.print(table)
     won = "" if math.isnan(healed.won_back) else f": {healed.won_back:.0%} of what the cut added is won back"
     console.print(
