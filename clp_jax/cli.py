@@ -31,6 +31,7 @@ from clp_jax.version import __version__
 COMMANDS = {
     "inspect": "say what a checkpoint is, and how two of them differ, without loading a tensor",
     "analyse": "measure which layers are twins of their neighbours and propose a plan",
+    "advise": "find the depth for a checkpoint and its task by short fine-tunes of equal time",
     "prune": "write the smaller checkpoint",
     "finetune": "train a checkpoint, on one device or a pod",
     "check": "prove that a LeRobot data set is whole: rows, times, tasks, videos, pictures",

@@ -33,7 +33,7 @@ class Program(NamedTuple):
     teacher: Leaf = None
 
 
-@functools.lru_cache(maxsize=4)
+@functools.lru_cache(maxsize=32)
 def build_program(
     architecture: Architecture,
     optimizer: OptimizerSettings,

@@ -12,13 +12,14 @@ from clp_jax.errors import InputError
 from clp_jax.folders import is_remote
 from clp_jax.outputs import MANIFEST, alone, check_own, sign
 
-_BY = "clp finetune"
 _NAMES = r"\d+(\.orbax-checkpoint-tmp.*)?|metrics\.(jsonl|new)|tensorboard|wandb|wandb_id\.txt"
 """What a run writes: steps, saves that were cut off, logs."""
 
 
 @contextlib.contextmanager
-def run_folder(out: str | os.PathLike[str], *, resume: bool, overwrite: bool) -> Iterator[epath.Path]:
+def run_folder(
+    out: str | os.PathLike[str], *, resume: bool, overwrite: bool, by: str = "clp finetune", names: str = _NAMES
+) -> Iterator[epath.Path]:
     """The folder of a run for this run alone, on all its processes, until the block ends.
 
     The first process holds a lock of the kernel on the folder's manifest, which a killed process loses. Remote folders
@@ -28,21 +29,27 @@ def run_folder(out: str | os.PathLike[str], *, resume: bool, overwrite: bool) ->
       out: the folder; created if absent.
       resume: it may hold a run to go on with.
       overwrite: remove the run that it holds.
+      by: the command that writes it, for the manifest.
+      names: regular expression of what that command writes there.
 
     Raises:
       InputError: it is not empty and neither was said, it is not a run of ours, or another run is writing to it.
     """
     folder = epath.Path(out).expanduser()
     with contextlib.ExitStack() as lifetime:
-        on_first(lambda: _take(folder, lifetime, resume=resume, overwrite=overwrite), "take the folder of the run")
+        on_first(
+            lambda: _take(folder, lifetime, by, names, resume=resume, overwrite=overwrite), "take the folder of the run"
+        )
         yield folder
 
 
-def _take(folder: epath.Path, lifetime: contextlib.ExitStack, *, resume: bool, overwrite: bool) -> None:
+def _take(
+    folder: epath.Path, lifetime: contextlib.ExitStack, by: str, names: str, *, resume: bool, overwrite: bool
+) -> None:
     if resume and overwrite:
         raise InputError("give --resume or --overwrite, not both.")
     if folder.exists() and overwrite:
-        check_own(folder, _BY, names=_NAMES)
+        check_own(folder, by, names=names)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
@@ -51,7 +58,7 @@ def _take(folder: epath.Path, lifetime: contextlib.ExitStack, *, resume: bool, o
     if held and not (resume or overwrite):
         raise InputError(f"{folder} is not empty; go on with --resume, or delete it with --overwrite.")
     if not (folder / MANIFEST).exists():
-        sign(folder, _BY)
+        sign(folder, by)
     if not is_remote(folder):
         lifetime.enter_context(alone(Path(folder / MANIFEST), f"writing a run to {folder}"))
     for child in held if overwrite else []:

@@ -1,0 +1,153 @@
+"""One trial: a cut that is written once, trained on to the end of a rung, and measured on held-out episodes."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from clp_jax.advising.candidates import FULL, Candidate
+from clp_jax.advising.halving import Trial
+from clp_jax.checkpoint import Spec, fingerprint, read_spec
+from clp_jax.data import CalibrationData, TrainingData, arrange
+from clp_jax.errors import InputError
+from clp_jax.models import Architecture, Gates
+from clp_jax.plan import PrunePlan
+from clp_jax.provenance import training_record
+from clp_jax.prune import prune_checkpoint
+from clp_jax.sensitivity import make_loss
+from clp_jax.similarity import batches
+from clp_jax.training import Run, Steps, check_batch_size, train
+
+_EVALUATED_AT_ONCE = 16
+
+
+class Stopped(Exception):
+    """A signal ended a trial, which is saved as far as it came."""
+
+
+@dataclasses.dataclass(frozen=True)
+class HeldOut:
+    """Held-out episodes.
+
+    Attributes:
+      episodes: the observations of each.
+      weights: of each, in the mean.
+    """
+
+    episodes: list[CalibrationData]
+    weights: list[float]
+
+    @classmethod
+    def of(cls, data: TrainingData, most: int) -> "HeldOut":
+        """At most so many observations of the episodes that are held out.
+
+        Raises:
+          InputError: there are fewer than two such episodes.
+        """
+        episodes, weights = [], []
+        for share, one in data.held_out_sets(most).values():
+            for number in np.unique(one.episodes):
+                rows = np.flatnonzero(one.episodes == number)
+                episodes.append(one.take(rows))
+                weights.append(share * len(rows) / len(one))
+        if len(episodes) < 2:
+            raise InputError(
+                f"{len(episodes)} episodes are held out, and an uncertainty needs two at least: give data of more "
+                "episodes, or a larger --holdout-ratio."
+            )
+        return cls(episodes, weights)
+
+    def losses(self, architecture: Architecture, params: Any, mesh: jax.sharding.Mesh) -> tuple[float, ...]:
+        """Of each episode."""
+        devices = jax.device_count()
+        batch_size = devices * max(1, _EVALUATED_AT_ONCE // devices)
+
+        def one(data: CalibrationData) -> float:
+            return make_loss(architecture, params, batches(data, arrange(data.episodes, 1), batch_size, mesh))(Gates())
+
+        return tuple(one(data) for data in self.episodes)
+
+
+@dataclasses.dataclass(frozen=True)
+class Trainer:
+    """Runs trials.
+
+    Attributes:
+      folder: for cuts and for the states of those that train on.
+      spec: the checkpoint.
+      architecture: of its model.
+      data: to train on.
+      held: to measure on.
+      mesh: devices.
+      settings: how an architecture is trained for so many steps of so many in all, from (candidate, architecture,
+        steps, all steps).
+      steps: by depth, what the longest trial does.
+      rungs: how many there are; each has twice the steps of the one before.
+      config: for the record.
+    """
+
+    folder: Path
+    spec: Spec
+    architecture: Architecture
+    data: TrainingData
+    held: HeldOut
+    mesh: jax.sharding.Mesh
+    settings: Callable[[Candidate, Architecture, int, int], Run]
+    steps: Mapping[str, int]
+    rungs: int
+    config: Mapping[str, Any]
+
+    def measure(self, candidate: Candidate, rung: int) -> Trial:
+        """Train a candidate to the end of a rung, and its losses there.
+
+        Raises:
+          Stopped: by a signal.
+        """
+        spec, architecture = self._cut(candidate), smaller(self.architecture, candidate.plan)
+        whole = self.steps[candidate.depth]
+        steps = max(round(whole / 2 ** (self.rungs - 1 - rung)), 1)
+        run = self.settings(candidate, architecture, steps, whole)
+        check_batch_size(run, self.mesh)
+        saved = Steps(self.folder / "runs" / candidate.name, write_assets=_none)
+        plan = PrunePlan.of(architecture.kind, architecture.depths, coupled=architecture.coupled)
+        entry = {"source": str(spec.path), "source_fingerprint": fingerprint(spec), "config": dict(self.config)}
+        report = train(
+            spec,
+            architecture,
+            self.data,
+            run,
+            saved,
+            mesh=self.mesh,
+            record=lambda training: training_record(spec.plan_record, plan, entry, training).to_json(),
+            log=_unheard,
+        )
+        saved.close()
+        if report.done < steps:
+            raise Stopped
+        params = report.state.params if report.state.ema_params is None else report.state.ema_params
+        return Trial(candidate.name, rung, steps, self.held.losses(architecture, params, self.mesh))
+
+    def _cut(self, candidate: Candidate) -> Spec:
+        """The pruned checkpoint of a candidate."""
+        if candidate.depth == FULL:
+            return self.spec
+        out = self.folder / "cuts" / candidate.cut
+        if not out.exists():
+            prune_checkpoint(self.spec, candidate.plan, out)
+        return read_spec(str(out))
+
+
+def smaller(architecture: Architecture, plan: PrunePlan) -> Architecture:
+    """The architecture of a cut."""
+    return architecture.with_depths({name: len(tower.keep) for name, tower in plan.towers.items()})
+
+
+def _none(folder: Any) -> None:
+    """A trial's steps are for going on with, and need no files beside their arrays."""
+
+
+def _unheard(step: int, values: Mapping[str, float]) -> None:
+    """Nobody reads the log of a trial."""

@@ -1,0 +1,125 @@
+"""`clp advise`: the candidates, which of them go on, which depth is advised, and one small run of all that."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+
+from clp_jax import cli, example
+from clp_jax.advising import Candidate, Trial, candidates_of, halve, judge
+from clp_jax.advising.halving import mean_loss
+from clp_jax.plan import PrunePlan
+
+DEPTHS = {"vlm": 4, "action": 4}
+
+
+def plan(keep):
+    return PrunePlan.of("pi0", DEPTHS, {"vlm": keep, "action": keep}, coupled=(("vlm", "action"),))
+
+
+WHOLE = PrunePlan.of("pi0", DEPTHS, coupled=(("vlm", "action"),))
+
+
+def test_criteria_that_choose_the_same_blocks_are_one_candidate():
+    chosen = {("3", "a"): [0, 1, 2], ("3", "b"): [0, 1, 2], ("2", "a"): [0, 1], ("2", "b"): [0, 3]}
+    found = candidates_of(WHOLE, ["3", "2"], ["a", "b"], [1e-4, 2e-4], lambda *key: plan(chosen[key]))
+    assert [one.name for one in found] == [
+        *("full-0.0001", "full-0.0002", "3-a-0.0001", "3-a-0.0002"),
+        *("2-a-0.0001", "2-a-0.0002", "2-b-0.0001", "2-b-0.0002"),
+    ]
+    assert found[2].criteria == ("a", "b") and found[0].criteria == ()
+
+
+def candidate(depth, rate):
+    return Candidate(depth, WHOLE, (), rate)
+
+
+def test_the_better_half_of_each_depth_goes_on():
+    candidates = [candidate(depth, rate) for depth in ("full", "9") for rate in (1.0, 2.0, 3.0)]
+    asked = []
+
+    def measure(one, rung):
+        asked.append((one.depth, one.peak_lr, rung))
+        # All of depth 9 are worse than all of the whole model, and still the best of them reaches the end.
+        loss = one.peak_lr + (10 if one.depth == "9" else 0)
+        return Trial(one.name, rung, 2**rung, (loss, math.nan if one.peak_lr == 3.0 else loss))
+
+    found = list(halve(candidates, 3, measure, [1.0, 1.0]))
+    at = {rung: [ask[:2] for ask in asked if ask[2] == rung] for rung in range(3)}
+    assert at[0] == [(depth, rate) for depth in ("full", "9") for rate in (1.0, 2.0, 3.0)]
+    assert at[1] == [("full", 1.0), ("full", 2.0), ("9", 1.0), ("9", 2.0)]
+    assert at[2] == [("full", 1.0), ("9", 1.0)]
+    assert [trial.candidate for trial, is_out in found if is_out] == ["full-3", "9-3", "full-2", "9-2"]
+
+
+def test_a_loss_that_is_no_number_is_never_the_best():
+    assert mean_loss((1.0, math.nan), (1.0, 1.0)) == math.inf
+    assert mean_loss((1.0, 4.0), (2.0, 1.0)) == 2.0
+
+
+@pytest.mark.parametrize(("worse", "advised"), [(0.01, "6"), (0.05, "9"), (0.5, "9")])
+def test_the_fastest_depth_within_the_tolerance_is_advised(worse, advised):
+    rng = np.random.default_rng(0)
+    full = 0.2 + 0.02 * rng.standard_normal(40)
+    losses = {"full": full, "9": full * 1.005, "6": full * (1 + worse)}
+    candidates = {depth: candidate(depth, 1.0) for depth in losses}
+    trials = [Trial(depth, 2, 10, tuple(each)) for depth, each in losses.items()]
+    verdict = judge(candidates, trials, [1.0] * 40, {"full": 3.0, "9": 2.0, "6": 1.0}, tolerance=0.02)
+    assert verdict.best.candidate.depth == advised
+    ratios = {place.candidate.depth: place.ratio for place in verdict.places}
+    assert ratios == pytest.approx({"full": 1.0, "9": 1.005, "6": 1 + worse})
+    # Every episode says the same, so there is no doubt: the interval is a point.
+    assert verdict.best.chosen == 1.0 and np.ptp(verdict.places[2].interval) < 1e-9
+
+
+def test_doubt_shows_in_the_interval_and_in_how_often_a_depth_is_advised():
+    rng = np.random.default_rng(0)
+    full = 0.2 + 0.05 * rng.standard_normal(10)
+    noisy = full + 0.05 * rng.standard_normal(10)
+    noisy += 1.02 * full.mean() - noisy.mean()  # just at the tolerance
+    candidates = {depth: candidate(depth, 1.0) for depth in ("full", "9")}
+    trials = [Trial("full", 0, 1, tuple(full)), Trial("9", 0, 1, tuple(noisy))]
+    verdict = judge(candidates, trials, [1.0] * 10, {"full": 2.0, "9": 1.0}, tolerance=0.021)
+    place = verdict.places[1]
+    assert verdict.best is place and 0.3 < place.chosen < 0.7
+    assert place.interval[0] < 0.95 and place.interval[1] > 1.05
+
+
+FLAGS = [
+    *("advise", "--checkpoint", example.CHECKPOINT, "--data", example.DEMONSTRATIONS, "--robot", "metaworld"),
+    *("--asset-id", "metaworld", "--keep-layers", "3", "--criteria", "first", "--learning-rates", "1e-4", "1e-3"),
+    *("--steps", "2", "--rungs", "2", "--batch-size", "2", "--max-observations", "8", "--evaluate-observations", "8"),
+]
+
+
+def test_a_small_run_and_its_resumption(tmp_path, capsys):
+    out = tmp_path / "advice"
+    assert cli.main([*FLAGS, "--out", str(out)]) == 0
+    assert "Advised:" in capsys.readouterr().out
+    assert {path.name for path in out.iterdir()} == {
+        *("advise.json", "trials.jsonl", "advice.json", "advice.png", "plan.json", "cuts", "clp-manifest.json")
+    }
+    found = json.loads((out / "advice.json").read_text())
+    assert [place["depth"] for place in found["depths"]] == ["full", "3"]
+    full, cut = found["depths"]
+    assert cut["step_seconds"] < full["step_seconds"] and cut["parameters"] < full["parameters"]
+    assert cut["steps"] == max(round(2 * full["step_seconds"] / cut["step_seconds"]), 1) > full["steps"]
+    trials = (out / "trials.jsonl").read_text().splitlines()
+    assert len(trials) == 6  # two depths at two rates, the better rate of each once more
+
+    # As if killed while the last trial was written down: that trial runs again, with the same result.
+    (out / "advice.json").unlink()
+    (out / "trials.jsonl").write_text("\n".join(trials[:5]) + "\n" + trials[5][:20])
+    assert cli.main([*FLAGS, "--out", str(out)]) == 2
+    assert "--resume" in capsys.readouterr().err
+    assert cli.main([*FLAGS, "--out", str(out), "--resume", "--steps", "3"]) == 2
+    assert "--steps" in capsys.readouterr().err
+    assert cli.main([*FLAGS, "--out", str(out), "--resume"]) == 0
+    assert json.loads((out / "advice.json").read_text())["depths"][1]["held_out_loss"] == cut["held_out_loss"]
+
+
+def test_depths_that_do_not_fit_are_refused_before_anything_is_read(tmp_path, capsys):
+    bad = [*FLAGS, "--out", str(tmp_path / "out"), "--keep-layers", "19"]
+    assert cli.main(bad) == 2
+    assert "19" in capsys.readouterr().err and not (tmp_path / "out").exists()
