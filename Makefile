@@ -42,7 +42,7 @@ test: .venv/.installed-test ## all tests and doctests, with the newest releases
 	@.venv/bin/python $(PYTEST_ALL) $(ARGS)
 
 test-openpi-pins: .venv-openpi/.installed-test ## the same tests with openpi's versions, on Python 3.11
-	@CI_HAS=openpi_client .venv-openpi/bin/python $(PYTEST_ALL) $(ARGS)
+	@CI_HAS=openpi_client$(if $(DRAWS),$(comma)gym_aloha) .venv-openpi/bin/python $(PYTEST_ALL) $(ARGS)
 
 test-lerobot: .venv-lerobot/.installed-test ## the lerobot exports against the real lerobot (6 GB on disk), on Python 3.12
 	@CI_HAS=torch,lerobot HF_HUB_OFFLINE=1 $(OPTIMISED) .venv-lerobot/bin/python -m pytest tests/test_export_lerobot.py tests/smolvla/test_stock_lerobot.py tests/test_lerobot_reader.py $(ARGS)
@@ -84,7 +84,7 @@ clean: ## remove environments and caches
 .venv/.installed-lint: .venv/.installed-test
 	$(call install,$(PYTHON),.[lint],newest)
 .venv-openpi/.installed-test: pyproject.toml constraints/openpi.txt
-	$(call install,$(PYTHON311),.[test$(comma)openpi-client],openpi)
+	$(call install,$(PYTHON311),.[test$(comma)openpi-client$(comma)aloha-sim],openpi)
 
 .venv-lerobot/.installed-test: pyproject.toml constraints/lerobot.txt
 	$(call install,$(PYTHON312),.[test],lerobot)

@@ -3,14 +3,11 @@
 import contextlib
 import os
 from collections.abc import Iterator
-from pathlib import Path
 
 from etils import epath
 
 from clp_jax.distributed import on_first
-from clp_jax.errors import InputError
-from clp_jax.folders import is_remote
-from clp_jax.outputs import MANIFEST, alone, check_own, sign
+from clp_jax.outputs import resumable
 
 _BY = "clp finetune"
 _NAMES = r"\d+(\.orbax-checkpoint-tmp.*)?|metrics\.(jsonl|new)|tensorboard|wandb|wandb_id\.txt"
@@ -34,25 +31,8 @@ def run_folder(out: str | os.PathLike[str], *, resume: bool, overwrite: bool) ->
     """
     folder = epath.Path(out).expanduser()
     with contextlib.ExitStack() as lifetime:
-        on_first(lambda: _take(folder, lifetime, resume=resume, overwrite=overwrite), "take the folder of the run")
+        held = resumable(
+            folder, by=_BY, what=f"writing a run to {folder}", resume=resume, overwrite=overwrite, names=_NAMES
+        )
+        on_first(lambda: lifetime.enter_context(held), "take the folder of the run")
         yield folder
-
-
-def _take(folder: epath.Path, lifetime: contextlib.ExitStack, *, resume: bool, overwrite: bool) -> None:
-    if resume and overwrite:
-        raise InputError("give --resume or --overwrite, not both.")
-    if folder.exists() and overwrite:
-        check_own(folder, _BY, names=_NAMES)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError):
-        raise InputError(f"{folder} is no folder; choose another --out.") from None
-    held = [child for child in folder.iterdir() if child.name != MANIFEST]
-    if held and not (resume or overwrite):
-        raise InputError(f"{folder} is not empty; go on with --resume, or delete it with --overwrite.")
-    if not (folder / MANIFEST).exists():
-        sign(folder, _BY)
-    if not is_remote(folder):
-        lifetime.enter_context(alone(Path(folder / MANIFEST), f"writing a run to {folder}"))
-    for child in held if overwrite else []:
-        child.rmtree() if child.is_dir() else child.unlink()
