@@ -4,7 +4,7 @@
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo test test-openpi-pins test-lerobot test-groot attack mutants lint format clean
+.PHONY: help install demo test test-openpi-pins test-lerobot test-groot test-libero attack mutants lint format clean
 
 # $(call python,VERSION...): the first interpreter of these versions that runs, from the path (where a version manager's
 # stand-ins exist for Pythons that do not run) or from the folders of pyenv and uv, which need not be on it.
@@ -50,6 +50,9 @@ test-lerobot: .venv-lerobot/.installed-test ## the lerobot exports against the r
 test-groot: .venv-groot/.installed-test ## stock GR00T-N1.5 on cuts and exports (3 GB on disk), on Python 3.11
 	@CI_HAS=torch,lerobot HF_HUB_OFFLINE=1 $(OPTIMISED) .venv-groot/bin/python -m pytest tests/groot/test_stock_groot.py $(ARGS)
 
+test-libero: .venv-libero/.installed-test ## the real LIBERO (3 GB on disk), on Python 3.11; needs libosmesa6
+	@CI_HAS=libero .venv-libero/bin/python -m pytest tests/evaluation/test_libero.py $(ARGS)
+
 attack: .venv/.installed-test ## damage inputs of every kind and count what comes of it: ARGS='--seeds 1 2 --targets plan'
 	@JAX_PLATFORMS=cpu PYTHONPATH=.:tests .venv/bin/python -m attack $(ARGS)
 
@@ -67,7 +70,7 @@ format: .venv/.installed-lint ## rewrite the files in our format
 	@.venv/bin/python -m ruff format --quiet .
 
 clean: ## remove environments and caches
-	@rm -rf .venv .venv-openpi .venv-lerobot .venv-groot .pytest_cache .ruff_cache .hypothesis
+	@rm -rf .venv .venv-openpi .venv-lerobot .venv-groot .venv-libero .pytest_cache .ruff_cache .hypothesis
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # One environment, three sizes, each on top of the one before: the demo does not wait for the linters, and parallel make
@@ -85,6 +88,8 @@ clean: ## remove environments and caches
 	$(call install,$(PYTHON),.[lint],newest)
 .venv-openpi/.installed-test: pyproject.toml constraints/openpi.txt
 	$(call install,$(PYTHON311),.[test$(comma)openpi-client$(comma)aloha-sim],openpi)
+.venv-libero/.installed-test: pyproject.toml constraints/openpi.txt
+	$(call install,$(PYTHON311),.[test$(comma)libero],openpi)
 
 .venv-lerobot/.installed-test: pyproject.toml constraints/lerobot.txt
 	$(call install,$(PYTHON312),.[test],lerobot)
