@@ -18,7 +18,7 @@ from clp_jax.commands.model_flags import ModelFlags
 from clp_jax.commands.processing_flags import ProcessingFlags
 from clp_jax.editable_json import write_json
 from clp_jax.errors import InputError
-from clp_jax.evaluation import aloha_sim, gymnasium_env, libero, metaworld
+from clp_jax.evaluation import aloha_sim, gymnasium_env, libero, metaworld, simpler
 from clp_jax.evaluation.comparison import check_comparable, compare
 from clp_jax.evaluation.parallel import run_episodes
 from clp_jax.evaluation.pictures import save_page_of_two
@@ -31,7 +31,12 @@ from clp_jax.outputs import check_apart
 from clp_jax.progress import progress
 from clp_jax.version import __version__
 
-_SUITES = {"metaworld": metaworld.suite, "libero": libero.suite, "aloha-sim": aloha_sim.suite}
+_SUITES = {
+    "metaworld": metaworld.suite,
+    "libero": libero.suite,
+    "aloha-sim": aloha_sim.suite,
+    "simpler": simpler.suite,
+}
 _ADDRESS = re.compile(r"wss?://.+|[\w.-]+:\d+")
 _MAY_CHANGE = (
     *("out", "resume", "overwrite", "against", "checkpoint", "server", "processes", "tasks", "episodes", "filmed"),
@@ -48,8 +53,9 @@ class Evaluate(ProcessingFlags, ModelFlags):
     is saved when it ends; a killed run goes on with the same flags and --resume.
     """
 
-    suite: Literal["metaworld", "libero", "aloha-sim"] | None = None
-    """Simulator; libero lives in an environment of its own, so its policy is a --server."""
+    suite: Literal["metaworld", "libero", "aloha-sim", "simpler"] | None = None
+    """Simulator (simpler: SimplerEnv's WidowX tasks); libero lives in an environment of its own, so its policy is a
+    --server."""
     env: str | None = None
     """MODULE:FACTORY of any other Gymnasium environment instead; its observations are the requests, by its own keys."""
     out: str
@@ -62,7 +68,8 @@ class Evaluate(ProcessingFlags, ModelFlags):
     """Second policy to compare with over the same episodes: an --out of clp evaluate, a checkpoint, or HOST:PORT."""
     tasks: tuple[str, ...] = ()
     """MetaWorld: names as drawer-open, or the word all. LIBERO: numbers within the suite; all if absent. ALOHA:
-    transfer-cube, insertion; the cube if absent. --env: what the factory is called with; nothing if absent."""
+    transfer-cube, insertion; the cube if absent. SimplerEnv: carrot, spoon, stack, eggplant; all if absent. --env: what
+    the factory is called with; nothing if absent."""
     libero_suite: str = "libero_spatial"
     """libero_spatial, libero_object, libero_goal, libero_10 or libero_90; LIBERO-PRO's as libero_goal_swap."""
     episodes: int = 20
@@ -72,14 +79,18 @@ class Evaluate(ProcessingFlags, ModelFlags):
     replan: int | None = None
     """Actions done before the policy is asked again; 5 if absent, 10 for ALOHA."""
     max_steps: int | None = None
-    """Actions after which an episode has failed; 500 for MetaWorld, 300 for ALOHA, openpi's of the suite for LIBERO."""
+    """Actions after which an episode has failed; 500 for MetaWorld, 300 for ALOHA, 60 for SimplerEnv (eggplant: 120),
+    openpi's of the suite for LIBERO."""
     processes: int | None = None
     """Simulators at a time, who waits for the policy is answered together; if absent one a core and at least four, as
     far as memory goes."""
     image_size: int | None = None
-    """Pixels of a picture's height: 64 for MetaWorld, as in training; 256 for LIBERO and 480 for ALOHA, sent as 224."""
+    """Pixels of a picture's height: 64 for MetaWorld, as in training; 256 for LIBERO and 480 for ALOHA, sent as 224;
+    SimplerEnv: as it is sent, 224."""
     fast_rendering: bool = False
     """LIBERO, ALOHA: without shadows and with coarse meshes, for CPUs; not what published policies saw."""
+    rotation: simpler.Rotation = "euler"
+    """SimplerEnv: what the policy's rotations are; axis-angle for policies made for the first SimplerEnv."""
     blank_images: bool = False
     """Send black pictures: does the task need them?"""
     filmed: int = 4
@@ -162,6 +173,7 @@ def open_suite(config: Evaluate) -> Suite:
         image_size=config.image_size,
         fast=config.fast_rendering,
         part=config.libero_suite,
+        rotation=config.rotation,
     )
     if config.env is not None:
         return gymnasium_env.suite(config.env, asked)

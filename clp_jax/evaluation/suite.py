@@ -19,6 +19,7 @@ class Asked:
       image_size: pixels of a picture's edge; None leaves it to the suite.
       fast: draw what a CPU draws fast, though no policy was trained on it.
       part: which of a simulator's suites, where it has several.
+      rotation: how a policy means its rotations, where a simulator has met several ways.
     """
 
     tasks: tuple[str, ...] = ()
@@ -27,6 +28,7 @@ class Asked:
     image_size: int | None = None
     fast: bool = False
     part: str | None = None
+    rotation: str = "euler"
 
 
 @dataclasses.dataclass(frozen=True)
