@@ -13,7 +13,7 @@ from typing import Any, Literal
 from rich.console import Console
 
 from clp_jax.commands.evaluate_output import introduce, show, show_comparison, versions
-from clp_jax.commands.evaluate_policy import SHARED, identity, open_policy
+from clp_jax.commands.evaluate_policy import SHARED, check_there, identity, open_policy
 from clp_jax.commands.model_flags import ModelFlags
 from clp_jax.commands.processing_flags import ProcessingFlags
 from clp_jax.editable_json import write_json
@@ -274,7 +274,8 @@ def _other(config: Evaluate, suite: Suite) -> "Evaluate | Mapping[str, Any]":
     folder = Path(config.against).expanduser()
     if (folder / RESULTS).exists():
         saved = read_json_object(folder / RESULTS)
-        check_comparable({"suite": suite.name, "flags": dataclasses.asdict(config)}, saved, config.against)
+        mine = {"suite": suite.name, "flags": dataclasses.asdict(config), "tasks": suite.tasks}
+        check_comparable(mine, saved, config.against)
         return saved
     if (folder / SETTINGS).exists():
         raise InputError(f"--against {config.against} is an unfinished evaluation; go on with its --resume first.")
@@ -284,4 +285,5 @@ def _other(config: Evaluate, suite: Suite) -> "Evaluate | Mapping[str, Any]":
         config, **{"server": None, "checkpoint": None} | place, out=out, against=None, overwrite=False
     )
     check(other)
+    check_there(other)
     return other

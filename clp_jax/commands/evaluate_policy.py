@@ -33,6 +33,20 @@ def open_policy(config: Any, robot: str | None, processes: int) -> Answering:
     return _local(config, robot, processes)
 
 
+def check_there(config: Any) -> None:
+    """Raise an `InputError` unless there is something behind the flags, which is not asked for hours.
+
+    Args:
+      config: flags of ``clp evaluate``.
+    """
+    if config.server is not None:
+        open_policy(config, None, 1).close()
+    else:
+        from clp_jax.checkpoint import read_spec
+
+        read_spec(config.checkpoint)
+
+
 def identity(policy: Answering) -> dict[str, Any]:
     """What must stay the same of a policy for an evaluation to go on, by name; little of openpi's servers."""
     return {f"policy.{name}": value for name, value in policy.metadata.items() if name not in _NO_IDENTITY}

@@ -15,17 +15,21 @@ def check_comparable(first: Mapping[str, Any], second: Mapping[str, Any], where:
     """Raise unless two results are of the same episodes.
 
     Args:
-      first: flags and name of the suite of an evaluation.
+      first: flags, name of the suite and tasks of an evaluation.
       second: the same of another.
       where: its name in messages.
 
     Raises:
-      InputError: the suite, or a flag that decides what an episode is, differs.
+      InputError: the suite, or a flag that decides what an episode is, differs, or they have no task in common.
     """
     told = ({name: one["flags"].get(name) for name in _STARTS} | {"suite": one["suite"]} for one in (second, first))
     found = differences(*told)
     if found:
         raise InputError(f"--against {where} is of other episodes: {'; '.join(found)}. Give the same flags as there.")
+    if not set(first["tasks"]) & set(second["tasks"]):
+        raise InputError(
+            f"--against {where} has other tasks: {', '.join(second['tasks'])}. Give some of them as --tasks."
+        )
 
 
 def compare(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
@@ -37,15 +41,10 @@ def compare(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, An
 
     Returns:
       Plain numbers for JSON: ``difference`` is the first's rate minus the second's, ``p`` that of `sign_test`.
-
-    Raises:
-      InputError: they have no episode in common.
     """
     outcomes = [_outcomes(one) for one in (first, second)]
     common = {task: sorted(set(outcomes[0][task]) & set(outcomes[1].get(task, {}))) for task in outcomes[0]}
     pairs = {task: [tuple(one[task][number] for one in outcomes) for number in common[task]] for task in common}
-    if not any(pairs.values()):
-        raise InputError("the two evaluations have no episode of the same task and number; play the same --tasks.")
     return {
         "tasks": {task: _row(some) for task, some in pairs.items() if some},
         "all": _row([pair for some in pairs.values() for pair in some]),

@@ -153,13 +153,21 @@ def play(
 def _as_asked(request: dict[str, Any], asking: Asking, task: str, number: int, step: int) -> dict[str, Any]:
     """With the changes that `Asking` wants."""
     if asking.blank_images:
-        request = {key: np.zeros_like(x) if np.ndim(x) == 3 else x for key, x in request.items()}
+        request = _blank(request)
     if asking.prompt is not None:
         request = request | {"prompt": asking.prompt}
     if asking.noise_shape is not None:
         rng = np.random.default_rng([asking.seed, zlib.crc32(task.encode()), number, step])
         request = request | {"noise": rng.standard_normal(asking.noise_shape, np.float32)}
     return request
+
+
+def _blank(request: Mapping[str, Any]) -> dict[str, Any]:
+    """With black pictures, in maps inside it too."""
+    return {
+        key: _blank(value) if isinstance(value, Mapping) else np.zeros_like(value) if np.ndim(value) == 3 else value
+        for key, value in request.items()
+    }
 
 
 def checked_actions(actions: np.ndarray, replan: int) -> np.ndarray:

@@ -36,8 +36,6 @@ def test_pairs_are_episodes_that_both_played():
     assert (row["pairs"], row["first"], row["second"], row["only_first"], row["only_second"]) == (3, 2, 2, 1, 1)
     assert (row["low"], row["high"]) == paired_difference(1, 1, 3)[1:] and row["p"] == 1
     assert list(found["tasks"]) == ["a"] and found["all"] == row
-    with pytest.raises(InputError, match="no episode of the same task"):
-        compare(results(a=[True]), results(b=[True]))
 
 
 @pytest.mark.parametrize(("only_first", "only_second", "pairs"), [(5, 1, 20), (0, 3, 12), (2, 2, 40), (30, 4, 50)])
@@ -101,6 +99,12 @@ def test_other_episodes_are_not_compared(tmp_path, capsys):
         assert evaluate(out, "--server", server) == 0
         assert evaluate(tmp_path / "other", "--server", server, "--against", str(out), "--seed", "4") == 2
         assert "is of other episodes: seed was 1, is 4. Give the same flags" in capsys.readouterr().err
+        assert evaluate(tmp_path / "other", "--server", server, "--against", str(out), "--tasks", "c") == 2
+        assert "has other tasks: a, b. Give some of them" in capsys.readouterr().err
+        assert evaluate(tmp_path / "other", "--server", server, "--against", "127.0.0.1:9") == 2
+        assert "no policy answers at ws://127.0.0.1:9" in capsys.readouterr().err
+        assert evaluate(tmp_path / "other", "--server", server, "--against", str(tmp_path)) == 2
+        capsys.readouterr()
         (out / "results.json").unlink()
         assert evaluate(tmp_path / "other", "--server", server, "--against", str(out)) == 2
         assert "is an unfinished evaluation; go on with its --resume first" in capsys.readouterr().err

@@ -33,7 +33,7 @@ def walking(step, seen=None):
     ("step", "success", "steps"), [(0.5, True, {5, 6}), (-0.5, False, {3, 4}), (0.01, False, {20})]
 )
 def test_an_episode_ends_where_the_environment_ends_it(step, success, steps):
-    episode = play(made("Walk"), "Walk", 0, Asking(replan=4), walking(step))
+    episode = play(made("Walk"), "Walk", 0, Asking(replan=6), walking(step))
     assert episode.success == success and episode.steps in steps
 
 
@@ -42,6 +42,12 @@ def test_requests_are_observations_with_the_instruction():
     play(made("Walk", tasks=("a",)), "a", 0, Asking(replan=4), walking(0.5, seen))
     assert seen[0]["prompt"] == "walk" and seen[0]["pixels"]["front"].shape == (12, 16, 3)
     assert seen[0]["state"].tolist() == [seen[0]["state"][0], 0.0]
+
+
+def test_pictures_in_maps_are_blanked():
+    seen: list[dict] = []
+    play(made("Walk"), "Walk", 0, Asking(replan=4, blank_images=True), walking(0.5, seen))
+    assert not any(request["pixels"]["front"].any() for request in seen) and seen[-1]["state"].all()
 
 
 def test_one_array_is_a_state():
