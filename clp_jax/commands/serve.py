@@ -14,7 +14,7 @@ from etils import epath
 from rich.console import Console
 from rich.markup import escape
 
-from clp_jax.checkpoint import Spec, read_spec
+from clp_jax.checkpoint import Spec, fingerprint, read_spec
 from clp_jax.commands.conventions import choose_conventions, told_by
 from clp_jax.commands.data_flags import ObservationFlags, load_tokenizer, stats_of_checkpoint
 from clp_jax.commands.model_flags import ModelFlags
@@ -105,6 +105,7 @@ def make_policy(config: Serve, spec: Spec) -> Policy:
         cast = jax.jit(lambda tree: jax.tree.map(lambda x: x.astype(jnp.dtype(config.params_dtype)), tree))
         model = dataclasses.replace(model, params=cast(model.params))
     policy = Policy(model, requests, **sizes, seed=config.seed)
+    policy.metadata["checkpoint"] = fingerprint(spec)
     policy.metadata["conventions"] = str(dataclasses.replace(chosen, conventions=conventions))
     return policy
 

@@ -6,10 +6,10 @@ wants mujoco 2.3.7 and NumPy 1.26 in an environment of its own; this module need
 """
 
 import contextlib
+import functools
 import importlib
 import io
 import math
-import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,16 +18,53 @@ from jaxtyping import Float, UInt8
 
 from clp_jax.errors import InputError
 from clp_jax.evaluation.rendering import Renderer, import_mujoco, named_camera
+from clp_jax.evaluation.rollouts import start_seed
+from clp_jax.evaluation.suite import Asked, Suite
 
 IMAGE_SIZE = 256
 """Of a rendered picture, as in the data that policies were trained on."""
-STEPS = {"libero_spatial": 220, "libero_object": 280, "libero_goal": 300, "libero_10": 520, "libero_90": 400}
-"""Actions of an episode per suite, the rest not counted."""
+_STANDARD = {"libero_spatial": 220, "libero_object": 280, "libero_goal": 300, "libero_10": 520, "libero_90": 400}
+_NEW_INSTRUCTION = ("lan", "task")
+"""LIBERO-PRO's changes of what is to be done. There the instruction is in the task's BDDL; in all other suites it is
+the task's name, as openpi has it, and as policies were trained, though the BDDL of some says it in other words."""
+_CHANGES = (*_NEW_INSTRUCTION, "object", "swap")
+STEPS = _STANDARD | {
+    f"{name}_{change}": steps for name, steps in _STANDARD.items() if name != "libero_90" for change in _CHANGES
+}
+"""Actions of an episode per suite, the rest not counted: openpi's, and for LIBERO-PRO's those of the suite changed."""
+STARTS = 50
+"""Recorded initial states of every task."""
+_FPS = 20
+_MEMORY = 2 * 2**30
+_CELL = 0.005
+"""Metres, for `Renderer`: at 0.02, of no use to the time, packages become splinters and fingers vanish."""
 _SENT_SIZE = 224
 _RESTING_STEPS = 10
 _REST = (0.0,) * 6 + (-1.0,)
 """No motion, fingers open."""
 _CAMERAS = ("agentview", "robot0_eye_in_hand")
+
+
+def suite(asked: Asked) -> Suite:
+    """One of LIBERO's suites, by default libero_spatial.
+
+    Args:
+      asked: with numbers of tasks; all if there are none.
+
+    Raises:
+      InputError: no such suite or task.
+    """
+    part = asked.part or "libero_spatial"
+    tasks = check_suite(part, asked.tasks)
+    make = functools.partial(
+        Libero,
+        suite=part,
+        seed=asked.seed,
+        image_size=asked.image_size or IMAGE_SIZE,
+        max_steps=asked.max_steps,
+        fast=asked.fast,
+    )
+    return Suite("libero", tasks, make, starts=STARTS, fps=_FPS, memory=_MEMORY, robot="libero")
 
 
 class Libero:
@@ -45,6 +82,8 @@ class Libero:
       InputError: no such task, or LIBERO or its renderer is missing.
     """
 
+    over = False
+
     def __init__(
         self,
         task: str,
@@ -58,18 +97,19 @@ class Libero:
         check_suite(suite, (task,))
         import_mujoco()  # before LIBERO does, so that it draws in memory
         self.max_steps = max_steps or STEPS[suite]
-        self._seed, self._draw = (seed, zlib.crc32(f"{suite}/{task}".encode())), (image_size, fast)
+        self._seed, self._name, self._draw = seed, f"{suite}/{task}", (image_size, fast)
         with contextlib.redirect_stdout(io.StringIO()):  # it tells the order of its tasks
-            benchmark, environments = _import("libero.libero.benchmark"), _import("libero.libero.envs")
+            benchmark, environments = _import("libero.libero.benchmark"), _import("libero.libero.envs.env_wrapper")
             tasks = benchmark.get_benchmark(suite)()
             self._starts = tasks.get_task_init_states(int(task))
-            # Ours draws instead of robosuite's, which draws twice a step.
-            self._env = environments.OffScreenRenderEnv(
+            # Ours draws instead of robosuite's, which draws twice a step, and which OffScreenRenderEnv insists on.
+            self._env = environments.ControlEnv(
                 bddl_file_name=tasks.get_task_bddl_file_path(int(task)),
                 use_camera_obs=False,
                 has_offscreen_renderer=False,
             )
-        self.instruction = str(tasks.get_task(int(task)).language)
+        new = suite.rpartition("_")[2] in _NEW_INSTRUCTION
+        self.instruction = str(self._env.language_instruction if new else tasks.get_task(int(task)).language)
         self._renderer: Renderer | None = None
         self._seen: Mapping[str, Any] = {}
 
@@ -81,13 +121,13 @@ class Libero:
         """
         if episode >= len(self._starts):
             raise InputError(f"LIBERO has {len(self._starts)} initial states a task; give at most as many --episodes.")
-        self._env.seed(int(np.random.SeedSequence([*self._seed, episode]).generate_state(1)[0]))
+        self._env.seed(start_seed(self._seed, self._name, episode))
         self._env.reset()  # makes a new model
         self._env.set_init_state(self._starts[episode])
         self.close()
         size, fast = self._draw
         # Group 0 are the shapes that collide.
-        self._renderer = Renderer(self._env.sim.model._model, size, fast=fast, geom_groups=(1, 2))
+        self._renderer = Renderer(self._env.sim.model._model, size, fast=fast, cell=_CELL, geom_groups=(1, 2))
         for _ in range(_RESTING_STEPS):
             self._seen, *_ = self._env.step(list(_REST))
 
@@ -155,7 +195,10 @@ def check_suite(suite: str, tasks: Sequence[str]) -> tuple[str, ...]:
       InputError: no such suite or task.
     """
     if suite not in STEPS:
-        raise InputError(f"LIBERO has no suite {suite}; it has {', '.join(STEPS)}.")
+        raise InputError(
+            f"LIBERO has no suite {suite}; it has {', '.join(_STANDARD)}, and all but the last with "
+            f"{', '.join(f'_{change}' for change in _CHANGES)} (LIBERO-PRO)."
+        )
     every = tuple(str(number) for number in range(90 if suite == "libero_90" else 10))
     unknown = [task for task in tasks if task not in every]
     if unknown:
@@ -169,5 +212,6 @@ def _import(name: str) -> Any:
     except ImportError as error:
         reason = str(error).strip().split("\n")[0]
         raise InputError(
-            f'LIBERO is not installed ({reason}); pip install "clp-jax[libero]" in an environment of its own.'
+            f"LIBERO is not installed ({reason}); in an environment of its own: "
+            'pip install "clp-jax[libero]" -c constraints/openpi.txt'
         ) from error

@@ -4,6 +4,7 @@ MetaWorld's own observation holds the positions of objects and goal; only the sc
 3.1.1, sawyer_xyz_env.py.
 """
 
+import functools
 import importlib
 import zlib
 from typing import Any
@@ -13,12 +14,15 @@ from jaxtyping import Float, UInt8
 
 from clp_jax.errors import InputError
 from clp_jax.evaluation.rendering import Renderer, free_camera, import_mujoco
+from clp_jax.evaluation.suite import Asked, Suite
 
 FPS = 80
 """Actions per second: five steps of 2.5 ms each."""
 MAX_STEPS = 500
 IMAGE_SIZE = 64
 STATE_DIM = ACTION_DIM = 4
+_MEMORY = 2**29
+"""Bytes of a simulator's process."""
 
 INSTRUCTIONS = {
     "assembly": "put the ring onto the peg",
@@ -81,6 +85,28 @@ _MARKED = (
 others the marker would tell the task without the instruction."""
 
 
+def suite(asked: Asked) -> Suite:
+    """MetaWorld's tasks.
+
+    Args:
+      asked: with names of tasks, or the word all.
+
+    Raises:
+      InputError: no such task.
+    """
+    if not asked.tasks:
+        raise InputError("say which --tasks of MetaWorld, for example drawer-open drawer-close, or all.")
+    tasks = tuple(INSTRUCTIONS) if asked.tasks == ("all",) else tuple(dict.fromkeys(asked.tasks))
+    check_tasks(list(tasks))
+    make = functools.partial(
+        MetaWorld,
+        seed=asked.seed,
+        image_size=asked.image_size or IMAGE_SIZE,
+        max_steps=asked.max_steps or MAX_STEPS,
+    )
+    return Suite("metaworld", tasks, make, fps=FPS, memory=_MEMORY, robot="metaworld")
+
+
 class MetaWorld:
     """One task. Where things lie is decided by (task, seed, episode) alone, not by what was run before.
 
@@ -93,6 +119,8 @@ class MetaWorld:
     Raises:
       InputError: no such task, or MetaWorld or its renderer is missing.
     """
+
+    over = False
 
     def __init__(self, task: str, *, seed: int = 0, image_size: int = IMAGE_SIZE, max_steps: int = MAX_STEPS):
         check_tasks([task])

@@ -42,7 +42,8 @@ def run_episodes(
 
     Raises:
       InputError: what an environment raises, for example that its simulator is not installed.
-      RuntimeError: a simulator's process broke.
+      RuntimeError: a simulator broke.
+      ChildProcessError: a simulator's process was killed.
     """
     left = collections.deque(jobs)
     with _workers(make, asking, min(processes, len(left))) as pipes:
@@ -99,7 +100,9 @@ def _receive(pipe: multiprocessing.connection.Connection) -> tuple[str, Any]:
     try:
         kind, content = pipe.recv()
     except (EOFError, ConnectionResetError):
-        raise RuntimeError("a simulator's process was killed; perhaps memory is short for so many.") from None
+        raise ChildProcessError(
+            "a simulator's process was killed; if memory is short, take fewer --processes"
+        ) from None
     if kind == "input error":
         raise InputError(content)
     if kind == "broken":

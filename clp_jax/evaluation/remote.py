@@ -13,6 +13,8 @@ from clp_jax.errors import InputError
 from clp_jax.serving import wire
 
 _SECONDS_TO_CONNECT = 10.0
+_SECONDS_OF_SILENCE = 600.0
+"""After which a server is gone: openpi's says nothing while it compiles, at the first request."""
 
 
 class RemotePolicy:
@@ -56,7 +58,11 @@ class RemotePolicy:
     def _connect(self) -> tuple[Any, Mapping[str, Any]]:
         try:
             socket = websockets.sync.client.connect(
-                self.address, compression=None, max_size=None, open_timeout=_SECONDS_TO_CONNECT
+                self.address,
+                compression=None,
+                max_size=None,
+                open_timeout=_SECONDS_TO_CONNECT,
+                ping_timeout=_SECONDS_OF_SILENCE,
             )
             metadata = wire.unpack(_binary(socket.recv(timeout=_SECONDS_TO_CONNECT)))
         except (OSError, TimeoutError, ValueError, websockets.exceptions.WebSocketException) as error:

@@ -17,7 +17,7 @@ from jaxtyping import Float, Int, UInt8
 from clp_jax.errors import InputError
 
 CELL = 0.02
-"""Metres: vertices of a mesh closer than this become one."""
+"""Metres: vertices of a mesh closer than this become one, which at 64 pixels nobody sees."""
 _MOST_GEOMS = 1000
 _WITHOUT = ("SHADOW", "REFLECTION", "SKYBOX", "HAZE", "FOG")
 
@@ -27,9 +27,10 @@ class Renderer:
 
     Args:
       model: a compiled ``mujoco.MjModel``.
-      size: height and width in pixels.
+      size: height and width in pixels; a number for both.
       sites: whether to draw sites, which are markers that no real camera would see.
       fast: without what is costly on a CPU; else as the model says.
+      cell: metres; where it is fast, vertices of a mesh closer than this become one.
       geom_groups: the groups of shapes that are drawn.
 
     Raises:
@@ -37,17 +38,25 @@ class Renderer:
     """
 
     def __init__(
-        self, model: Any, size: int, *, sites: bool = False, fast: bool = True, geom_groups: Sequence[int] = (0, 1, 2)
+        self,
+        model: Any,
+        size: int | tuple[int, int],
+        *,
+        sites: bool = False,
+        fast: bool = True,
+        cell: float = CELL,
+        geom_groups: Sequence[int] = (0, 1, 2),
     ):
         mujoco = import_mujoco()
+        height, width = (size, size) if isinstance(size, int) else size
         simple = copy.copy(model)
-        simple.vis.global_.offwidth = simple.vis.global_.offheight = size
+        simple.vis.global_.offheight, simple.vis.global_.offwidth = height, width
         if fast:
             simple.vis.quality.shadowsize = simple.vis.quality.offsamples = 0
             for mesh in range(simple.nmesh):
-                _simplify(simple, mesh, CELL)
+                _simplify(simple, mesh, cell)
         try:
-            self._context: Any = mujoco.gl_context.GLContext(size, size)
+            self._context: Any = mujoco.GLContext(width, height)
             self._context.make_current()
             self._library = mujoco.MjrContext(simple, mujoco.mjtFontScale.mjFONTSCALE_150)
         except Exception as error:  # MuJoCo's back ends each raise their own
@@ -57,7 +66,7 @@ class Renderer:
         self._scene = mujoco.MjvScene(simple, maxgeom=_MOST_GEOMS)
         for name in _WITHOUT if fast else ():
             self._scene.flags[getattr(mujoco.mjtRndFlag, f"mjRND_{name}")] = 0
-        self._options, self._frame = mujoco.MjvOption(), mujoco.MjrRect(0, 0, size, size)
+        self._options, self._frame = mujoco.MjvOption(), mujoco.MjrRect(0, 0, width, height)
         self._options.geomgroup[:] = [group in geom_groups for group in range(len(self._options.geomgroup))]
         if not sites:
             self._options.sitegroup[:] = 0

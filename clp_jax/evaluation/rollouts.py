@@ -39,12 +39,14 @@ class Environment(Protocol):
     """One task of a simulator.
 
     Attributes:
-      instruction: what the robot is told.
+      instruction: what the robot is told; None leaves it to the policy's robot.
       max_steps: actions after which an episode has failed.
+      over: whether the episode ended before that without success, as when something fell.
     """
 
-    instruction: str
+    instruction: str | None
     max_steps: int
+    over: bool
 
     def reset(self, episode: int) -> None:
         """Begin the episode of this number, the same in every run."""
@@ -55,7 +57,7 @@ class Environment(Protocol):
         ...
 
     def request(self) -> dict[str, Any]:
-        """What a policy is asked, ``prompt`` included."""
+        """What a policy is asked, ``prompt`` included if there is an instruction."""
         ...
 
     def picture(self) -> np.ndarray:
@@ -69,6 +71,11 @@ class Environment(Protocol):
 
 Make = Callable[[str], Environment]
 """Makes the environment of a task; a function that another process can import."""
+
+
+def start_seed(seed: int, task: str, number: int) -> int:
+    """A seed in [0, 2**32) for the start of an episode, which depends on nothing but these."""
+    return int(np.random.SeedSequence([seed, zlib.crc32(task.encode()), number]).generate_state(1)[0])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,7 +135,7 @@ def play(
     environment.reset(number)
     pictures, steps, asked, success = [], 0, 0, False
     filmed = number < asking.filmed
-    while steps < environment.max_steps and not success:
+    while steps < environment.max_steps and not (success or environment.over):
         request = environment.request()
         if filmed:
             pictures.append(environment.picture())
@@ -136,7 +143,7 @@ def play(
         asked += 1
         for action in actions[: min(asking.replan, environment.max_steps - steps)]:
             success, steps = environment.step(action), steps + 1
-            if success:
+            if success or environment.over:
                 break
     if filmed:
         pictures.append(environment.picture())
@@ -146,13 +153,21 @@ def play(
 def _as_asked(request: dict[str, Any], asking: Asking, task: str, number: int, step: int) -> dict[str, Any]:
     """With the changes that `Asking` wants."""
     if asking.blank_images:
-        request = {key: np.zeros_like(x) if np.ndim(x) == 3 else x for key, x in request.items()}
+        request = _blank(request)
     if asking.prompt is not None:
         request = request | {"prompt": asking.prompt}
     if asking.noise_shape is not None:
         rng = np.random.default_rng([asking.seed, zlib.crc32(task.encode()), number, step])
         request = request | {"noise": rng.standard_normal(asking.noise_shape, np.float32)}
     return request
+
+
+def _blank(request: Mapping[str, Any]) -> dict[str, Any]:
+    """With black pictures, in maps inside it too."""
+    return {
+        key: _blank(value) if isinstance(value, Mapping) else np.zeros_like(value) if np.ndim(value) == 3 else value
+        for key, value in request.items()
+    }
 
 
 def checked_actions(actions: np.ndarray, replan: int) -> np.ndarray:

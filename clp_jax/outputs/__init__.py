@@ -1,4 +1,4 @@
-"""Output folders that are complete or absent, and deleted only by the command that wrote them."""
+"""Output folders that are complete or absent, or say how far they are; deleted only by the command that wrote them."""
 
 import contextlib
 import os
@@ -13,8 +13,20 @@ from clp_jax.errors import InputError
 from clp_jax.folders import is_remote
 from clp_jax.outputs.locks import alone, locked
 from clp_jax.outputs.ownership import MANIFEST, check_own, read_manifest, sign, write_manifest
+from clp_jax.outputs.resumable import resumable
 
-__all__ = ["MANIFEST", "alone", "check_own", "locked", "read_manifest", "sign", "staged", "write_manifest"]
+__all__ = [
+    "staged",
+    "resumable",
+    "check_apart",
+    "MANIFEST",
+    "check_own",
+    "read_manifest",
+    "sign",
+    "write_manifest",
+    "alone",
+    "locked",
+]
 
 _NEW = ".unfinished-"
 _OLD = ".replaced-"
@@ -45,11 +57,18 @@ def staged(
       InputError: `out` exists, and `overwrite` is false or it is no output of `by`, or it overlaps with a
         source.
     """
-    for source in sources:
-        _check_apart(out, source)
+    check_apart(out, sources)
     with (_staged_remote if is_remote(out) else _staged_local)(out, by, overwrite=overwrite) as folder:
         yield folder
         sign(folder, by)
+
+
+def check_apart(out: str | os.PathLike, sources: Sequence[str | os.PathLike]) -> None:
+    """Raise an `InputError` if an output is, holds or lies in one of the folders that are read."""
+    for source in sources:
+        a, b = (str(p).rstrip("/") if is_remote(p) else os.path.realpath(Path(p).expanduser()) for p in (out, source))
+        if f"{a}/".startswith(f"{b}/") or f"{b}/".startswith(f"{a}/"):
+            raise InputError(f"the output {a} overlaps with the input {b}; choose an output folder outside of it")
 
 
 @contextlib.contextmanager
@@ -127,9 +146,3 @@ def _refuse_existing(target: Path | epath.Path, by: str, *, overwrite: bool) -> 
     if not overwrite:
         raise InputError(f"{target} exists already; choose another output folder or pass --overwrite")
     check_own(epath.Path(target), by)
-
-
-def _check_apart(out: str | os.PathLike, source: str | os.PathLike) -> None:
-    a, b = (str(p).rstrip("/") if is_remote(p) else os.path.realpath(Path(p).expanduser()) for p in (out, source))
-    if f"{a}/".startswith(f"{b}/") or f"{b}/".startswith(f"{a}/"):
-        raise InputError(f"the output {a} overlaps with the input {b}; choose an output folder outside of it")

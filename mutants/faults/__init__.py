@@ -1,6 +1,6 @@
 """All faults, by what they are faults of."""
 
-from mutants.faults import carrying, data, groot, measuring, pi0, smolvla, training
+from mutants.faults import carrying, data, groot, measuring, pi0, simulators, smolvla, training
 from mutants.mutant import Mutant
 
 MUTANTS: list[Mutant] = [
@@ -11,4 +11,5 @@ MUTANTS: list[Mutant] = [
     *training.MUTANTS,
     *data.MUTANTS,
     *carrying.MUTANTS,
+    *simulators.MUTANTS,
 ]

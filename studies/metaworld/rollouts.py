@@ -1,7 +1,6 @@
 """Success in the simulator, with the code behind ``clp evaluate``."""
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,6 @@ def roll_out(
 ) -> dict[str, Any]:
     """``results.json`` of an evaluation, made if it is not there. Every checkpoint meets the same episodes."""
     if not (out / "results.json").exists():
-        shutil.rmtree(out, ignore_errors=True)
         settings = {"max_steps": protocol.MAX_STEPS, "replan": protocol.REPLAN, "seed": protocol.EPISODE_SEED}
         evaluate(
             Evaluate(
@@ -32,6 +30,7 @@ def roll_out(
                 episodes=episodes,
                 image_size=protocol.IMAGE_SIZE,
                 filmed=2,
+                resume=out.exists(),
                 **settings | flags,
             )
         )

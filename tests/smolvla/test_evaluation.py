@@ -11,6 +11,7 @@ from smolvla_recordings import GOLDEN
 
 from clp_jax.cli import main
 from clp_jax.commands import evaluate as command
+from clp_jax.evaluation.suite import Suite
 
 
 @pytest.fixture
@@ -32,7 +33,8 @@ def policy(tmp_path):
 
 
 def test_a_smolvla_acts_with_its_own_robot_and_number_of_steps(policy, monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(command, "_suite", lambda config: (simulated.Counting, ("3", "never")))
+    suite = Suite("counting", ("3", "never"), simulated.Counting, robot="metaworld")
+    monkeypatch.setattr(command, "open_suite", lambda config: suite)
     out = tmp_path / "found"
     words = ["--suite", "metaworld", "--checkpoint", str(policy), "--episodes", "1", "--processes", "1"]
     assert main(["evaluate", *words, "--out", str(out)]) == 0, capsys.readouterr().err
