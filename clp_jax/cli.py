@@ -24,7 +24,7 @@ import threading
 import traceback
 from collections.abc import Iterator, Sequence
 from types import ModuleType
-from typing import Any, NoReturn
+from typing import Annotated, Any, NoReturn
 
 from clp_jax.errors import InputError
 from clp_jax.machine import failure_of
@@ -136,6 +136,8 @@ def _dispatch(words: list[str]) -> int:
         print(_help())
     elif name == "--version":
         print(f"clp-jax {__version__}")
+    elif name.startswith("--tyro-"):
+        _complete(words)
     elif name in COMMANDS:
         _run(name, flags)
     else:
@@ -178,6 +180,18 @@ def read_flags(name: str, flags: Sequence[str]) -> Any:
 def config_class(name: str) -> type:
     """The dataclass whose fields are a command's flags: ``PlanScale`` of ``plan-scale``."""
     return getattr(_module(name), name.title().replace("-", ""))
+
+
+def _complete(words: list[str]) -> None:
+    """Lets tyro write a shell's completions of all commands (``--tyro-print-completion``); it then ends the process."""
+    import functools
+    import operator
+
+    import tyro
+
+    commands = [Annotated[config_class(name), tyro.conf.subcommand(name)] for name in COMMANDS]
+    any_of: Any = functools.reduce(operator.or_, commands)
+    tyro.cli(any_of, prog="clp", args=words, config=(tyro.conf.FlagCreatePairsOff, tyro.conf.OmitArgPrefixes))
 
 
 def _module(name: str) -> ModuleType:
