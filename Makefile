@@ -4,7 +4,7 @@
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo test test-openpi-pins test-lerobot test-groot test-libero attack mutants lint format clean
+.PHONY: help install demo test test-openpi-pins test-lerobot test-groot test-libero test-nightly docs dist attack mutants lint format clean
 
 # $(call python,VERSION...): the first interpreter of these versions that runs, from the path (where a version manager's
 # stand-ins exist for Pythons that do not run) or from the folders of pyenv and uv, which need not be on it.
@@ -35,7 +35,7 @@ help: ## this list
 install: .venv/.installed ## clp_jax in .venv, with the newest releases
 	@echo "installed: .venv/bin/clp"
 
-demo: .venv/.installed-demo ## the whole road on the small example model
+demo: .venv/.installed-demo ## analyse, prune, fine-tune and roll out the small example model
 	@.venv/bin/python -m clp_jax demo $(ARGS)
 
 test: .venv/.installed-test ## all tests and doctests, with the newest releases
@@ -52,6 +52,18 @@ test-groot: .venv-groot/.installed-test ## stock GR00T-N1.5 on cuts and exports 
 
 test-libero: .venv-libero/.installed-test ## the real LIBERO (3 GB on disk), on Python 3.11; needs libosmesa6
 	@CI_HAS=libero .venv-libero/bin/python -m pytest tests/evaluation/test_libero.py $(ARGS)
+
+test-nightly: .venv-nightly/.installed-test ## the tests with JAX before its release: JAX_NIGHTLY=ADDRESS, the package index of its nightly builds
+	@.venv-nightly/bin/python $(PYTEST_ALL) $(ARGS)
+
+docs: .venv-docs/.installed-docs ## the site, in site/: no broken link, every flag, every public name; tutorial and notebook run
+	@.venv-docs/bin/python -m mkdocs build --quiet
+	@CI_HAS=nbclient $(OPTIMISED) .venv-docs/bin/python -m pytest docs/test_examples.py $(ARGS)
+
+dist: .venv-dist/.installed ## wheel and sdist, in dist/, installed into an empty environment and used there
+	@rm -rf dist
+	@.venv-dist/bin/python -m build --outdir dist . >/dev/null
+	@.venv-dist/bin/python scripts/try_wheel.py dist
 
 attack: .venv/.installed-test ## damage inputs of every kind and count what comes of it: ARGS='--seeds 1 2 --targets plan'
 	@JAX_PLATFORMS=cpu PYTHONPATH=.:tests .venv/bin/python -m attack $(ARGS)
@@ -70,7 +82,8 @@ format: .venv/.installed-lint ## rewrite the files in our format
 	@.venv/bin/python -m ruff format --quiet .
 
 clean: ## remove environments and caches
-	@rm -rf .venv .venv-openpi .venv-lerobot .venv-groot .venv-libero .pytest_cache .ruff_cache .hypothesis
+	@rm -rf .venv .venv-openpi .venv-lerobot .venv-groot .venv-libero .venv-docs .venv-dist .venv-nightly dist site
+	@rm -rf .pytest_cache .ruff_cache .hypothesis
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # One environment, three sizes, each on top of the one before: the demo does not wait for the linters, and parallel make
@@ -103,6 +116,16 @@ clean: ## remove environments and caches
 	@"$(@D)/bin/python" -m pip install -qq --disable-pip-version-check -r constraints/groot.txt
 	@"$(@D)/bin/python" -m pip install -qq --disable-pip-version-check --no-deps lerobot==0.4.4 && touch $@
 
+.venv-docs/.installed-docs: pyproject.toml constraints/docs.txt
+	$(call install,$(PYTHON),.[docs],docs)
+.venv-dist/.installed: constraints/newest.txt
+	$(call install,$(PYTHON),build,newest)
+.venv-nightly/.installed-test: pyproject.toml constraints/newest.txt
+	$(call install,$(PYTHON),.[test],newest)
+	@rm $@
+	@.venv-nightly/bin/python -m pip install -qq --disable-pip-version-check --upgrade --pre \
+		$(if $(JAX_NIGHTLY),--extra-index-url "$(JAX_NIGHTLY)") jax jaxlib && touch $@
+
 # $(1) interpreter, $(2) what, $(3) constraints. An environment whose interpreter is gone is made anew. Twice quiet: pip
 # still prints errors.
 comma := ,
@@ -113,7 +136,7 @@ define install
 			"one, or name it with make PYTHON=... (3.11 to 3.13), PYTHON311=... or PYTHON312=..." >&2; exit 1; fi; \
 	if ! "$$python" -c 'import ensurepip, venv' 2>/dev/null; then \
 		echo "error: $$python has no venv module: on Debian and Ubuntu, apt install python3-venv" >&2; exit 1; fi; \
-	echo "setting up $(@D) for clp_jax $(2): $$("$$python" --version), constraints/$(3).txt (a minute or two)"; \
+	echo "setting up $(@D) for $(2): $$("$$python" --version), constraints/$(3).txt (a minute or two)"; \
 	"$(@D)/bin/python" -c '' 2>/dev/null || "$$python" -m venv --clear "$(@D)"; \
-	"$(@D)/bin/python" -m pip install -qq --disable-pip-version-check -e '$(2)' -c constraints/$(3).txt && touch $@
+	"$(@D)/bin/python" -m pip install -qq --disable-pip-version-check $(if $(filter .%,$(2)),-e) '$(2)' -c constraints/$(3).txt && touch $@
 endef

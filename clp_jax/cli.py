@@ -14,6 +14,7 @@ A command is a module ``clp_jax/commands/NAME.py`` with one frozen dataclass, wh
 """
 
 import contextlib
+import dataclasses
 import difflib
 import importlib
 import os
@@ -22,27 +23,39 @@ import sys
 import threading
 import traceback
 from collections.abc import Iterator, Sequence
-from typing import NoReturn
+from types import ModuleType
+from typing import Annotated, Any, NoReturn
 
 from clp_jax.errors import InputError
 from clp_jax.machine import failure_of
 from clp_jax.version import __version__
 
-COMMANDS = {
-    "inspect": "say what a checkpoint is, and how two of them differ, without loading a tensor",
-    "analyse": "measure which layers are twins of their neighbours and propose a plan",
-    "advise": "find the depth for a checkpoint and its task by short fine-tunes of equal time",
-    "prune": "write the smaller checkpoint",
-    "finetune": "train a checkpoint, on one device or a pod",
-    "check": "prove that a LeRobot data set is whole: rows, times, tasks, videos, pictures",
-    "norm-stats": "compute the statistics that normalise a robot's numbers",
-    "export": "carry a checkpoint to openpi's PyTorch, lerobot or StableHLO, and compare",
-    "serve": "answer openpi's clients over a websocket",
-    "evaluate": "let a checkpoint or a server act in a simulator, and count successes",
-    "plan-scale": "compile for TPU slices that are not here: memory, operations, least time",
-    "benchmark": "compare speed, memory and size before and after",
-    "demo": "walk the whole road on the small example model",
+WAYS = {
+    "Look at what there is": {
+        "inspect": "say what a checkpoint is, and how two of them differ",
+        "check": "prove that a LeRobot data set is whole, or list what is wrong",
+        "norm-stats": "compute the statistics that normalise a robot's numbers",
+        "plan-scale": "say what a model needs on TPU slices that are not here",
+    },
+    "Make it smaller": {
+        "analyse": "measure which blocks are twins of their neighbours, plan a cut",
+        "advise": "find the depth for a task by short fine-tunes of equal time",
+        "prune": "write the smaller checkpoint, and repair it if asked (--heal)",
+        "finetune": "train a checkpoint, on one device or a pod",
+    },
+    "Take it to a robot": {
+        "export": "write it for openpi, its PyTorch, lerobot, GR00T or StableHLO",
+        "serve": "answer openpi's clients over a websocket",
+        "evaluate": "let it act in a simulator, and count successes",
+    },
+    "Try it out": {
+        "demo": "do all of this with the embedded example, in a few minutes",
+        "benchmark": "measure time, memory and size before and after",
+    },
 }
+"""Commands by the part of the work that they are for, with what ``clp --help`` says of them."""
+
+COMMANDS = {name: summary for commands in WAYS.values() for name, summary in commands.items()}
 
 _INTERRUPTED = 130
 _ENDED = 143
@@ -124,6 +137,8 @@ def _dispatch(words: list[str]) -> int:
         print(_help())
     elif name == "--version":
         print(f"clp-jax {__version__}")
+    elif name.startswith("--tyro-"):
+        _complete(words)
     elif name in COMMANDS:
         _run(name, flags)
     else:
@@ -134,30 +149,87 @@ def _dispatch(words: list[str]) -> int:
 
 
 def _run(name: str, flags: list[str]) -> None:
-    """Reads the flags into the command's dataclass (``plan-scale``: ``PlanScale``) and runs the command."""
+    config = read_flags(name, flags)
+    _module(name).run(config)
+
+
+def read_flags(name: str, flags: Sequence[str]) -> Any:
+    """Reads the flags of a command, without running it.
+
+    Args:
+      name: one of `COMMANDS`.
+      flags: the words after it.
+
+    Returns:
+      An instance of the command's `config_class`.
+
+    Raises:
+      InputError: a flag is not one of the command's, or a number is outside of its range.
+      SystemExit: with 0 after ``--help``, with 2 after any other mistake, which tyro has then described.
+    """
     import tyro
 
     from clp_jax.commands.ranges import check_ranges
 
-    command = importlib.import_module(f"clp_jax.commands.{name.replace('-', '_')}")
-    config_class = getattr(command, name.title().replace("-", ""))
-    config = tyro.cli(config_class, prog=f"clp {name}", args=flags, config=(tyro.conf.FlagCreatePairsOff,))
+    flags_of = config_class(name)
+    _check_names(name, flags_of, flags)
+    config = tyro.cli(flags_of, prog=f"clp {name}", args=flags, config=(tyro.conf.FlagCreatePairsOff,))
     check_ranges(config)
-    command.run(config)
+    return config
+
+
+def config_class(name: str) -> type:
+    """The dataclass whose fields are a command's flags: ``PlanScale`` of ``plan-scale``."""
+    return getattr(_module(name), name.title().replace("-", ""))
+
+
+def _complete(words: list[str]) -> None:
+    """Lets tyro write a shell's completions of all commands (``--tyro-print-completion``); it then ends the process."""
+    import functools
+    import operator
+
+    import tyro
+
+    commands = [Annotated[config_class(name), tyro.conf.subcommand(name)] for name in COMMANDS]
+    any_of: Any = functools.reduce(operator.or_, commands)
+    tyro.cli(any_of, prog="clp", args=words, config=(tyro.conf.FlagCreatePairsOff, tyro.conf.OmitArgPrefixes))
+
+
+def _module(name: str) -> ModuleType:
+    return importlib.import_module(f"clp_jax.commands.{name.replace('-', '_')}")
+
+
+def _check_names(name: str, flags_of: type, flags: Sequence[str]) -> None:
+    """One line about the first mistyped flag; tyro would rather list the required ones that are not there."""
+    known = {f"--{no}{field.name.replace('_', '-')}" for field in dataclasses.fields(flags_of) for no in ("", "no-")}
+    for word in flags:
+        flag = word.partition("=")[0].replace("_", "-")
+        if not word.startswith("--") or flag in known or flag == "--help" or flag.startswith("--tyro-"):
+            continue
+        close = difflib.get_close_matches(flag, known, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"clp {name} --help lists those that there are"
+        raise InputError(f"clp {name} has no flag {word.partition('=')[0]}: {hint}")
 
 
 def _help() -> str:
     width = max(map(len, COMMANDS))
-    commands = "\n".join(f"  {name:{width}}  {summary}" for name, summary in COMMANDS.items())
-    return f"""usage: clp NAME [flags]
+    ways = "\n\n".join(
+        "\n".join([f"{way}:", *(f"  {name:{width}}  {summary}" for name, summary in commands.items())])
+        for way, commands in WAYS.items()
+    )
+    return f"""usage: clp COMMAND [flags]
 
-Finds the twin layers of an openpi-style JAX checkpoint with CKA, and removes them.
+Finds the blocks of a vision-language-action model that are twins of their
+neighbours, removes them, and carries the smaller model to a robot.
 
-{commands}
+{ways}
 
-clp NAME --help   the flags of a command
-clp --version     the version
---debug           with any command: the traceback of an error"""
+clp COMMAND --help  lists the flags of a command.
+clp --version       says the version.
+--debug             with any command shows the traceback of an error.
+
+Exit codes: 0 done; 1 done, and the answer is no, or the machine failed;
+2 what was given cannot be used; 130 Ctrl-C; 143 SIGTERM."""
 
 
 def _fail(message: str, *, code: int, debug: bool) -> int:

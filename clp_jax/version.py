@@ -1,3 +1,3 @@
 """The version of this package, for ``clp --version``, ``clp.json`` and the build."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

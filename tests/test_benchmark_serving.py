@@ -1,11 +1,14 @@
 """The serving benchmark on toys: what it counts, and what it refuses."""
 
+import json
+
 import toys
 from rich.console import Console
 from served import loaded, params
 
 from clp_jax.benchmarks import serving
 from clp_jax.cli import main
+from clp_jax.commands import benchmark
 
 
 def test_both_are_served_and_measured(monkeypatch):
@@ -30,3 +33,11 @@ def test_both_are_served_and_measured(monkeypatch):
 def test_serving_needs_two_checkpoints(capsys):
     assert main(["benchmark", "--part", "serving"]) == 2
     assert "give --checkpoint and --against" in capsys.readouterr().err
+
+
+def test_the_numbers_of_a_benchmark_are_printed_as_json(monkeypatch, capsys):
+    rows = {"overhead": 0.05, "model": "π0"}
+    monkeypatch.setattr(benchmark.analysis_overhead, "run", lambda: rows)
+    monkeypatch.setattr(benchmark.analysis_overhead, "show", lambda result, console: console.print("a table"))
+    assert main(["benchmark", "--part", "analysis", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == rows

@@ -108,6 +108,26 @@ def test_a_wrong_flag_is_named_and_exits_with_2_before_the_command_runs(command,
     assert named in stdout + stderr
 
 
+@pytest.mark.parametrize(
+    ("flags", "line"),
+    [
+        (["--dept", "3"], "clp two-words has no flag --dept: did you mean --depth?"),
+        (["--depth", "3", "--over_write=1"], "clp two-words has no flag --over_write: did you mean --overwrite?"),
+        (["--zzz"], "clp two-words has no flag --zzz: clp two-words --help lists those that there are"),
+    ],
+)
+def test_a_mistyped_flag_is_one_line_with_a_suggestion(command, capsys, flags, line):
+    command(raising(AssertionError("ran")))
+    assert cli.main(["two-words", *flags]) == 2
+    assert capsys.readouterr() == ("", f"error: {line}\n")
+
+
+def test_completions_of_a_shell_can_be_printed(command, capsys):
+    command(raising(AssertionError("ran")))
+    assert cli.main(["two-words", "--tyro-print-completion", "bash"]) == 0
+    assert "--overwrite" in capsys.readouterr().out
+
+
 def test_help_of_a_command_names_its_flags_and_what_they_mean(command, capsys):
     command(raising(AssertionError("ran")))
     assert cli.main(["two-words", "--help"]) == 0
@@ -130,10 +150,13 @@ def test_help_lists_the_commands(capsys, word):
     assert cli.main([word]) == 0
     stdout = capsys.readouterr().out
     assert all(f"  {name} " in stdout for name in cli.COMMANDS)
+    assert all(f"{way}:\n" in stdout for way in cli.WAYS)
+    lines = stdout.splitlines()
+    assert len(lines) < 40 and max(map(len, lines)) < 80, "it fits a small terminal"
 
 
 @pytest.mark.parametrize(
-    ("word", "hint"), [("prun", "did you mean 'prune'?"), ("xyz", "the commands are inspect, analyse, prune")]
+    ("word", "hint"), [("prun", "did you mean 'prune'?"), ("xyz", "the commands are inspect, check, norm-stats")]
 )
 def test_an_unknown_command_is_told_which_there_are(capsys, word, hint):
     assert cli.main([word]) == 2

@@ -277,9 +277,11 @@ def test_the_command_writes_table_json_and_plot(tmp_path, capsys):
 
 def test_a_folder_of_safetensors_files_is_planned_from_its_headers(tmp_path, capsys):
     words = f"plan-scale --checkpoint {SMOLVLA} --topology cpu:8 --task infer --batch-size 1 --num-steps 1"
-    assert cli.main([*words.split(), "--keep-layers", "6", "--out", str(tmp_path / "plan")]) == 0
-    assert "6 blocks fits: cpu:8" in capsys.readouterr().out
-    full, cut = json.loads((tmp_path / "plan/plan-scale.json").read_text())["forecasts"]
+    assert cli.main([*words.split(), "--keep-layers", "6", "--json", "--out", str(tmp_path / "plan")]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert printed == json.loads((tmp_path / "plan/plan-scale.json").read_text())
+    assert list(printed["smallest"].values()) == ["cpu:8", "cpu:8"]
+    full, cut = printed["forecasts"]
     assert cut["held"]["parameters"] < full["held"]["parameters"]
     assert cut["flops"] < full["flops"]
 

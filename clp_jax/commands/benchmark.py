@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any, Literal
@@ -12,7 +13,7 @@ from rich.table import Table
 from clp_jax.benchmarks import action_samples, analysis_overhead, checkpoint_io, cka_peers, depth
 from clp_jax.checkpoint import read_spec
 from clp_jax.commands.model_flags import ModelFlags
-from clp_jax.editable_json import write_json
+from clp_jax.editable_json import format_json, write_json
 from clp_jax.errors import InputError
 from clp_jax.loading import default_dtype, read_architecture
 from clp_jax.models import Architecture, abstract_params
@@ -37,29 +38,40 @@ class Benchmark(ModelFlags):
     """depth and serving: the checkpoint that it was made from."""
     out: str | None = None
     """Also write the numbers to this JSON file, which must not exist."""
+    json: bool = False
+    """Print the numbers as JSON instead of tables."""
     scratch: str | None = None
     """checkpoint and full-size: a folder with 30 GB of room, freed afterwards; the system's temporary one if absent."""
 
 
 def run(config: Benchmark) -> None:
     """Run the command."""
-    console, scratch = Console(), Path(config.scratch or tempfile.gettempdir())
     if config.out is not None and os.path.lexists(config.out):
         raise InputError(f"{config.out} exists already; choose another --out, or remove it.")
+    result = _measured(config, Console(quiet=config.json))
+    if config.json:
+        sys.stdout.write(format_json(result) + "\n")
+    if config.out is not None:
+        write_json(config.out, result)
+
+
+def _measured(config: Benchmark, console: Console) -> Any:
+    """Measures the part and shows its table; returns the numbers as JSON values."""
+    scratch = Path(config.scratch or tempfile.gettempdir())
     if config.part == "cka":
         result: Any = cka_peers.run()
         console.print(cka_peers.table(result))
-    elif config.part == "analysis":
+        return result
+    if config.part == "analysis":
         result = analysis_overhead.run()
         analysis_overhead.show(result, console)
-    elif config.part == "depth":
+        return result
+    if config.part == "depth":
         rows = depth.run(_models(config))
         depth.show(rows, console)
-        result = [dataclasses.asdict(row) for row in rows]
     elif config.part == "action-samples":
-        samples = action_samples.run()
-        action_samples.show(samples, console)
-        result = [dataclasses.asdict(row) for row in samples]
+        rows = action_samples.run()
+        action_samples.show(rows, console)
     elif config.part == "serving":
         if config.checkpoint is None or config.against is None:
             raise InputError("--part serving compares two checkpoints: give --checkpoint and --against.")
@@ -67,19 +79,16 @@ def run(config: Benchmark) -> None:
 
         result = serving.run(config.checkpoint, config.against, settings=config.model_settings())
         serving.show(result, console)
+        return result
     elif config.part == "full-size":
         from clp_jax.benchmarks import full_size
 
-        steps = full_size.run(scratch, console)
-        full_size.show(steps, console)
-        result = [dataclasses.asdict(step) for step in steps]
+        rows = full_size.run(scratch, console)
+        full_size.show(rows, console)
     else:
-        settings = checkpoint_io.CheckpointIoConfig(scratch=scratch)
-        measured = checkpoint_io.run(settings, abstract_params(PI0))
-        _show_checkpoint(measured, console)
-        result = [dataclasses.asdict(row) for row in measured]
-    if config.out is not None:
-        write_json(config.out, result)
+        rows = checkpoint_io.run(checkpoint_io.CheckpointIoConfig(scratch=scratch), abstract_params(PI0))
+        _show_checkpoint(rows, console)
+    return [dataclasses.asdict(row) for row in rows]
 
 
 def _models(config: Benchmark) -> dict[str, Architecture]:

@@ -1,6 +1,9 @@
 """``clp check``: everything that is wrong or odd in a LeRobot data set, before anything is trained on it."""
 
 import dataclasses
+import json
+import sys
+from collections.abc import Sequence
 
 from rich.console import Console
 from rich.markup import escape
@@ -25,28 +28,32 @@ class Check(RobotFlags):
     """LeRobot data set: folder or hub id; or several."""
     prompt: str | None = None
     """Prompt that training will use instead of the data set's tasks, whose texts may then be absent."""
+    json: bool = False
+    """Print JSON instead of tables."""
 
 
 def run(config: Check) -> None:
     """Run the command."""
-    console = Console()
+    console = Console(quiet=config.json)
     told = told_by(config)
     named = None if told.configuration is None else configuration(told, None).conventions.robot
     robot = robot_told(told, None, start=named)
     robot = None if robot is None else robot_in_set(robot, config.data)
-    wrong = [
-        _check(config, source, episodes, robot, console)
-        for source, episodes in checked_sources(config.data, (), config.episodes)
-    ]
-    if sum(wrong):
-        listed = " and ".join(source for source, count in zip(config.data, wrong, strict=True) if count)
-        raise InputError(
-            f"{listed} has {sum(wrong)} {'fault' if sum(wrong) == 1 else 'faults'} to repair, listed above."
-        )
+    found = []
+    for source, episodes in checked_sources(config.data, (), config.episodes):
+        checks = _check(config, source, episodes, robot)
+        _print(console, source, checks)
+        found.append((source, checks))
+    if config.json:
+        value = [{"data": source, "checks": [_to_json(check) for check in checks]} for source, checks in found]
+        sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    if wrong := sum(_faults(checks) for _, checks in found):
+        listed = " and ".join(source for source, checks in found if _faults(checks))
+        raise InputError(f"{listed} has {wrong} {'fault' if wrong == 1 else 'faults'} to repair, listed above.")
 
 
-def _check(config: Check, source: str, episodes: str | None, robot: Robot | None, console: Console) -> int:
-    """Shows what is wrong with one data set; returns the number of faults."""
+def _check(config: Check, source: str, episodes: str | None, robot: Robot | None) -> Sequence[Checked]:
+    """What was looked at in one data set, and what is wrong with it."""
     checks = check_set(
         source,
         columns=None if robot is None else robot.columns,
@@ -56,13 +63,18 @@ def _check(config: Check, source: str, episodes: str | None, robot: Robot | None
         prompt=config.prompt or (robot.prompt if robot else None),
         tolerance=config.timestamp_tolerance,
     )
-    if robot is not None and not any(finding.fatal for check in checks for finding in check.findings):
+    if robot is not None and not _faults(checks):
         checks = (*checks, _fits(source, robot, episodes, config.timestamp_tolerance))
-    _print(console, checks)
-    wrong = sum(finding.fatal for check in checks for finding in check.findings)
-    if not wrong:
-        console.print(f"{escape(source)} is whole.")
-    return wrong
+    return checks
+
+
+def _faults(checks: Sequence[Checked]) -> int:
+    return sum(finding.fatal for check in checks for finding in check.findings)
+
+
+def _to_json(check: Checked) -> dict[str, object]:
+    findings = [{"to_repair": finding.fatal, "text": finding.text} for finding in check.findings]
+    return {"checked": check.name, "of": check.amount, "findings": findings}
 
 
 def _fits(source: str, robot: Robot, episodes: str | None, tolerance: float | None) -> Checked:
@@ -74,7 +86,7 @@ def _fits(source: str, robot: Robot, episodes: str | None, tolerance: float | No
     return Checked(f"robot {robot.name}", "dimensions")
 
 
-def _print(console: Console, checks: tuple[Checked, ...]) -> None:
+def _print(console: Console, source: str, checks: Sequence[Checked]) -> None:
     table = Table()
     for column in ("checked", "of", "found"):
         table.add_column(column)
@@ -87,3 +99,5 @@ def _print(console: Console, checks: tuple[Checked, ...]) -> None:
         for finding in check.findings:
             kind = "[red]to repair:[/]" if finding.fatal else "[yellow]note:[/]"
             console.print(f"{kind} {escape(finding.text)}", soft_wrap=True)
+    if not _faults(checks):
+        console.print(f"{escape(source)} is whole.")

@@ -5,9 +5,10 @@ import dataclasses
 import functools
 import json
 import os
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -86,13 +87,15 @@ class PlanScale(ModelFlags):
     """Tokens of a prompt; the model's own if absent."""
     out: str | None = None
     """Folder to create: plan-scale.json and plan-scale.png."""
+    json: bool = False
+    """Print what plan-scale.json would hold instead of tables."""
     overwrite: bool = False
     """Replace --out if it exists."""
 
 
 def run(config: PlanScale) -> None:
     """Run the command."""
-    console, lines = Console(), Console(stderr=True)
+    console, lines = Console(quiet=config.json), Console(stderr=True)
     slices = _slices(config.topology)
     _only_cpu(max((one.chips for names in slices for one in names if one.chip is CPU), default=0))
     models = _models(config)
@@ -116,6 +119,8 @@ def run(config: PlanScale) -> None:
             raise InputError(found[0].problem)
         if folder is not None:
             _save(config, found, Path(folder))
+    if config.json:
+        sys.stdout.write(json.dumps(_to_json(config, found), indent=2) + "\n")
     _show(found, console)
     if config.out is not None:
         out = escape(config.out)
@@ -281,14 +286,17 @@ def _collective_cells(one: Forecast, kinds: list[str]) -> list[str]:
     return [*(f"{one.collectives.get(kind, 0) / 1e9:.3f}" for kind in kinds), f"{one.sent / 1e9:.3f}"]
 
 
-def _save(config: PlanScale, forecasts: list[Forecast], folder: Path) -> None:
-    content = {
+def _to_json(config: PlanScale, forecasts: list[Forecast]) -> dict[str, Any]:
+    return {
         "config": dataclasses.asdict(config),
         "versions": {"jax": jax.__version__, "libtpu": _libtpu_version()},
         "forecasts": [one.to_json() for one in forecasts],
         "smallest": smallest(forecasts),
     }
-    (folder / "plan-scale.json").write_text(json.dumps(content, indent=2) + "\n")
+
+
+def _save(config: PlanScale, forecasts: list[Forecast], folder: Path) -> None:
+    (folder / "plan-scale.json").write_text(json.dumps(_to_json(config, forecasts), indent=2) + "\n")
     draw(forecasts, f"{config.task}, planned for TPUs by their compiler", folder / "plan-scale.png")
 
 

@@ -1,5 +1,6 @@
 """``clp check`` lists all that has to be repaired; identities are of content; a hub id is found in lerobot's home."""
 
+import json
 import shutil
 import sys
 
@@ -51,6 +52,16 @@ def test_all_findings_are_listed_with_code_2(folder, capsys):
         assert text in shown.out
     assert shown.err.count("\n") == 1
     assert "to repair, listed above" in shown.err
+
+
+def test_findings_are_printed_as_json(folder, sound, capsys):
+    damage_much(folder)
+    assert main(["check", "--data", str(sound), str(folder), "--json"]) == 2
+    whole, damaged = json.loads(capsys.readouterr().out)
+    assert whole["data"] == str(sound)
+    assert not any(check["findings"] for check in whole["checks"])
+    texts = [one["text"] for check in damaged["checks"] for one in check["findings"] if one["to_repair"]]
+    assert any("total_frames 21" in text for text in texts)
 
 
 def test_rows_of_sound_files_are_proven_beside_broken_ones(folder):
