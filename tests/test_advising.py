@@ -89,7 +89,20 @@ def test_doubt_shows_in_the_interval_and_in_how_often_a_depth_is_advised():
 FLAGS = [
     *("advise", "--checkpoint", example.CHECKPOINT, "--data", example.DEMONSTRATIONS, "--robot", "metaworld"),
     *("--asset-id", "metaworld", "--keep-layers", "3", "--criteria", "first", "--learning-rates", "1e-4", "1e-3"),
-    *("--steps", "2", "--rungs", "2", "--batch-size", "2", "--max-observations", "8", "--evaluate-observations", "8"),
+    *(
+        "--steps",
+        "2",
+        "--rungs",
+        "2",
+        "--batch-size",
+        "8",
+        "--max-observations",
+        "16",
+        "--evaluate-observations",
+        "8",
+        "--holdout-ratio",
+        "0.25",
+    ),
 ]
 
 

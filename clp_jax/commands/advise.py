@@ -34,7 +34,7 @@ from clp_jax.outputs import resumable
 from clp_jax.plan import PrunePlan
 from clp_jax.planning import check_depth, choose
 from clp_jax.sharding import make_mesh
-from clp_jax.training import OptimizerSettings, Run, StepSettings
+from clp_jax.training import OptimizerSettings, Run, StepSettings, check_batch_size
 from clp_jax.training.freezing import frozen_paths
 from clp_jax.trees import flatten
 
@@ -105,6 +105,7 @@ def _run(config: Advise, lifetime: contextlib.ExitStack) -> None:
         new_run=True,
     )
     held = HeldOut.of(data, config.evaluate_observations)
+    check_batch_size(_run_of(config, rates[0], architecture, 1, config.steps), make_mesh(config.fsdp_devices))
     folder = Path(config.out).expanduser()
     lifetime.enter_context(
         resumable(

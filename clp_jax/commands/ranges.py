@@ -35,17 +35,21 @@ _COUNT, _NOT_NEGATIVE, _SHARE = _Range(1), _Range(0), _Range(0, 1)
 _POSITIVE, _FINITE = _Range(0, above=True), _Range(-math.inf, above=True)
 
 RANGES = {
-    **dict.fromkeys(("steps", "batch_size", "accumulate", "action_samples", "decay_steps"), _COUNT),
+    **dict.fromkeys(("steps", "batch_size", "accumulate", "action_samples", "decay_steps", "rungs"), _COUNT),
     **dict.fromkeys(("log_every", "save_every", "keep_period", "evaluate_observations"), _COUNT),
     **dict.fromkeys(("action_horizon", "max_token_len", "prompt_length", "num_steps", "fsdp_devices"), _COUNT),
     **dict.fromkeys(("group_size", "groups_per_batch", "max_observations"), _COUNT),
     **dict.fromkeys(("keep_layers", "keep_vision_layers"), _COUNT),
     **dict.fromkeys(("max_batch", "queue", "processes", "episodes", "replan", "max_steps", "image_size"), _COUNT),
     "max_samples": _Range(4),
-    **dict.fromkeys(("evaluate_every", "warmup_steps", "workers", "filmed", "process_id", "lora_ranks"), _NOT_NEGATIVE),
+    **dict.fromkeys(
+        ("evaluate_every", "warmup_steps", "workers", "filmed", "process_id", "lora_ranks", "tolerance"), _NOT_NEGATIVE
+    ),
     **dict.fromkeys(("decay_lr", "eps", "weight_decay", "teacher_states"), _NOT_NEGATIVE),
     **dict.fromkeys(("b1", "b2", "ema_decay", "holdout_ratio"), _SHARE),
-    **dict.fromkeys(("peak_lr", "clip_norm", "weights", "timestamp_tolerance", "max_message_mb"), _POSITIVE),
+    **dict.fromkeys(
+        ("peak_lr", "learning_rates", "clip_norm", "weights", "timestamp_tolerance", "max_message_mb"), _POSITIVE
+    ),
     **dict.fromkeys(("lora_scale", "threshold"), _FINITE),
     "teacher_weight": _Range(0, most=1),
     "seed": _Range(0, 2**32),
