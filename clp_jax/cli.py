@@ -1,7 +1,7 @@
 """The command line ``clp NAME [flags]``: finds the command, reads its flags, turns errors into exit codes.
 
 Exit codes:
-  0    done; `finetune` and `serve` also when SIGTERM ended them in good order
+  0    done; `finetune`, `advise` and `serve` also when SIGTERM ended them in good order
   1    done, and the answer is no (`inspect --against` found a difference); or the machine failed (disk or memory
        full, no permission, connection lost, no such device: one line); or a bug of ours (traceback)
   2    what the user gave cannot be used: a flag, a path, a checkpoint, a plan, a data file

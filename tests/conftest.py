@@ -2,6 +2,7 @@
 
 import os
 import sys
+from pathlib import Path
 
 assert "jax" not in sys.modules, "a pytest plugin imported JAX before its devices were set"
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -22,3 +23,18 @@ install_import_hook("clp_jax", "beartype.beartype")
 
 def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(SkipPolicy())
+
+
+_MAPS, _ENOUGH = Path("/proc/self/maps"), 30_000
+"""A process may have 65,530 mappings of memory (Linux: vm.max_map_count), of which every compiled program holds some;
+one more, and XLA's compiler ends the process."""
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _room_for_programs():
+    """Forgets compiled programs behind a module where a process that has run many tests holds too many."""
+    yield
+    if _MAPS.exists() and len(_MAPS.read_bytes().splitlines()) > _ENOUGH:
+        import jax
+
+        jax.clear_caches()

@@ -5,10 +5,12 @@ import math
 
 import numpy as np
 import pytest
+import toys
 
-from clp_jax import cli, example
+from clp_jax import cli
 from clp_jax.advising import Candidate, Trial, candidates_of, halve, judge
 from clp_jax.advising.halving import mean_loss
+from clp_jax.checkpoint import write_params
 from clp_jax.plan import PrunePlan
 
 DEPTHS = {"vlm": 4, "action": 4}
@@ -86,53 +88,55 @@ def test_doubt_shows_in_the_interval_and_in_how_often_a_depth_is_advised():
     assert place.interval[0] < 0.95 and place.interval[1] > 1.05
 
 
-FLAGS = [
-    *("advise", "--checkpoint", example.CHECKPOINT, "--data", example.DEMONSTRATIONS, "--robot", "metaworld"),
-    *("--asset-id", "metaworld", "--keep-layers", "3", "--criteria", "first", "--learning-rates", "1e-4", "1e-3"),
-    *(
-        "--steps",
-        "2",
-        "--rungs",
-        "2",
-        "--batch-size",
-        "8",
-        "--max-observations",
-        "16",
-        "--evaluate-observations",
-        "8",
-        "--holdout-ratio",
-        "0.25",
-    ),
-]
+@pytest.fixture(scope="module")
+def words(tmp_path_factory):
+    """Flags of a small run: a toy of four blocks and 24 observations of six episodes."""
+    folder = tmp_path_factory.mktemp("advise")
+    arch = toys.architecture()
+    write_params(folder / "full", toys.params(arch))
+    np.savez(folder / "data.npz", **toys.data(arch, 24).arrays | {"episode_index": np.repeat(np.arange(6), 4)})
+    return [
+        *("advise", "--checkpoint", str(folder / "full"), "--data", str(folder / "data.npz"), "--keep-layers", "2"),
+        *("--criteria", "first", "--learning-rates", "1e-3", "--steps", "2", "--rungs", "2", "--batch-size", "8"),
+        # Fixed steps of the schedule, so that costs and trials run the same programs.
+        *("--warmup-steps", "1", "--decay-steps", "10", "--decay-lr", "1e-4", "--ema-decay", "None"),
+        *("--holdout-ratio", "0.5", "--evaluate-observations", "12"),
+    ]
 
 
-def test_a_small_run_and_its_resumption(tmp_path, capsys):
+def test_a_small_run_and_its_resumption(words, tmp_path, capsys):
     out = tmp_path / "advice"
-    assert cli.main([*FLAGS, "--out", str(out)]) == 0
+    assert cli.main([*words, "--out", str(out)]) == 0
     assert "Advised:" in capsys.readouterr().out
     assert {path.name for path in out.iterdir()} == {
-        *("advise.json", "trials.jsonl", "advice.json", "advice.png", "plan.json", "cuts", "clp-manifest.json")
+        *("advise.json", "trials.jsonl", "advice.json", "advice.png", "plan.json", "clp-manifest.json")
     }
     found = json.loads((out / "advice.json").read_text())
-    assert [place["depth"] for place in found["depths"]] == ["full", "3"]
+    assert [place["depth"] for place in found["depths"]] == ["full", "2"]
     full, cut = found["depths"]
-    assert cut["step_seconds"] < full["step_seconds"] and cut["parameters"] < full["parameters"]
-    assert cut["steps"] == max(round(2 * full["step_seconds"] / cut["step_seconds"]), 1) > full["steps"]
+    assert cut["parameters"] < full["parameters"] and cut["state_bytes"] < full["state_bytes"]
+    assert cut["steps"] == max(round(2 * full["step_seconds"] / cut["step_seconds"]), 1) and full["steps"] == 2
     trials = (out / "trials.jsonl").read_text().splitlines()
-    assert len(trials) == 6  # two depths at two rates, the better rate of each once more
+    assert len(trials) == 4  # two depths, two rungs
 
     # As if killed while the last trial was written down: that trial runs again, with the same result.
     (out / "advice.json").unlink()
-    (out / "trials.jsonl").write_text("\n".join(trials[:5]) + "\n" + trials[5][:20])
-    assert cli.main([*FLAGS, "--out", str(out)]) == 2
+    (out / "trials.jsonl").write_text("\n".join(trials[:3]) + "\n" + trials[3][:20])
+    assert cli.main([*words, "--out", str(out)]) == 2
     assert "--resume" in capsys.readouterr().err
-    assert cli.main([*FLAGS, "--out", str(out), "--resume", "--steps", "3"]) == 2
-    assert "--steps" in capsys.readouterr().err
-    assert cli.main([*FLAGS, "--out", str(out), "--resume"]) == 0
-    assert json.loads((out / "advice.json").read_text())["depths"][1]["held_out_loss"] == cut["held_out_loss"]
+    assert cli.main([*words, "--out", str(out), "--resume", "--steps", "3"]) == 2
+    assert "steps was 2, is 3" in capsys.readouterr().err
+    assert cli.main([*words, "--out", str(out), "--resume"]) == 0
+    assert (out / "trials.jsonl").read_text().splitlines() == trials
+    assert json.loads((out / "advice.json").read_text()) == found
 
 
-def test_depths_that_do_not_fit_are_refused_before_anything_is_read(tmp_path, capsys):
-    bad = [*FLAGS, "--out", str(tmp_path / "out"), "--keep-layers", "19"]
-    assert cli.main(bad) == 2
-    assert "19" in capsys.readouterr().err and not (tmp_path / "out").exists()
+def test_flags_that_do_not_fit_are_refused_before_anything_is_read(words, tmp_path, capsys):
+    flags = [*words, "--out", str(tmp_path / "out")]
+    assert cli.main([*flags, "--keep-layers", "5"]) == 2
+    assert "5" in capsys.readouterr().err
+    assert cli.main([*flags, "--peak-lr", "1e-3"]) == 2
+    assert "--learning-rates" in capsys.readouterr().err
+    assert cli.main([*flags, "--holdout-ratio", "0.1"]) == 2
+    assert "--holdout-ratio" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

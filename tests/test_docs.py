@@ -140,6 +140,11 @@ def test_flags_that_pages_mention_exist():
         assert mentioned <= known, f"{page} mentions flags that no command has"
 
 
+def test_the_page_on_the_command_line_lists_every_command():
+    page = (ROOT / "docs" / "command-line.md").read_text(encoding="utf-8")
+    assert set(re.findall(r"^\| `([a-z-]+)` \|", page, re.MULTILINE)) == cli.COMMANDS.keys()
+
+
 @pytest.mark.parametrize("page", NAMES)
 def test_links_between_files_lead_somewhere(page):
     text = re.sub(r"```.*?```", "", (ROOT / page).read_text(encoding="utf-8"), flags=re.DOTALL)

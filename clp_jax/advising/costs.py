@@ -6,12 +6,13 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from clp_jax.benchmarks.steps import alternating
 from clp_jax.data import TrainingData
-from clp_jax.models import Architecture, Gates, abstract_params, build, family_of, init_params
-from clp_jax.sharding import batch_sharding, put
+from clp_jax.models import Architecture, Gates, abstract_params, build, family_of
+from clp_jax.sharding import batch_sharding, parameter_shardings, put
 from clp_jax.training import Run
 from clp_jax.training.program import build_program
 
@@ -38,27 +39,30 @@ class Cost:
 def measure_costs(
     models: Mapping[str, tuple[Architecture, Run]], data: TrainingData, mesh: jax.sharding.Mesh
 ) -> dict[str, Cost]:
-    """Measure models, whose calls take turns. Parameters are random: speed does not depend on them."""
-    calls: dict[tuple[str, str], Callable[[], Any]] = {}
-    for name, (architecture, run) in models.items():
-        calls[name, "step"] = _step(architecture, run, data, mesh)
-        if family_of(architecture).why_no_actions(architecture) is None and architecture.action_dim is not None:
-            calls[name, "sample"] = _sample(architecture, data)
-    seconds = alternating(calls, _ROUNDS)
-    return {
-        name: Cost(
-            seconds[name, "step"],
-            seconds.get((name, "sample")),
-            _state_bytes(architecture, run, mesh),
-            _count(architecture),
-        )
-        for name, (architecture, run) in models.items()
-    }
+    """Measure models one after another, for several at a time would not fit where one does.
+
+    Parameters are zeros: speed does not depend on them.
+    """
+    return {name: _cost(architecture, run, data, mesh) for name, (architecture, run) in models.items()}
+
+
+def _cost(architecture: Architecture, run: Run, data: TrainingData, mesh: jax.sharding.Mesh) -> Cost:
+    state, draws_noise = _program(architecture, run, mesh).abstract, architecture.action_dim is not None
+    return Cost(
+        step_seconds=_seconds(_step(architecture, run, data, mesh)),
+        sample_seconds=_seconds(_sample(architecture, data, mesh)) if draws_noise else None,
+        state_bytes=sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state)),
+        parameters=sum(leaf.size for leaf in jax.tree.leaves(abstract_params(architecture))),
+    )
+
+
+def _seconds(call: Callable[[], Any]) -> float:
+    return alternating({"": call}, _ROUNDS)[""]
 
 
 def _step(architecture: Architecture, run: Run, data: TrainingData, mesh: jax.sharding.Mesh) -> Callable[[], Any]:
     program = _program(architecture, run, mesh)
-    state = program.start(_random(architecture))
+    state = program.start(_zeros(architecture, mesh))
     batch = put(
         next(data.batches(run.batch_size, seed=run.seed, workers=0, augmented=run.step.augment)), batch_sharding(mesh)
     )
@@ -72,9 +76,9 @@ def _step(architecture: Architecture, run: Run, data: TrainingData, mesh: jax.sh
     return call
 
 
-def _sample(architecture: Architecture, data: TrainingData) -> Callable[[], Any]:
+def _sample(architecture: Architecture, data: TrainingData, mesh: jax.sharding.Mesh) -> Callable[[], Any]:
     family, model, inputs = family_of(architecture), build(architecture), dict(data.calibration(1, seed=0).arrays)
-    noise, params = inputs.pop("noise"), _random(architecture)
+    noise, params = inputs.pop("noise"), _zeros(architecture, mesh)
     inputs = {key: value for key, value in inputs.items() if key not in ("time", "episode_index")}
 
     @jax.jit
@@ -90,14 +94,8 @@ def _program(architecture: Architecture, run: Run, mesh: jax.sharding.Mesh) -> A
     return build_program(architecture, run.optimizer, run.step, run.frozen_dtype, run.seed, mesh, run.sharding_rules)
 
 
-def _random(architecture: Architecture) -> Any:
-    return jax.jit(functools.partial(init_params, architecture))(jax.random.key(0))
-
-
-def _state_bytes(architecture: Architecture, run: Run, mesh: jax.sharding.Mesh) -> int:
-    state = _program(architecture, run, mesh).abstract
-    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
-
-
-def _count(architecture: Architecture) -> int:
-    return sum(leaf.size for leaf in jax.tree.leaves(abstract_params(architecture)))
+def _zeros(architecture: Architecture, mesh: jax.sharding.Mesh) -> Any:
+    """Parameters, split over the devices as those of a run."""
+    shapes = abstract_params(architecture)
+    zeros = functools.partial(jax.tree.map, lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    return jax.jit(zeros, out_shardings=parameter_shardings(shapes, mesh))()

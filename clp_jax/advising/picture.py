@@ -4,8 +4,9 @@ import os
 from collections.abc import Mapping, Sequence
 
 from clp_jax.advising.verdict import Verdict
+from clp_jax.report.canvas import LIGHT
 
-_KEPT, _BEST, _INK = "#0072b2", "#d55e00", "#1f2a37"
+_KEPT, _BEST, _INK = (LIGHT[role] for role in ("kept", "removed", "ink"))
 
 
 def draw(verdict: Verdict, axes: Mapping[str, Sequence[float]], title: str, path: str | os.PathLike[str]) -> None:

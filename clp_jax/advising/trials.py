@@ -10,7 +10,7 @@ import numpy as np
 
 from clp_jax.advising.candidates import FULL, Candidate
 from clp_jax.advising.halving import Trial
-from clp_jax.checkpoint import Spec, fingerprint, read_spec
+from clp_jax.checkpoint import Spec, read_spec
 from clp_jax.data import CalibrationData, TrainingData, arrange
 from clp_jax.errors import InputError
 from clp_jax.models import Architecture, Gates
@@ -86,7 +86,7 @@ class Trainer:
         steps, all steps).
       steps: by depth, what the longest trial does.
       rungs: how many there are; each has twice the steps of the one before.
-      config: for the record.
+      entry: what was read and asked, for the record.
     """
 
     folder: Path
@@ -98,7 +98,7 @@ class Trainer:
     settings: Callable[[Candidate, Architecture, int, int], Run]
     steps: Mapping[str, int]
     rungs: int
-    config: Mapping[str, Any]
+    entry: Mapping[str, Any]
 
     def measure(self, candidate: Candidate, rung: int) -> Trial:
         """Train a candidate to the end of a rung, and its losses there.
@@ -113,7 +113,6 @@ class Trainer:
         check_batch_size(run, self.mesh)
         saved = Steps(self.folder / "runs" / candidate.name, write_assets=_none)
         plan = PrunePlan.of(architecture.kind, architecture.depths, coupled=architecture.coupled)
-        entry = {"source": str(spec.path), "source_fingerprint": fingerprint(spec), "config": dict(self.config)}
         report = train(
             spec,
             architecture,
@@ -121,7 +120,7 @@ class Trainer:
             run,
             saved,
             mesh=self.mesh,
-            record=lambda training: training_record(spec.plan_record, plan, entry, training).to_json(),
+            record=lambda training: training_record(spec.plan_record, plan, self.entry, training).to_json(),
             log=_unheard,
         )
         saved.close()

@@ -2,44 +2,46 @@
 
 import contextlib
 import dataclasses
-import json
 import logging
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from etils import epath
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
-from clp_jax.advising import Candidate, Trial, Verdict, candidates_of, halve, judge
+from clp_jax.advising import Candidate, Trial, candidates_of, halve, judge
 from clp_jax.advising.candidates import FULL
 from clp_jax.advising.costs import Cost, measure_costs
 from clp_jax.advising.halving import mean_loss
-from clp_jax.advising.picture import draw
 from clp_jax.advising.trials import HeldOut, Stopped, Trainer, smaller
 from clp_jax.analysis import Analysis, loss_of
 from clp_jax.checkpoint import Spec, fingerprint, read_spec
+from clp_jax.commands.advise_output import save, show
 from clp_jax.commands.data_flags import open_data
 from clp_jax.commands.measuring import DepthFlags, MeasureFlags, evidence_options, measure
 from clp_jax.commands.upstream_flags import UpstreamFlags, with_upstream_defaults
 from clp_jax.data import TrainingData
-from clp_jax.errors import InputError
-from clp_jax.files import read_json_object
+from clp_jax.editable_json import write_json
+from clp_jax.errors import InputError, blamed_on
+from clp_jax.files import parse_json, read_json_object
 from clp_jax.loading import default_dtype, load_model, read_architecture
 from clp_jax.models import Architecture, abstract_params, family_of
-from clp_jax.outputs import resumable
+from clp_jax.outputs import append_line, resumable, whole_lines
 from clp_jax.plan import PrunePlan
 from clp_jax.planning import check_depth, choose
+from clp_jax.processing import norm_stats
 from clp_jax.sharding import make_mesh
 from clp_jax.training import OptimizerSettings, Run, StepSettings, check_batch_size
 from clp_jax.training.freezing import frozen_paths
+from clp_jax.training.resumption import Entry, check_same_run
 from clp_jax.trees import flatten
 
 _BY = "clp advise"
-_NAMES = r"advise\.json|trials\.jsonl|advice\.(json|png)|plan\.json|cuts|runs"
+SETTINGS = "advise.json"
+"""What was read and asked, and the costs that were measured: what --resume needs beside the trials."""
+_NAMES = r"advise\.json(\.partial)?|trials\.jsonl|advice\.(json(\.partial)?|png)|plan\.json|cuts|runs"
 _MAY_CHANGE = ("out", "resume", "overwrite", "tolerance", "workers")
 
 
@@ -58,6 +60,8 @@ class Advise(MeasureFlags, UpstreamFlags):
     """LeRobot data set, or .npz of model-ready observations, or several: what the model is to be fine-tuned on."""
     out: str
     """Folder to create: advice.json, advice.png, plan.json of the advised depth, and what --resume needs."""
+    norm_stats: str | None = "data"
+    """What normalises a LeRobot data set: its own statistics ("data"), a norm_stats.json, or None: the checkpoint's."""
     steps: int
     """Steps of the whole model in the longest trial; a smaller one does as many as take the same time."""
     keep_layers: tuple[str, ...] = ()
@@ -91,7 +95,8 @@ def _run(config: Advise, lifetime: contextlib.ExitStack) -> None:
     logging.getLogger("absl").setLevel(logging.CRITICAL)
     console = Console()
     spec = read_spec(config.checkpoint)
-    architecture = read_architecture(spec, dtype=config.dtype or default_dtype(), **config.model_settings())
+    settings = {"dtype": config.dtype or default_dtype(), **config.model_settings()}
+    architecture = dataclasses.replace(read_architecture(spec, **settings), remat="all")  # as clp finetune
     depths = _depths(config, architecture)
     rates = _learning_rates(config, architecture)
     data = open_data(
@@ -117,16 +122,28 @@ def _run(config: Advise, lifetime: contextlib.ExitStack) -> None:
             names=_NAMES,
         )
     )
-    entry = {"checkpoint": fingerprint(spec), "data": data.fingerprint, "config": _lasting(config)}
-    _check_same(folder, entry)
+    entry = Entry(
+        str(spec.path),
+        fingerprint(spec),
+        data.fingerprint,
+        data.pictures,
+        dataclasses.asdict(config),
+        data.conventions,
+        None if data.norm_stats is None else norm_stats.fingerprint(data.norm_stats),
+    )
+    _check_same(folder, entry, console)
     candidates = _choose(config, spec, data, depths, rates)
     console.print(
         f"{len(candidates)} candidates at {len(depths) + 1} depths, {len(data)} observations for training, "
         f"{sum(map(len, held.episodes))} observations of {len(held.episodes)} other episodes held out"
     )
-    console.print("Measuring a training step and sampling at every depth")
+    console.print(
+        "Learning rates climb over a tenth of a trial and fall to a tenth of the peak at its end, where no flag says "
+        "otherwise; all else is as in clp finetune. Measuring a training step and sampling at every depth.",
+        soft_wrap=True,
+    )
     costs = _costs(config, folder, entry, architecture, candidates, data)
-    trainer = _trainer(config, folder, spec, architecture, data, held, costs)
+    trainer = _trainer(config, entry, folder, spec, architecture, data, held, costs)
     trials = _trials(config, folder, trainer, candidates, console)
     if trials is None:
         console.print(f"Stopped; go on with --resume. What was measured is in {escape(str(folder))}/trials.jsonl")
@@ -134,8 +151,8 @@ def _run(config: Advise, lifetime: contextlib.ExitStack) -> None:
     seconds = {depth: cost.step_seconds for depth, cost in costs.items()}
     named = {candidate.name: candidate for candidate in candidates}
     verdict = judge(named, trials, held.weights, seconds, tolerance=config.tolerance, seed=config.seed)
-    _save(folder, verdict, costs, config)
-    _show(console, verdict, costs, config)
+    save(folder, verdict, costs, config.checkpoint, config.tolerance)
+    show(console, verdict, costs, config.checkpoint, config.out, config.tolerance)
 
 
 def _depths(config: Advise, architecture: Architecture) -> dict[str, DepthFlags]:
@@ -159,29 +176,19 @@ def _depths(config: Advise, architecture: Architecture) -> dict[str, DepthFlags]
 
 def _learning_rates(config: Advise, architecture: Architecture) -> tuple[float, ...]:
     if config.learning_rates:
+        if config.peak_lr is not None:
+            raise InputError("--learning-rates says all rates to try; leave out --peak-lr.")
         return tuple(dict.fromkeys(config.learning_rates))
     peak = config.peak_lr or family_of(architecture).training_defaults(architecture, config.steps)["peak_lr"]
     return (peak, 2 * peak)
 
 
-def _lasting(config: Advise) -> dict[str, Any]:
-    """What must be as it was on a resumption."""
-    return {key: value for key, value in dataclasses.asdict(config).items() if key not in _MAY_CHANGE}
-
-
-def _check_same(folder: Path, entry: Mapping[str, Any]) -> None:
-    file = folder / "advise.json"
-    if not file.exists():
-        return
-    before, now = read_json_object(file), json.loads(json.dumps(entry))
-    changed = [key for key in ("checkpoint", "data") if before.get(key) != now[key]]
-    then = before.get("config") or {}
-    changed += [f"--{key.replace('_', '-')}" for key, value in now["config"].items() if then.get(key) != value]
-    if changed:
-        raise InputError(
-            f"{folder} was begun with another {', '.join(changed)}; go on with the same, or begin anew with --overwrite"
-            "."
-        )
+def _check_same(folder: Path, entry: Entry, console: Console) -> None:
+    if (file := folder / SETTINGS).exists():
+        before = read_json_object(file)
+        note = check_same_run(before, entry, may_change=_MAY_CHANGE, defaults={})
+        if note is not None:
+            console.print(f"[yellow]note:[/] {escape(note)}")
 
 
 def _choose(
@@ -209,13 +216,13 @@ Costs = dict[str, Cost]
 def _costs(
     config: Advise,
     folder: Path,
-    entry: Mapping[str, Any],
+    entry: Entry,
     architecture: Architecture,
     candidates: list[Candidate],
     data: TrainingData,
 ) -> Costs:
     """Measured once, for the steps of a trial depend on it."""
-    file = folder / "advise.json"
+    file = folder / SETTINGS
     if file.exists():
         return {depth: Cost(**cost) for depth, cost in read_json_object(file)["costs"].items()}
     models = {}
@@ -223,10 +230,7 @@ def _costs(
         cut = smaller(architecture, one.plan)
         models.setdefault(one.depth, (cut, _run_of(config, one.peak_lr, cut, config.steps, config.steps)))
     costs = measure_costs(models, data, make_mesh(config.fsdp_devices))
-    unfinished = file.with_name("advise.json.new")
-    known = {depth: dataclasses.asdict(cost) for depth, cost in costs.items()}
-    unfinished.write_text(json.dumps({**entry, "costs": known}, indent=2) + "\n")
-    unfinished.replace(file)
+    write_json(file, entry.to_json() | {"costs": {depth: dataclasses.asdict(cost) for depth, cost in costs.items()}})
     return costs
 
 
@@ -235,15 +239,14 @@ def _trials(
 ) -> list[Trial] | None:
     """Those of the last rung; None if a signal ended them before. Each is written down as soon as it is known."""
     file, last, weights = folder / "trials.jsonl", list[Trial](), trainer.held.weights
-    lines = file.read_text().splitlines() if file.exists() else []
-    known = {(trial.candidate, trial.rung): trial for trial in map(_read_trial, lines) if trial is not None}
+    trials = [_trial(line, f"{file}, line {number}") for number, line in enumerate(whole_lines(file), 1)]
+    known = {(trial.candidate, trial.rung): trial for trial in trials}
 
     def measured(candidate: Candidate, rung: int) -> Trial:
         if (found := known.get((candidate.name, rung))) is not None:
             return found
         trial = trainer.measure(candidate, rung)
-        with file.open("a") as stream:
-            stream.write(json.dumps(trial.to_json()) + "\n")
+        append_line(file, trial.to_json())
         return trial
 
     try:
@@ -259,21 +262,20 @@ def _trials(
             last += [trial] if trial.rung + 1 == config.rungs else []
     except Stopped:
         return None
-    shutil.rmtree(folder / "runs", ignore_errors=True)
+    for name in ("runs", "cuts"):
+        shutil.rmtree(folder / name, ignore_errors=True)
     return last
 
 
-def _read_trial(line: str) -> Trial | None:
-    """A line; None for one that a crash cut off."""
-    try:
-        found = json.loads(line)
-        return Trial(found["candidate"], found["rung"], found["steps"], tuple(found["losses"]))
-    except (ValueError, KeyError, TypeError):
-        return None
+def _trial(line: bytes, where: str) -> Trial:
+    with blamed_on(where, "remove the line, and the trial will run again"):
+        value = parse_json(line, where)
+        return Trial(**value | {"losses": tuple(map(float, value["losses"]))})
 
 
 def _trainer(
     config: Advise,
+    entry: Entry,
     folder: Path,
     spec: Spec,
     architecture: Architecture,
@@ -300,7 +302,7 @@ def _trainer(
         settings=settings,
         steps=steps,
         rungs=config.rungs,
-        config=_lasting(config),
+        entry=entry.to_json(),
     )
 
 
@@ -328,61 +330,3 @@ def _run_of(config: Advise, peak_lr: float, architecture: Architecture, steps: i
         evaluate_every=0,
         save_every=0,
     )
-
-
-def _save(folder: Path, verdict: Verdict, costs: Costs, config: Advise) -> None:
-    """The plan and the picture first: whoever finds advice.json finds all."""
-    verdict.best.candidate.plan.save(folder / "plan.json")
-    shown = [costs[place.candidate.depth] for place in verdict.places]
-    axes = {
-        "training step, ms": [1e3 * cost.step_seconds for cost in shown],
-        "sampling a chunk, ms": [1e3 * cost.sample_seconds for cost in shown if cost.sample_seconds is not None],
-        "parameters and optimiser, GB": [cost.state_bytes / 1e9 for cost in shown],
-    }
-    axes = {label: costs for label, costs in axes.items() if costs}
-    draw(verdict, axes, f"Depth against loss, {config.checkpoint}", folder / "advice.png")
-    found = {
-        "advised": verdict.best.to_json(),
-        "tolerance": config.tolerance,
-        "depths": [place.to_json() | dataclasses.asdict(costs[place.candidate.depth]) for place in verdict.places],
-    }
-    (folder / "advice.json").write_text(json.dumps(found, indent=2, allow_nan=False) + "\n")
-
-
-def _show(console: Console, verdict: Verdict, costs: Costs, config: Advise) -> None:
-    table = Table(title="Equal training time; held-out loss at its end")
-    columns = ("depth", "blocks by", "peak lr", "steps", "loss", "to full", "95 %", "step", "chunk", "advised in")
-    for column in columns:
-        table.add_column(column, justify="left" if column in ("depth", "blocks by") else "right")
-    full = costs[FULL]
-    for place in verdict.places:
-        one, cost = place.candidate, costs[place.candidate.depth]
-        table.add_row(
-            escape(one.depth),
-            escape(" ".join(one.criteria)),
-            f"{one.peak_lr:g}",
-            f"{place.trial.steps}",
-            f"{place.loss:.4f}",
-            f"{place.ratio:.3f}",
-            f"{place.interval[0]:.3f} - {place.interval[1]:.3f}",
-            f"{cost.step_seconds / full.step_seconds:.2f}",
-            _share(cost.sample_seconds, full.sample_seconds),
-            f"{place.chosen:.0%}",
-        )
-    console.print(table)
-    best, out = verdict.best, escape(config.out)
-    console.print(
-        f"Advised: [bold]{escape(best.candidate.depth)}[/], the fastest within {config.tolerance:.0%} of the whole "
-        f"model's loss; so in {best.chosen:.0%} of the resamples of held-out episodes."
-    )
-    console.print(f"Saved: {out}/advice.json, {out}/advice.png and {out}/plan.json. Next:")
-    source = escape(config.checkpoint)
-    if best.candidate.depth == FULL:
-        console.print(f"  clp finetune --checkpoint {source} --peak-lr {best.candidate.peak_lr:g} ...")
-        return
-    console.print(f"  clp prune --checkpoint {source} --plan {out}/plan.json --out PRUNED")
-    console.print(f"  clp finetune --checkpoint PRUNED --peak-lr {best.candidate.peak_lr:g} ...")
-
-
-def _share(seconds: float | None, of: float | None) -> str:
-    return "" if seconds is None or of is None else f"{seconds / of:.2f}"

@@ -261,10 +261,13 @@ def _print(console: Console, title: str, columns: Sequence[str], rows: list[tupl
     """A table with a line per program; what is the same everywhere stands in no column."""
     programs = len({one.program for one, _ in rows}) > 1
     table = Table(title=title, title_justify="left")
-    for column in ("slice", "model", *(["program"] if programs else [])):
-        table.add_column(column)
+    # What a line is about stays readable on a narrow terminal, where headings take several lines.
+    table.add_column("slice", no_wrap=True)
+    table.add_column("model", min_width=max((len(word) for one, _ in rows for word in one.model.split()), default=0))
+    if programs:
+        table.add_column("program")
     for column in columns:
-        table.add_column(column, justify="right", no_wrap=True)
+        table.add_column(column.replace("-", "-\n").replace(" ", "\n"), justify="right", no_wrap=True)
     for one, cells in rows:
         table.add_row(one.topology, escape(one.model), *([one.program] if programs else []), *cells)
     console.print(table)

@@ -4,6 +4,7 @@
 ``results.json`` and the pages of pictures come last: a folder without them is unfinished, and a run can go on with it.
 """
 
+import collections
 import contextlib
 import dataclasses
 import json
@@ -19,9 +20,9 @@ from clp_jax.editable_json import write_json
 from clp_jax.errors import InputError, blamed_on
 from clp_jax.evaluation.pictures import save_film, save_page
 from clp_jax.evaluation.rollouts import Episode
-from clp_jax.files import parse_json, read_bytes, read_json_object
+from clp_jax.files import parse_json, read_json_object
 from clp_jax.folders import is_remote
-from clp_jax.outputs import MANIFEST, resumable, write_manifest
+from clp_jax.outputs import MANIFEST, append_line, resumable, whole_lines, write_manifest
 
 _BY = "clp evaluate"
 SETTINGS, EPISODES, RESULTS, FILMS = "settings.json", "episodes.jsonl", "results.json", "films"
@@ -70,11 +71,7 @@ class Evaluation:
         if line.episode.pictures:
             save_film(self.folder / FILMS, line.episode, fps)
         episode = {name: value for name, value in vars(line.episode).items() if name != "pictures"}
-        text = json.dumps(episode | {"seconds": line.seconds, "latencies": line.latencies})
-        with (self.folder / EPISODES).open("a", encoding="utf-8") as stream:
-            stream.write(text + "\n")
-            stream.flush()
-            os.fsync(stream.fileno())
+        append_line(self.folder / EPISODES, episode | {"seconds": line.seconds, "latencies": line.latencies})
         self.lines.append(line._replace(episode=dataclasses.replace(line.episode, pictures=())))
 
     def finish(self, result: Mapping[str, Any], tasks: Sequence[str]) -> None:
@@ -135,15 +132,9 @@ def read_lines(file: Path) -> list[Line]:
     Raises:
       InputError: a line is damaged, or an episode is there twice.
     """
-    if not file.exists():
-        return []
-    content = read_bytes(file)
-    whole = content[: content.rfind(b"\n") + 1]
-    if len(whole) < len(content):  # killed while it was written
-        os.truncate(file, len(whole))
-    lines = [_line(text, f"{file}, line {number}") for number, text in enumerate(whole.splitlines(), 1)]
-    jobs = [(line.episode.task, line.episode.number) for line in lines]
-    twice = [f"{task} {number}" for task, number in jobs if jobs.count((task, number)) > 1]
+    lines = [_line(text, f"{file}, line {number}") for number, text in enumerate(whole_lines(file), 1)]
+    jobs = collections.Counter((line.episode.task, line.episode.number) for line in lines)
+    twice = [f"{task} {number}" for (task, number), count in jobs.items() if count > 1]
     if twice:
         raise InputError(f"{file} has episode {twice[0]} twice; remove one of the lines.")
     return lines

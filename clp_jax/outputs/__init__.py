@@ -11,6 +11,7 @@ from etils import epath
 
 from clp_jax.errors import InputError
 from clp_jax.folders import is_remote
+from clp_jax.outputs.lines import append_line, whole_lines
 from clp_jax.outputs.locks import alone, locked
 from clp_jax.outputs.ownership import MANIFEST, check_own, read_manifest, sign, write_manifest
 from clp_jax.outputs.resumable import resumable
@@ -18,6 +19,8 @@ from clp_jax.outputs.resumable import resumable
 __all__ = [
     "staged",
     "resumable",
+    "append_line",
+    "whole_lines",
     "check_apart",
     "MANIFEST",
     "check_own",

@@ -33,7 +33,7 @@ class Program(NamedTuple):
     teacher: Leaf = None
 
 
-@functools.lru_cache(maxsize=32)
+@functools.lru_cache(maxsize=16)
 def build_program(
     architecture: Architecture,
     optimizer: OptimizerSettings,

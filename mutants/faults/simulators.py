@@ -6,9 +6,13 @@ _EVALUATION = "tests/evaluation"
 
 MUTANTS: list[Mutant] = [
     *faults(
-        "clp_jax/evaluation/saving.py",
+        "clp_jax/outputs/lines.py",
         f"{_EVALUATION}/test_saving.py",
         ("saving-half-a-line", "    if len(whole) < len(content):", "    if False:"),
+    ),
+    *faults(
+        "clp_jax/evaluation/saving.py",
+        f"{_EVALUATION}/test_saving.py",
         ("saving-same-settings", "    if changed:\n        raise", "    if False:\n        raise"),
         ("saving-plays-all-again", " if job not in done]", "]"),
         ("saving-leaves-an-empty-run", "            if not found.lines:", "            if False:"),
