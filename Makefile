@@ -57,7 +57,7 @@ test-nightly: .venv-nightly/.installed-test ## the tests with JAX before its rel
 	@.venv-nightly/bin/python $(PYTEST_ALL) $(ARGS)
 
 docs: .venv-docs/.installed-docs ## the site, in site/: no broken link, every flag, every public name; tutorial and notebook run
-	@.venv-docs/bin/python -m mkdocs build --quiet
+	@NO_MKDOCS_2_WARNING=1 .venv-docs/bin/python -m mkdocs build --quiet
 	@CI_HAS=nbclient $(OPTIMISED) .venv-docs/bin/python -m pytest docs/test_examples.py $(ARGS)
 
 dist: .venv-dist/.installed ## wheel and sdist, in dist/, installed into an empty environment and used there

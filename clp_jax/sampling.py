@@ -50,7 +50,7 @@ def sample(
     found = None
     for number, batch in enumerate(batches(data, arrangement, groups, model.mesh)):
         rows = arrangement.slots[number * groups : (number + 1) * groups, 0]
-        step = _step(model.architecture, batch.present.sharding, steps)
+        step = sampling_step(model.architecture, batch.present.sharding, steps)
         actions = np.asarray(step(model.params, batch, gates), np.float32)[: len(rows)]
         found = np.empty((len(data), *actions.shape[1:]), np.float32) if found is None else found
         found[rows] = actions
@@ -59,7 +59,8 @@ def sample(
 
 
 @functools.lru_cache(maxsize=8)
-def _step(architecture: Architecture, rows: Rows, num_steps: int):
+def sampling_step(architecture: Architecture, rows: Rows, num_steps: int):
+    """The compiled program that samples a batch from its own noise: (parameters, batch, gates) to actions."""
     family, model = family_of(architecture), build(architecture, rows)
 
     @jax.jit

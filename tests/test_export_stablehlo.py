@@ -66,3 +66,11 @@ def test_damaged_weights_are_seen(exported, tmp_path):
     content[-40:] = np.full(10, 3.0, np.float32).tobytes()
     (tmp_path / "e" / "model.safetensors").write_bytes(content)
     assert loader(tmp_path / "e").largest_difference(tmp_path / "e") > 1e-3
+
+
+def test_what_is_not_installed_is_said_before_anything_is_read(tmp_path, monkeypatch, capsys):
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "flatbuffers" else found(name))
+    assert export(save(tmp_path, toys.architecture()), tmp_path / "e", "stablehlo") == 2
+    assert 'pip install "clp-jax[export]"' in capsys.readouterr().err
+    assert not (tmp_path / "e").exists()

@@ -2,7 +2,8 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -10,13 +11,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from clp_jax.benchmarks.steps import alternating
-from clp_jax.data import TrainingData
-from clp_jax.models import Architecture, Gates, abstract_params, build, family_of
+from clp_jax.data import TrainingData, arrange
+from clp_jax.models import Architecture, Gates, abstract_params, family_of
+from clp_jax.sampling import sampling_step
 from clp_jax.sharding import batch_sharding, parameter_shardings, put
+from clp_jax.similarity import batches
 from clp_jax.training import Run
 from clp_jax.training.program import build_program
 
-_ROUNDS = 5
+_TURNS, _CALLS = 3, 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,7 +28,7 @@ class Cost:
 
     Attributes:
       step_seconds: a training step.
-      sample_seconds: an action chunk for one observation; None for a model that draws no noise.
+      sample_seconds: an action chunk for one observation per device; None for a model that draws no noise.
       state_bytes: parameters, optimiser and average, over all devices.
       parameters: how many.
     """
@@ -39,33 +42,34 @@ class Cost:
 def measure_costs(
     models: Mapping[str, tuple[Architecture, Run]], data: TrainingData, mesh: jax.sharding.Mesh
 ) -> dict[str, Cost]:
-    """Measure models one after another, for several at a time would not fit where one does.
+    """Measure models, the least of several turns each.
 
-    Parameters are zeros: speed does not depend on them.
+    They take turns, so that a busy machine disturbs all alike, and each leaves memory to the next, for several at a
+    time would not fit where one does. Parameters are zeros: speed does not depend on them.
     """
-    return {name: _cost(architecture, run, data, mesh) for name, (architecture, run) in models.items()}
+    steps, samples = (dict.fromkeys(models, math.inf) for _ in range(2))
+    for _ in range(_TURNS):
+        for name, (architecture, run) in models.items():
+            steps[name] = min(steps[name], _step_seconds(architecture, run, data, mesh))
+            samples[name] = min(samples[name], _sample_seconds(architecture, data, mesh))
+    return {
+        name: Cost(
+            step_seconds=steps[name],
+            sample_seconds=samples[name] if math.isfinite(samples[name]) else None,
+            state_bytes=sum(
+                leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(_program(*model, mesh).abstract)
+            ),
+            parameters=sum(leaf.size for leaf in jax.tree.leaves(abstract_params(model[0]))),
+        )
+        for name, model in models.items()
+    }
 
 
-def _cost(architecture: Architecture, run: Run, data: TrainingData, mesh: jax.sharding.Mesh) -> Cost:
-    state, draws_noise = _program(architecture, run, mesh).abstract, architecture.action_dim is not None
-    return Cost(
-        step_seconds=_seconds(_step(architecture, run, data, mesh)),
-        sample_seconds=_seconds(_sample(architecture, data, mesh)) if draws_noise else None,
-        state_bytes=sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state)),
-        parameters=sum(leaf.size for leaf in jax.tree.leaves(abstract_params(architecture))),
-    )
-
-
-def _seconds(call: Callable[[], Any]) -> float:
-    return alternating({"": call}, _ROUNDS)[""]
-
-
-def _step(architecture: Architecture, run: Run, data: TrainingData, mesh: jax.sharding.Mesh) -> Callable[[], Any]:
+def _step_seconds(architecture: Architecture, run: Run, data: TrainingData, mesh: jax.sharding.Mesh) -> float:
     program = _program(architecture, run, mesh)
     state = program.start(_zeros(architecture, mesh))
-    batch = put(
-        next(data.batches(run.batch_size, seed=run.seed, workers=0, augmented=run.step.augment)), batch_sharding(mesh)
-    )
+    rows = next(data.batches(run.batch_size, seed=run.seed, workers=0, augmented=run.step.augment))
+    batch = put(rows, batch_sharding(mesh))
     stop = put(np.zeros(jax.device_count(), np.int32), batch_sharding(mesh))
 
     def call() -> Any:
@@ -73,21 +77,17 @@ def _step(architecture: Architecture, run: Run, data: TrainingData, mesh: jax.sh
         state, info = program.step(state, batch, stop)
         return info
 
-    return call
+    return alternating({"step": call}, _CALLS)["step"]
 
 
-def _sample(architecture: Architecture, data: TrainingData, mesh: jax.sharding.Mesh) -> Callable[[], Any]:
-    family, model, inputs = family_of(architecture), build(architecture), dict(data.calibration(1, seed=0).arrays)
-    noise, params = inputs.pop("noise"), _zeros(architecture, mesh)
-    inputs = {key: value for key, value in inputs.items() if key not in ("time", "episode_index")}
-
-    @jax.jit
-    def sample(params: Any, inputs: Any, noise: Any) -> Any:
-        return family.sample(
-            model, params, inputs, noise=noise, num_steps=family.num_steps(architecture), gates=Gates()
-        )
-
-    return lambda: sample(params, inputs, noise)
+def _sample_seconds(architecture: Architecture, data: TrainingData, mesh: jax.sharding.Mesh) -> float:
+    """Of one chunk per device, once; infinity for a model that draws no noise."""
+    if architecture.action_dim is None:
+        return math.inf
+    (batch,) = batches(data.calibration(1), arrange(np.zeros(1, int), 1), jax.device_count(), mesh)
+    step = sampling_step(architecture, batch.present.sharding, family_of(architecture).num_steps(architecture))
+    params = _zeros(architecture, mesh)
+    return alternating({"sample": lambda: step(params, batch, Gates())}, _CALLS)["sample"]
 
 
 def _program(architecture: Architecture, run: Run, mesh: jax.sharding.Mesh) -> Any:

@@ -17,7 +17,7 @@ from clp_jax.advising.costs import Cost, measure_costs
 from clp_jax.advising.halving import mean_loss
 from clp_jax.advising.trials import HeldOut, Stopped, Trainer, smaller
 from clp_jax.analysis import Analysis, loss_of
-from clp_jax.checkpoint import Spec, fingerprint, read_spec
+from clp_jax.checkpoint import Spec, read_spec
 from clp_jax.commands.advise_output import save, show
 from clp_jax.commands.data_flags import open_data
 from clp_jax.commands.measuring import DepthFlags, MeasureFlags, evidence_options, measure
@@ -31,7 +31,6 @@ from clp_jax.models import Architecture, abstract_params, family_of
 from clp_jax.outputs import append_line, resumable, whole_lines
 from clp_jax.plan import PrunePlan
 from clp_jax.planning import check_depth, choose
-from clp_jax.processing import norm_stats
 from clp_jax.sharding import make_mesh
 from clp_jax.training import OptimizerSettings, Run, StepSettings, check_batch_size
 from clp_jax.training.freezing import frozen_paths
@@ -122,15 +121,7 @@ def _run(config: Advise, lifetime: contextlib.ExitStack) -> None:
             names=_NAMES,
         )
     )
-    entry = Entry(
-        str(spec.path),
-        fingerprint(spec),
-        data.fingerprint,
-        data.pictures,
-        dataclasses.asdict(config),
-        data.conventions,
-        None if data.norm_stats is None else norm_stats.fingerprint(data.norm_stats),
-    )
+    entry = Entry.of(spec, data, dataclasses.asdict(config))
     _check_same(folder, entry, console)
     candidates = _choose(config, spec, data, depths, rates)
     console.print(

@@ -35,11 +35,11 @@ def show(
     console: Console, verdict: Verdict, costs: Mapping[str, Cost], checkpoint: str, out: str, tolerance: float
 ) -> None:
     """Print the depths beside each other, and the commands that follow."""
-    table = Table(title="Equal training time; held-out loss at its end", box=box.SIMPLE_HEAD)
-    for column in ("depth", "blocks by", "peak lr", "steps", "loss", "to full", "95 %", "step", "chunk", "advised"):
-        table.add_column(
-            column, justify="left" if column in ("depth", "blocks by") else "right", no_wrap=column == "95 %"
-        )
+    narrow = {"box": box.SIMPLE_HEAD, "collapse_padding": True, "pad_edge": False}
+    table = Table(title="Held-out loss after equal training time", **narrow)
+    for column in ("depth", "blocks by", "peak lr", "loss", "to full", "95 %", "step", "chunk", "advised"):
+        left = column in ("depth", "blocks by")
+        table.add_column(column, justify="left" if left else "right", no_wrap=column != "blocks by")
     full = costs[FULL]
     for place in verdict.places:
         one, cost = place.candidate, costs[place.candidate.depth]
@@ -47,7 +47,6 @@ def show(
             escape(one.depth),
             escape(" ".join(one.criteria)),
             f"{one.peak_lr:g}",
-            f"{place.trial.steps}",
             f"{place.loss:.4f}",
             f"{place.ratio:.3f}",
             "" if one.depth == FULL else f"{place.interval[0]:.2f}-{place.interval[1]:.2f}",

@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 
-from clp_jax.checkpoint import Spec, fingerprint, read_spec
+from clp_jax.checkpoint import Spec, read_spec
 from clp_jax.commands.data_flags import DataFlags, open_data
 from clp_jax.commands.finetune_output import Log, conclude, introduce
 from clp_jax.commands.model_flags import ModelFlags
@@ -22,7 +22,6 @@ from clp_jax.errors import InputError
 from clp_jax.loading import default_dtype, read_architecture
 from clp_jax.models import Architecture, Lengths, Remat, abstract_params, family_of
 from clp_jax.plan import PrunePlan
-from clp_jax.processing import norm_stats
 from clp_jax.progress import progress
 from clp_jax.provenance import training_record
 from clp_jax.sharding import Rules, make_mesh
@@ -170,16 +169,7 @@ def _run(config: Finetune, lifetime: contextlib.ExitStack) -> None:
         embodiment=config.embodiment,
     )
     saved = Steps(out, write_assets=write_assets, keep_period=config.keep_period)
-    entry = Entry(
-        str(spec.path),
-        fingerprint(spec),
-        data.fingerprint,
-        data.pictures,
-        dataclasses.asdict(config),
-        data.conventions,
-        None if data.norm_stats is None else norm_stats.fingerprint(data.norm_stats),
-        None if teacher is None else fingerprint(teacher.spec),
-    )
+    entry = Entry.of(spec, data, dataclasses.asdict(config), teacher=None if teacher is None else teacher.spec)
     start = 0 if saved.latest is None else saved.latest + 1
     trained, total = _counts(leaves, frozen, frozen_rows)
     introduce(console, config, chosen, data, teacher, mesh, start, trained, total)

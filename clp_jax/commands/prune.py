@@ -46,8 +46,9 @@ class Prune(MeasureFlags, DepthFlags):
     keep: tuple[str, ...] = ()
     """Blocks that stay, e.g. 0,1,2,5; where towers are cut on their own, e.g. llm=0,1,2 dit=0,3,8,9."""
     heal: bool = False
-    """Repair what the cut breaks, without training: refit the last weights of the block before each gap on --data, so
-    that what is left does what the full model does. For models that are used as they are; fine-tuning needs it not."""
+    """Repair what the cut breaks, without training: refit the last weights of the kept blocks, from the first gap on,
+    on --data, so that what is left does what the full model does. For models that are used as they are; who fine-tunes
+    does not need it."""
     overwrite: bool = False
     """Replace --out if it exists."""
 

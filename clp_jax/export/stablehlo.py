@@ -101,8 +101,10 @@ def check_possible(architecture: Architecture, options: Options) -> None:
     """Refuses what cannot be exported.
 
     Raises:
-      InputError: a model that has no sampling of actions, or a platform that JAX does not know.
+      InputError: a model that has no sampling of actions, a platform that JAX does not know, or flatbuffers is missing.
     """
+    if importlib.util.find_spec("flatbuffers") is None:
+        raise InputError('JAX saves programs with flatbuffers, which is not installed: pip install "clp-jax[export]".')
     if unknown := sorted(set(options.platforms) - set(_PLATFORMS)):
         raise InputError(
             f"there is no platform {', '.join(unknown)}; --platforms takes some of {','.join(_PLATFORMS)}."

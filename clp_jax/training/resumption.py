@@ -5,7 +5,10 @@ import json
 from collections.abc import Collection, Mapping
 from typing import Any
 
+from clp_jax.checkpoint import Spec, fingerprint
+from clp_jax.data import TrainingData
 from clp_jax.errors import InputError
+from clp_jax.processing import norm_stats
 from clp_jax.processing.conventions import Conventions, conventions_of_json
 
 _CONTENT = ("source_fingerprint", "data_fingerprint", "teacher_fingerprint")
@@ -41,6 +44,20 @@ class Entry:
     conventions: Conventions | None = None
     statistics_fingerprint: str | None = None
     teacher_fingerprint: str | None = None
+
+    @classmethod
+    def of(cls, spec: Spec, data: TrainingData, config: Mapping[str, Any], *, teacher: Spec | None = None) -> "Entry":
+        """The entry of a run that begins from a checkpoint, with these data and flags."""
+        return cls(
+            str(spec.path),
+            fingerprint(spec),
+            data.fingerprint,
+            data.pictures,
+            config,
+            data.conventions,
+            None if data.norm_stats is None else norm_stats.fingerprint(data.norm_stats),
+            None if teacher is None else fingerprint(teacher),
+        )
 
     def to_json(self) -> dict[str, Any]:
         """JSON values for the record."""
