@@ -1,17 +1,26 @@
 """HSIC and CKA between the layers of one tower: mathematics only, meant to run inside the jit of a forward pass.
 
-All pairs of layers are compared on one set of n samples (tokens). With centred features X_l [n, d] and their Gram
-matrices K_l = X_l X_l^T, both HSIC estimators follow from <K_i, K_j>, the diagonals of the K_l and their traces.
-`gram_sums` reduces states to those [l, l] sums and never holds more than one tile of each layer's Gram matrix.
+All pairs of layers are compared on one set of n samples (tokens), twice: on the states as they are (raw) and on
+RMS-normalised ones (rms). With centred features X_l [n, d] and their Gram matrices K_l = X_l X_l^T, both HSIC
+estimators follow from <K_i, K_j> off the diagonal, the diagonals of the K_l and their traces. `gram_sums` reduces
+states to those [l, l] sums and never holds more than one tile of each layer's Gram matrix.
 
-Axes: l states (depth + 1), n samples, d width, a, b and t rows of a tile, k and m steps between states, g groups.
+One product per tile gives the Gram matrices of both scales. Write r_a for 1 / RMS of token x_a, m for the mean token
+and c for the mean of r_a (x_a - m). The centred tokens of the two scales, the raw one divided by its RMS, are
+
+    z_a = r_a (x_a - m)        and        y_a = z_a - w_a,   w_a = c - (r_a - mean of r) m,
+
+so that with v_a = (y_a + z_a) / 2 the raw product is z_a . z_b = y_a . y_b + v_a . w_b + w_a . v_b, where each w_a is
+made of two vectors: four numbers per token (`_Tokens`) turn the one matrix into the other. That direction is safe, the
+other is not: RMS takes away what only makes tokens of a common direction longer or shorter. The products that are left
+are no larger than raw ones (|x| |x/|x| - y/|y|| <= 2 |x - y|, Dunkl and Williams 1964), so rounding stays rounding.
+
+Axes: l states (depth + 1), n samples, d width, a and b rows of two tiles of t rows, i, j, l and m layers.
 
 Sources: Kornblith et al. 2019 (arXiv 1905.00414) for CKA; Song et al. 2012 (JMLR 13) for the debiased HSIC_1.
 """
 
-import math
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,11 +28,18 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from clp_jax.aliases import Array
+from clp_jax.tiles import ROWS, Tiles
 
-TILE = 256
-"""Rows of a Gram tile: the fastest of 128, 256 and 512 on CPU, and a multiple of the 128 of a TPU's matrix unit."""
+_SPLIT = jax.lax.DotAlgorithmPreset.BF16_BF16_F32_X3
+"""Of the products of width d: 3 passes of bfloat16 matrix units where the program is compiled for such, float32 on CPU.
 
-_HIGHEST = jax.lax.Precision.HIGHEST  # the default rounds operands to bfloat16 (TPU) or TF32 (GPU)
+Both operands are split in two bfloat16 parts of which the product of the small ones is left out: 2^-18 of a term, of
+either sign, that averages out over the n^2 entries of a Gram matrix. Not so on its diagonal, which is taken from sums.
+"""
+
+_HIGHEST = jax.lax.Precision.HIGHEST
+"""Of the products between Gram matrices, where the parts left out would all be positive; they are a hundredth."""
+
 _EPS = float(jnp.finfo(jnp.float32).eps)
 
 
@@ -34,7 +50,7 @@ class GramSums(NamedTuple):
     differ: add their HSIC.
 
     Attributes:
-      inner: <K_i, K_j> over all pairs of samples, diagonal included.
+      inner: <K_i, K_j> over all pairs of different samples.
       diagonal: diag(K_i) . diag(K_j).
       trace: trace of K_l: total squared deviation from the mean.
       count: valid samples.
@@ -46,29 +62,47 @@ class GramSums(NamedTuple):
     count: Float[Array, "*g"]
 
 
-class PairSums(NamedTuple):
-    """Sums over valid samples of what `pair_statistics` measures between the states i and j of a token.
+class Scales(NamedTuple):
+    """Sums of the states as they are, and of states whose tokens have unit root mean square (`rms_normalise`)."""
+
+    raw: GramSums
+    rms: GramSums
+
+
+class _Tokens(NamedTuple):
+    """All samples in tiles, zero where they do not count; the letters are those on top of this module.
 
     Attributes:
-      cosine: cos(h_i, h_j).
-      angle: arccos of it, in half turns.
-      residual: |h_j - h_i|^2 / |h_i|^2, not symmetric.
-      squared: (h_j - h_i)^2, mean over d.
-      count: valid samples.
+      features: y.
+      scale: 1 / r.
+      apart: r - mean of r: what w has of -m.
+      along_mean: v . m.
+      along_rest: v . c.
+      raw_norms: |x - m|^2.
+      rms_norms: |y|^2.
     """
 
-    cosine: Float[Array, "*g l l"]
-    angle: Float[Array, "*g l l"]
-    residual: Float[Array, "*g l l"]
-    squared: Float[Array, "*g l l"]
-    count: Float[Array, "*g"]
+    features: Float[Array, "blocks l t d"]
+    scale: Float[Array, "blocks l t"]
+    apart: Float[Array, "blocks l t"]
+    along_mean: Float[Array, "blocks l t"]
+    along_rest: Float[Array, "blocks l t"]
+    raw_norms: Float[Array, "blocks l t"]
+    rms_norms: Float[Array, "blocks l t"]
+
+    def grams(self, a: Array, b: Array) -> tuple[Float[Array, "l t t"], Float[Array, "l t t"]]:
+        """Tile (a, b) of the Gram matrices of all layers: raw and rms."""
+        rms = jnp.einsum("lad,lbd->lab", self.features[a], self.features[b], precision=_SPLIT)
+        across = _outer(self.apart[a], self.along_mean[b]) + _outer(self.along_mean[a], self.apart[b])
+        along = self.along_rest[a][:, :, None] + self.along_rest[b][:, None, :]
+        return _outer(self.scale[a], self.scale[b]) * (rms + along - across), rms
 
 
-def gram_sums(states: Float[Array, "l n d"], valid: Bool[Array, " n"], *, tile: int = TILE) -> GramSums:
-    """Reduce the states of all layers to what HSIC needs, in float32.
+def gram_sums(states: Float[Array, "l n d"], valid: Bool[Array, " n"], *, tile: int = ROWS) -> Scales:
+    """Reduce the states of all layers to what HSIC needs, in float32, at both scales.
 
-    Only pairs of row tiles (a, b) with a <= b are multiplied, which halves the work. Tiles are upcast and centred as
-    they are read: memory beyond ``states`` is a few times l * tile * max(d, tile), whatever n is.
+    Only pairs of row tiles (a, b) with a <= b are multiplied, which halves the work: about l n^2 d operations of width
+    d and 2 n^2 l^2 between Gram matrices. Memory beyond ``states``: the same in float32, and a few tiles.
 
     Args:
       states: features of the same samples at l layers, any float dtype.
@@ -80,54 +114,30 @@ def gram_sums(states: Float[Array, "l n d"], valid: Bool[Array, " n"], *, tile: 
 
     >>> states = jax.random.normal(jax.random.key(0), (3, 40, 8))
     >>> sums = gram_sums(states, jnp.ones(40, bool))
-    >>> cka(hsic(sums, debiased=True)).diagonal().round(5).tolist()
+    >>> cka(hsic(sums.raw, debiased=True)).diagonal().round(5).tolist()
     [1.0, 1.0, 1.0]
     """
-    layers, n, _ = states.shape
-    tile, blocks = _tiling(n, tile)
-    centred, is_signal = _centring(states, valid, tile, blocks)
+    tiles = Tiles.of(states, valid, tile)
+    tokens, noise = _tokens(tiles)
+    diagonal = jnp.eye(tiles.rows, dtype=bool)
 
-    def diagonal_and_trace(block: Array) -> tuple[Array, Array]:
-        norms = jnp.sum(centred(block) ** 2, axis=-1)
-        return jnp.einsum("la,ma->lm", norms, norms, precision=_HIGHEST), jnp.sum(norms, axis=-1)
+    def products(gram: Float[Array, "l t t"], *, own: Array) -> Float[Array, "l l"]:
+        # Summed row by row, so that few large entries do not swallow many small ones. Behind the barrier because XLA
+        # on CPU would lay out all that comes before for this product.
+        rows = jax.lax.optimization_barrier(jnp.where(own & diagonal, 0, gram))
+        return jnp.where(own, 1.0, 2.0) * jnp.einsum("lab,mab->alm", rows, rows, precision=_HIGHEST).sum(axis=0)
 
-    def add_pair(carry: tuple[Array, Array], pair: tuple[Array, Array]) -> tuple[tuple[Array, Array], None]:
-        total, lost = carry  # compensated (Kahan) summation: large n has thousands of pairs
-        gram = jnp.einsum("lad,lbd->lab", centred(pair[0]), centred(pair[1]), precision=_HIGHEST)
-        # One contracted axis: for two XLA transposes a copy of the tile.
-        flat = gram.reshape(layers, -1)
-        inner = jnp.einsum("lk,mk->lm", flat, flat, precision=_HIGHEST)
-        term = jnp.where(pair[0] == pair[1], 1.0, 2.0) * inner - lost
-        return (total + term, ((total + term) - total) - term), None
+    def add_pair(sums: list[tuple[Array, Array]], pair: tuple[Array, Array]) -> tuple[list[tuple[Array, Array]], None]:
+        grams = tokens.grams(*pair)
+        return [_kahan(*x, products(gram, own=pair[0] == pair[1])) for x, gram in zip(sums, grams, strict=True)], None
 
     # One loop, not two nested ones: jax 0.5.3 on CPU computes nested loops wrongly once its compilation cache is on.
-    pairs = tuple(jnp.asarray(x, jnp.int32) for x in np.triu_indices(blocks))
-    zeros = jnp.zeros((layers, layers), jnp.float32)
-    (inner, _), _ = jax.lax.scan(add_pair, (zeros, zeros), pairs)
-    diagonal, trace = _sum_over_tiles(diagonal_and_trace, blocks)
-    signal = is_signal(trace)
-    both = signal[:, None] & signal[None, :]
-    return GramSums(
-        inner=jnp.where(both, inner, 0),
-        diagonal=jnp.where(both, diagonal, 0),
-        trace=jnp.where(signal, trace, 0),
-        count=_count(valid),
-    )
-
-
-def gram_flops(layers: int, n: int, d: int, *, tile: int = TILE) -> int:
-    """Floating-point operations of `gram_sums` on one set of n samples.
-
-    There are blocks (blocks + 1) / 2 pairs of tiles; with t rows each costs 2 t^2 d per layer (products), 2 t^2 l^2
-    (inner products) and 4 t d per layer (centring). Per token that is about l n (d + l): linear in n.
-
-    >>> round(gram_flops(18, 2048, 512) / (18 * 2048**2 * 512), 2)  # 1.125 for whole tiles on the diagonal
-    1.18
-    """
-    tile, blocks = _tiling(n, tile)
-    pairs = blocks * (blocks + 1) // 2
-    means_and_norms = 7 * layers * n * d + 2 * n * layers * layers
-    return pairs * (2 * tile * tile * layers * (d + layers) + 4 * layers * tile * d) + means_and_norms
+    pairs = tuple(jnp.asarray(x, jnp.int32) for x in np.triu_indices(tiles.blocks))
+    zeros = jnp.zeros((len(states), len(states)), jnp.float32)
+    sums, _ = jax.lax.scan(add_pair, [(zeros, zeros)] * 2, pairs)
+    norms = tokens.raw_norms, tokens.rms_norms
+    inner = [total for total, _ in sums]
+    return Scales(*(_sums(*scale, tiles.count) for scale in zip(inner, norms, noise, strict=True)))
 
 
 def hsic(sums: GramSums, *, debiased: bool) -> Float[Array, "*g l l"]:
@@ -146,12 +156,12 @@ def hsic(sums: GramSums, *, debiased: bool) -> Float[Array, "*g l l"]:
     """
     n = sums.count[..., None, None]
     if not debiased:
-        return jnp.where(n >= 2, sums.inner / jnp.maximum(n - 1, 1) ** 2, jnp.nan)
+        return jnp.where(n >= 2, (sums.inner + sums.diagonal) / jnp.maximum(n - 1, 1) ** 2, jnp.nan)
     enough = n >= 4
     n = jnp.where(enough, n, 4)
     traces = sums.trace[..., :, None] * (sums.trace[..., None, :] / ((n - 1) * (n - 2)))
     # K without its diagonal has row sums -diag(K), because rows of a centred K sum to zero: no further pass over K.
-    total = sums.inner - n / (n - 2) * sums.diagonal + traces
+    total = sums.inner - 2 / (n - 2) * sums.diagonal + traces
     return jnp.where(enough, total / (n * (n - 3)), jnp.nan)
 
 
@@ -185,111 +195,97 @@ def rms_normalise(states: Float[Array, "*n d"]) -> Float[Array, "*n d"]:
     return states * jax.lax.rsqrt(jnp.where(mean_square > 0, mean_square, 1))
 
 
-def channel_share(states: Float[Array, "l n d"], valid: Bool[Array, " n"], *, tile: int = TILE) -> Float[Array, " l"]:
+def channel_share(states: Float[Array, "l n d"], valid: Bool[Array, " n"], *, tile: int = ROWS) -> Float[Array, " l"]:
     """Share of each layer's variance that its single largest channel holds: a detector of massive activations.
 
     Returns:
       Between 1/d (evenly spread) and 1; NaN for constant features.
     """
-    tile, blocks = _tiling(states.shape[1], tile)
-    centred, is_signal = _centring(states, valid, tile, blocks)
-    variance = _sum_over_tiles(lambda block: jnp.sum(centred(block) ** 2, axis=1), blocks)
+    tiles = Tiles.of(states, valid, tile)
+    means = _means(tiles)
+    variance = tiles.sum(lambda block: jnp.sum(_minus(tiles, block, *means) ** 2, axis=1))
     total = variance.sum(axis=-1)
-    return jnp.where(is_signal(total), variance.max(axis=-1) / total, jnp.nan)
+    noise = tiles.count * jnp.sum((_EPS * means[0]) ** 2, axis=-1)
+    return jnp.where(total > noise, variance.max(axis=-1) / total, jnp.nan)
 
 
-def pair_statistics(states: Float[Array, "l n d"], valid: Bool[Array, " n"], *, tile: int = TILE) -> PairSums:
-    """How far apart two states of the same token are, for all pairs of states: what CKA, blind to rotation, misses.
+def _tokens(tiles: Tiles) -> tuple[_Tokens, tuple[Float[Array, " l"], Float[Array, " l"]]]:
+    """What the Gram matrices are made of, and how much of the squared deviation of each scale may be rounding."""
+    count = jnp.maximum(tiles.count, 1)
+    mask = tiles.map(tiles.mask)[:, None, :]
+    means = _means(tiles)
+    mean = means[0] + means[1]
+    square = tiles.map(lambda block: jnp.mean(tiles(block) ** 2, axis=-1))
+    inverse = jnp.where(mask, jax.lax.rsqrt(jnp.where(square > 0, square, 1)), 0)
 
-    Accurate for states that differ little: distances come from the steps between consecutive states, the cosine and
-    the angle from the distance of the unit vectors (1 - cos is |u_j - u_i|^2 / 2). Costs about 4 n l^2 d FLOPs.
+    def centred(block: Array) -> Array:
+        """z."""
+        return _minus(tiles, block, *means) * inverse[block][:, :, None]
 
-    Args:
-      states: features of the same samples at l layers, any float dtype.
-      valid: which samples count; the other rows may hold anything. A valid row of zeros has no direction: NaN.
-      tile: rows at a time.
-    """
-    tile, blocks = _tiling(states.shape[1], tile)
+    rest = tiles.sum(lambda block: jnp.sum(centred(block), axis=1)) / count
+    apart = inverse
+    for _ in range(2):  # the second time takes away the rounding of the first mean
+        apart = jnp.where(mask, apart - jnp.sum(apart, axis=(0, 2), keepdims=True) / count, 0)
+
+    ways = jnp.stack([mean, rest])
+    of_ways = jnp.einsum("wld,vld->wvl", ways, ways, precision=_HIGHEST)
 
     def of_tile(block: Array) -> tuple[Array, ...]:
-        rows, mask = _tile(states, valid, block, tile)
-        rows = rows.astype(jnp.float32)
-        norms = jnp.sqrt(jnp.sum(rows * rows, axis=-1))
-        squared, chord = _squared_distances(rows), _squared_distances(rows / norms[:, :, None])
-        angle = 2 / jnp.pi * jnp.arcsin(jnp.minimum(jnp.sqrt(chord) / 2, 1))
-        residual = squared / (norms * norms).T[:, :, None]
-        values = (1 - chord / 2, angle, residual, squared / states.shape[2])
-        return tuple(jnp.sum(jnp.where(mask[:, None, None], x, 0), axis=0) for x in values)
+        raw = _minus(tiles, block, *means)
+        between = rest[:, None, :] - _outer(apart[block], mean)
+        features = jnp.where(mask[block][:, :, None], raw * inverse[block][:, :, None] - between, 0)
+        # Of v, that is, of y and half of w.
+        along = jnp.einsum("wld,ltd->wlt", ways, features, precision=_HIGHEST)
+        along = along + (of_ways[:, 1, :, None] - of_ways[:, 0, :, None] * apart[block]) / 2
+        return features, *along, jnp.sum(raw**2, axis=-1), jnp.sum(features**2, axis=-1)
 
-    return PairSums(*_sum_over_tiles(of_tile, blocks), count=_count(valid))
+    features, along_mean, along_rest, raw_norms, rms_norms = tiles.map(of_tile)
+    scale = jnp.where(mask, 1 / jnp.where(mask, inverse, 1), 0)
+    size = of_ways[0, 0]
+    rounding = _EPS**2 * jnp.sum(inverse**2 * (raw_norms + size[:, None]), axis=(0, 2))
+    tokens = _Tokens(features, scale, apart, along_mean, along_rest, raw_norms, rms_norms)
+    return tokens, (_EPS**2 * count * size, rounding)
 
 
-def _squared_distances(points: Float[Array, "l t d"]) -> Float[Array, "t l l"]:
-    """|p_j - p_i|^2 of all pairs i, j of a token's points.
+def _sums(inner: Array, norms: Float[Array, "blocks l t"], noise: Float[Array, " l"], count: Array) -> GramSums:
+    """The sums of one scale, with zeros for layers whose total squared deviation is rounding."""
+    trace = jnp.sum(norms, axis=(0, 2))
+    signal = trace > noise
+    both = signal[:, None] & signal[None, :]
+    diagonal = jnp.einsum("blt,bmt->lm", norms, norms, precision=_HIGHEST)
+    return GramSums(
+        inner=jnp.where(both, inner, 0),
+        diagonal=jnp.where(both, diagonal, 0),
+        trace=jnp.where(signal, trace, 0),
+        count=count,
+    )
 
-    From the products of the steps between consecutive points, so that small distances between long vectors keep their
-    digits; |p_i|^2 + |p_j|^2 - 2 p_i . p_j would cancel them.
+
+def _means(tiles: Tiles) -> tuple[Float[Array, "l d"], Float[Array, "l d"]]:
+    """The mean of each layer and the mean of what is left without it.
+
+    The second takes away the rounding of the first, which matters once the mean is many times the spread. What both
+    leave of constant features is at most one rounding of the mean per value.
     """
-    layers = points.shape[0]
-    steps = points[1:] - points[:-1]
-    products = jnp.einsum("ktd,mtd->tkm", steps, steps, precision=_HIGHEST)
-    ones = jnp.ones((layers - 1, layers), jnp.float32)
-    # |p_{m+1} - p_i|^2 - |p_m - p_i|^2 = step_m . (step_m + 2 sum of step_k over i <= k < m)
-    behind = jnp.einsum("ik,tkm->tim", jnp.triu(ones[:, 1:]), jnp.triu(products, 1), precision=_HIGHEST)
-    growth = jnp.triu(2 * behind + jnp.diagonal(products, axis1=1, axis2=2)[:, None, :])
-    above = jnp.einsum("tim,mj->tij", growth, jnp.triu(ones, 1), precision=_HIGHEST)
-    above = jnp.maximum(jnp.pad(above, ((0, 0), (0, 1), (0, 0))), 0)
-    return above + above.swapaxes(1, 2)
-
-
-def _centring(
-    states: Array, valid: Array, tile: int, blocks: int
-) -> tuple[Callable[[Array], Array], Callable[[Array], Array]]:
-    """Two functions: the centred float32 rows [l, t, d] of a tile, and which total squared deviations [l] are signal.
-
-    The mean of the residual takes away the rounding of the first mean, which matters once the mean is many times the
-    spread. What both leave of constant features is at most one rounding of the mean per value: no signal.
-    """
-    count = jnp.maximum(_count(valid), 1)
-
-    def minus(block: Array, *means: Array) -> Array:
-        rows, mask = _tile(states, valid, block, tile)
-        rows = rows.astype(jnp.float32)
-        for mean in means:
-            rows = rows - mean[:, None, :]
-        return jnp.where(mask[None, :, None], rows, 0)
-
+    count = jnp.maximum(tiles.count, 1)
     # By tiles: a reduction of the whole array would first write all of it in float32 on CPU.
-    mean = _sum_over_tiles(lambda block: jnp.sum(minus(block), axis=1), blocks) / count
-    residual = _sum_over_tiles(lambda block: jnp.sum(minus(block, mean), axis=1), blocks) / count
-    rounding = count * jnp.sum((_EPS * mean) ** 2, axis=-1)
-    return lambda block: minus(block, mean, residual), lambda deviation: deviation > rounding
+    mean = tiles.sum(lambda block: jnp.sum(tiles(block), axis=1)) / count
+    return mean, tiles.sum(lambda block: jnp.sum(_minus(tiles, block, mean), axis=1)) / count
 
 
-def _sum_over_tiles(term: Callable[[Array], Any], blocks: int) -> Any:
-    """Sum of the tree ``term(block)`` over all blocks."""
-    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(term, jnp.int32(0)))
-    return jax.lax.fori_loop(0, blocks, lambda block, total: jax.tree.map(jnp.add, total, term(block)), zeros)
+def _minus(tiles: Tiles, block: Array, *means: Float[Array, "l d"]) -> Float[Array, "l t d"]:
+    """The rows of a tile without these means; zeros where they do not count."""
+    rows = tiles(block)
+    for mean in means:
+        rows = rows - mean[:, None, :]
+    return jnp.where(tiles.mask(block)[None, :, None], rows, 0)
 
 
-def _count(valid: Array) -> Array:
-    return jnp.sum(valid, dtype=jnp.float32)
+def _kahan(total: Array, lost: Array, term: Array) -> tuple[Array, Array]:
+    """Compensated summation, for large n has thousands of pairs of tiles: the new total, and what it is too much."""
+    term = term - lost
+    return total + term, ((total + term) - total) - term
 
 
-def _tiling(n: int, tile: int) -> tuple[int, int]:
-    """Rows of a tile and number of tiles that cover n rows evenly: in multiples of 8 unless one tile holds them all."""
-    if n <= tile:
-        return n, 1
-    rows = min(n, 8 * math.ceil(n / math.ceil(n / tile) / 8))
-    return rows, math.ceil(n / rows)
-
-
-def _tile(states: Array, valid: Array, block: Array | int, tile: int) -> tuple[Array, Array]:
-    """Rows of one tile [l, t, d] and which of them count [t].
-
-    The last tile begins early enough to be full and masks the rows of the tile before: the states need no padding.
-    """
-    start = jnp.minimum(block * tile, valid.shape[0] - tile)
-    rows = jax.lax.dynamic_slice_in_dim(states, start, tile, axis=1)
-    mask = jax.lax.dynamic_slice_in_dim(valid, start, tile) & (start + jnp.arange(tile) >= block * tile)
-    return rows, mask
+def _outer(x: Float[Array, "l a"], y: Float[Array, "l b"]) -> Float[Array, "l a b"]:
+    return x[:, :, None] * y[:, None, :]

@@ -12,8 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from clp_jax import cka
-from clp_jax.models import Architecture, Gates, Lengths, abstract_params, build, family_of, towers_measured, views
+from clp_jax.models import Architecture, Gates, Lengths, abstract_params, build, family_of, views
 from clp_jax.operations import count_operations
 from clp_jax.trees import flatten
 
@@ -61,29 +60,6 @@ def sample_flops(architecture: Architecture, lengths: Lengths, *, cameras: int, 
         return family.sample(model, params, inputs, noise=noise, num_steps=steps, gates=Gates())
 
     return _count(sample, architecture, (batch, noise))
-
-
-def analysis_flops(
-    architecture: Architecture, lengths: Lengths, *, cameras: int, group_size: int, max_samples: int
-) -> int:
-    """What similarity statistics add to the forward pass of one observation (both scales, optional towers left out)."""
-    family, model = family_of(architecture), build(architecture)
-    batch = _one_observation(architecture, lengths, cameras)
-
-    def states(params: Any, batch: Any) -> Any:
-        inputs, _ = family.draw(architecture, jax.random.key(0), batch)
-        return {
-            name: t.states for name, t in family.forward(model, params, inputs, gates=Gates(), capture=True)[1].items()
-        }
-
-    found = jax.eval_shape(states, abstract_params(architecture), batch)
-    total = 0
-    for tower in towers_measured(architecture):
-        layers, _, tokens, width = found[tower.name].shape
-        samples = min(group_size * tokens, max_samples)
-        total += 2 * cka.gram_flops(layers, samples, width)
-        total += 2 * samples * layers * layers * width
-    return total // group_size
 
 
 def _one_observation(architecture: Architecture, lengths: Lengths, cameras: int) -> dict[str, jax.ShapeDtypeStruct]:

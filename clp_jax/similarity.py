@@ -18,6 +18,7 @@ from jaxtyping import Bool, Float, Int
 from clp_jax import cka
 from clp_jax.aliases import AnyArray, Array, Tree
 from clp_jax.data import Arrangement, CalibrationData
+from clp_jax.distances import PairSums, pair_statistics
 from clp_jax.errors import InputError
 from clp_jax.models import Architecture, Gates, Rows, TowerStates, build, family_of, towers_measured
 from clp_jax.selection.evidence import Evidence
@@ -75,7 +76,7 @@ class GroupStatistics(NamedTuple):
     """
 
     hsic: Float[Array, "g variants l l"]
-    pairs: cka.PairSums
+    pairs: PairSums
     share: Float[Array, "g l"]
     finite: Bool[Array, "g l"]
     count: Float[Array, " g"]
@@ -245,12 +246,12 @@ def _grouped_statistics(tower: TowerStates, group_size: int, max_samples: int) -
 
 def group_statistics(states: Float[Array, "l n d"], valid: Bool[Array, " n"]) -> GroupStatistics:
     """Everything that is kept of one set of samples (no group axis)."""
-    raw = cka.gram_sums(states, valid)
-    rms = cka.gram_sums(cka.rms_normalise(states), valid)
-    hsic = jnp.stack([cka.hsic({"raw": raw, "rms": rms}[s], debiased=e == "debiased") for s, e in VARIANTS])
+    sums = cka.gram_sums(states, valid)._asdict()
+    hsic = jnp.stack([cka.hsic(sums[scale], debiased=estimator == "debiased") for scale, estimator in VARIANTS])
     finite = jnp.all(jnp.isfinite(states) | ~valid[None, :, None], axis=(1, 2))
     share = cka.channel_share(states, valid)
-    return GroupStatistics(hsic, cka.pair_statistics(states, valid), share, finite, raw.count)
+    pairs = pair_statistics(states, valid)
+    return GroupStatistics(hsic, pairs, share, finite, pairs.count)
 
 
 def _pooled(tower: TowerStates) -> tuple[Float[Array, "l b d"], Bool[Array, " b"]]:

@@ -1,7 +1,7 @@
-"""Float64 NumPy references for tests/test_cka.py, straight from the definitions and nothing else.
+"""Float64 NumPy references for the tests of CKA and of distances, straight from the definitions and nothing else.
 
 HSIC_0 as in Kornblith et al. 2019 with an explicit H K H; HSIC_1 as in Song et al. 2012 with the diagonal of K and L
-removed. Nothing here is fast and nothing is shared with clp_jax.cka.
+removed. Nothing here is fast and nothing is shared with clp_jax.
 """
 
 import numpy as np
@@ -39,6 +39,12 @@ def cka_matrix(states, *, debiased):
     """CKA of all pairs of layers of states [l, n, d]."""
     values = matrix(states, hsic_debiased if debiased else hsic_biased)
     return values / np.sqrt(np.outer(np.diagonal(values), np.diagonal(values)))
+
+
+def rms_normalise(states):
+    """Tokens of unit root mean square."""
+    states = np.asarray(states, np.float64)
+    return states / np.sqrt(np.mean(states**2, axis=-1, keepdims=True))
 
 
 def pair_means(states):

@@ -1,3 +1,5 @@
+import functools
+import itertools
 import re
 
 import jax
@@ -6,38 +8,21 @@ import numpy as np
 import pytest
 import reference_cka as reference
 from jax.sharding import NamedSharding, PartitionSpec
+from residual_streams import everything, rotation, some, walk
 
 from clp_jax import cka
+from clp_jax.distances import pair_statistics
+from clp_jax.tiles import ROWS
 
 SMALL_SIZE = 2e-6  # CKA: a few float32 roundings, n and d up to some hundreds
 FULL_SIZE = 1e-6  # CKA at l = 18, n = 2048, d = 512: the promise; seen 3.4e-7
+PROMISE = 1e-6  # CKA of difficult states, on all machines; seen 5e-7
 BFLOAT16_STATES = 1e-5  # CKA from bfloat16 states whose mean is 100 times the spread: the promise; seen 3e-7
-DISTANCE = 1e-5  # relative, of distances between states of a token
-
-matrix_of = jax.jit(
-    lambda states, valid, debiased, tile: cka.cka(cka.hsic(cka.gram_sums(states, valid, tile=tile), debiased=debiased)),
-    static_argnums=(2, 3),
-)
 
 
-def walk(layers, n, d, *, seed=0, step=0.5, mean=0.0):
-    """States of a residual stream: each layer adds a little to a layer before it; float32 [l, n, d]."""
-    rng = np.random.default_rng(seed)
-    start, steps = rng.standard_normal((1, n, d)), step * rng.standard_normal((layers - 1, n, d))
-    states = np.cumsum(np.concatenate([start, steps]), axis=0) + mean * rng.standard_normal((layers, 1, d))
-    return jnp.asarray(states, jnp.float32)
-
-
-def everything(n):
-    return jnp.ones(n, bool)
-
-
-def some(n, share, seed):
-    return jnp.asarray(np.random.default_rng(seed).random(n) < share)
-
-
-def rotation(d):
-    return jnp.linalg.qr(jax.random.normal(jax.random.key(2), (d, d)))[0]
+@functools.partial(jax.jit, static_argnums=(2, 3, 4))
+def matrix_of(states, valid, debiased, tile, scale="raw"):
+    return cka.cka(cka.hsic(getattr(cka.gram_sums(states, valid, tile=tile), scale), debiased=debiased))
 
 
 def all_equal(actual, wanted, tolerance):
@@ -50,13 +35,16 @@ def test_equals_the_definition_at_any_tile(debiased, tile):
     states = walk(3, 37, 6)
     wanted = reference.cka_matrix(states, debiased=debiased)
     all_equal(matrix_of(states, everything(37), debiased, tile), wanted, SMALL_SIZE)
+    wanted = reference.cka_matrix(reference.rms_normalise(states), debiased=debiased)
+    all_equal(matrix_of(states, everything(37), debiased, tile, "rms"), wanted, SMALL_SIZE)
 
 
 @pytest.mark.parametrize("debiased", [False, True])
 def test_hsic_equals_the_definition_itself(debiased):
     states = walk(3, 30, 5)
     function = reference.hsic_debiased if debiased else reference.hsic_biased
-    actual = cka.hsic(cka.gram_sums(states, everything(30), tile=16), debiased=debiased)
+    sums = jax.jit(functools.partial(cka.gram_sums, tile=16))(states, everything(30))
+    actual = cka.hsic(sums.raw, debiased=debiased)
     np.testing.assert_allclose(actual, reference.matrix(states, function), rtol=2e-5)
 
 
@@ -67,6 +55,8 @@ def test_rows_that_are_not_valid_do_not_count(debiased, garbage):
     dirty = jnp.where(valid[None, :, None], states, garbage)
     wanted = reference.cka_matrix(states[:, valid], debiased=debiased)
     all_equal(matrix_of(dirty, valid, debiased, 16), wanted, SMALL_SIZE)
+    wanted = reference.cka_matrix(reference.rms_normalise(states[:, valid]), debiased=debiased)
+    all_equal(matrix_of(dirty, valid, debiased, 16, "rms"), wanted, SMALL_SIZE)
 
 
 @pytest.mark.parametrize("debiased", [False, True])
@@ -85,12 +75,65 @@ def test_keeps_its_digits_when_the_mean_is_100000_times_the_spread():
     all_equal(matrix_of(states, everything(1000), False, 64), wanted, SMALL_SIZE)
 
 
+def spiked(states, height, drift):
+    """Two per cent of the tokens get two massive channels that drift from layer to layer."""
+    rng, states = np.random.default_rng(5), np.array(states, np.float64)
+    layers, n, _ = states.shape
+    states[:, : n // 50, [3, 7]] += height * (1 + drift * rng.standard_normal((layers, n // 50, 2)))
+    return jnp.asarray(states, jnp.float32)
+
+
+def lengthened(states, deviation):
+    """Tokens whose lengths spread over orders of magnitude, from layer to layer in another way."""
+    rng = np.random.default_rng(6)
+    return states * jnp.asarray(np.exp(deviation * rng.standard_normal((*states.shape[:2], 1))), jnp.float32)
+
+
+DIFFICULT = {
+    "neighbours at 0.99999": walk(3, 256, 192, step=0.003),
+    "and means of 100 times the spread": walk(3, 256, 192, step=0.003, mean=100.0),
+    "spikes": spiked(walk(3, 256, 192, step=0.3), 300, drift=0.05),
+    "spikes of neighbours at 0.99999": spiked(walk(3, 256, 192, step=0.003, mean=10.0), 300, drift=0.003),
+    "a common direction of any length": lengthened(walk(3, 256, 192, step=0.03) + 3 * walk(1, 1, 192, seed=3), 1.5),
+}
+
+
+def on_bfloat16_matrix_unit(subscripts, x, y, *, precision, einsum=jnp.einsum):
+    """What such a unit does: products of one or two parts of each operand, without that of the small ones."""
+    product = functools.partial(einsum, subscripts, precision=jax.lax.Precision.HIGHEST)
+    if precision == jax.lax.Precision.HIGHEST:
+        return product(x, y)
+
+    def parts(z):
+        high = z.astype(jnp.bfloat16).astype(jnp.float32)
+        return high, (z - high).astype(jnp.bfloat16).astype(jnp.float32)
+
+    (x_high, x_low), (y_high, y_low) = parts(x), parts(y)
+    passes = {
+        jax.lax.DotAlgorithmPreset.BF16_BF16_F32: [],
+        jax.lax.DotAlgorithmPreset.BF16_BF16_F32_X3: [(x_high, y_low), (x_low, y_high)],
+    }
+    return product(x_high, y_high) + sum(product(*pair) for pair in passes[precision])
+
+
+@pytest.mark.parametrize("machine", ["CPU", "bfloat16 matrix unit"])
+@pytest.mark.parametrize("states", DIFFICULT.values(), ids=DIFFICULT)
+def test_is_within_its_promise_of_float64_on_difficult_states_on_any_machine(states, machine, monkeypatch):
+    if machine == "bfloat16 matrix unit":
+        monkeypatch.setattr(jnp, "einsum", on_bfloat16_matrix_unit)
+    sums = jax.jit(lambda states: cka.gram_sums(states, everything(256), tile=128))(states)
+    exact = {"raw": np.asarray(states, np.float64), "rms": reference.rms_normalise(states)}
+    for scale, debiased in itertools.product(exact, (False, True)):
+        actual = cka.cka(cka.hsic(getattr(sums, scale), debiased=debiased))
+        all_equal(actual, reference.cka_matrix(exact[scale], debiased=debiased), PROMISE)
+
+
 def test_keeps_its_digits_over_thousands_of_tiles():
     states = walk(3, 1024, 16)
     centred = np.asarray(states, np.float64) - np.asarray(states, np.float64).mean(axis=1, keepdims=True)
     wanted = np.array([[np.sum((x.T @ y) ** 2) for y in centred] for x in centred])
-    sums = cka.gram_sums(states, everything(1024), tile=8)  # 8256 pairs of tiles
-    np.testing.assert_allclose(sums.inner, wanted, rtol=1e-6)
+    sums = jax.jit(functools.partial(cka.gram_sums, tile=8))(states, everything(1024)).raw  # 8256 pairs of tiles
+    np.testing.assert_allclose(sums.inner + sums.diagonal, wanted, rtol=1e-6)
 
 
 def test_is_within_its_promise_of_float64_at_full_size():
@@ -100,9 +143,7 @@ def test_is_within_its_promise_of_float64_at_full_size():
     centred -= centred.mean(axis=1, keepdims=True)
     hsic = np.array([[np.sum((x.T @ y) ** 2) for y in centred] for x in centred])  # features, not Grams: a second road
     wanted = hsic / np.sqrt(np.outer(np.diagonal(hsic), np.diagonal(hsic)))
-    all_equal(
-        np.asarray(matrix_of(states, everything(2048), False, cka.TILE))[np.ix_(layers, layers)], wanted, FULL_SIZE
-    )
+    all_equal(np.asarray(matrix_of(states, everything(2048), False, ROWS))[np.ix_(layers, layers)], wanted, FULL_SIZE)
 
 
 @pytest.mark.parametrize("debiased", [False, True])
@@ -137,7 +178,7 @@ def test_debiased_groups_add_up_to_the_whole_and_biased_groups_keep_their_bias()
     # 64 groups of 16 rows; layers 0 and 1 are related, 2 is not.
     states = jnp.concatenate([walk(2, 1024, 64, step=1.0), walk(1, 1024, 64, seed=9)])
     groups = states.reshape(3, 64, 16, 64).swapaxes(0, 1)
-    sums = jax.jit(jax.vmap(cka.gram_sums))(groups, jnp.ones((64, 16), bool))
+    sums = jax.jit(jax.vmap(cka.gram_sums))(groups, jnp.ones((64, 16), bool)).raw
     whole = np.asarray(matrix_of(states, everything(1024), True, 256))
     debiased = np.asarray(cka.cka(cka.hsic(sums, debiased=True).sum(axis=0)))
     biased = np.asarray(cka.cka(cka.hsic(sums, debiased=False).sum(axis=0)))
@@ -147,7 +188,7 @@ def test_debiased_groups_add_up_to_the_whole_and_biased_groups_keep_their_bias()
 
 @pytest.mark.parametrize("count", [0, 1, 2, 3, 4, 5])
 def test_too_few_samples_are_nan(count):
-    sums = cka.gram_sums(walk(2, 9, 6), jnp.arange(9) < count)
+    sums = jax.jit(cka.gram_sums)(walk(2, 9, 6), jnp.arange(9) < count).raw
     assert float(sums.count) == count
     assert bool(jnp.isnan(cka.hsic(sums, debiased=True)).all()) == (count < 4)
     assert bool(jnp.isnan(cka.hsic(sums, debiased=False)).all()) == (count < 2)
@@ -160,6 +201,17 @@ def test_constant_features_are_nan_and_spoil_no_other_layer(constant, debiased):
     actual = np.asarray(matrix_of(states, everything(100), debiased, 32))
     assert np.isnan(actual[1]).all() and np.isnan(actual[:, 1]).all()
     all_equal(actual[0, 2], reference.cka_matrix(states[::2], debiased=debiased)[0, 1], SMALL_SIZE)
+    assert np.isnan(matrix_of(states, everything(100), debiased, 32, "rms")[1]).all()
+
+
+@pytest.mark.parametrize("length", [1.0, 1e-3, 12345.678])
+def test_tokens_of_one_direction_and_any_length_are_constant_once_normalised(length):
+    direction = jax.random.normal(jax.random.key(4), (8,))
+    lengths = jnp.exp(jax.random.normal(jax.random.key(5), (100, 1)))
+    states = walk(3, 100, 8).at[1].set(length * lengths * direction)
+    actual = np.asarray(matrix_of(states, everything(100), True, 32, "rms"))
+    assert np.isnan(actual[1]).all() and np.isnan(actual[:, 1]).all()
+    assert np.isfinite(matrix_of(states, everything(100), True, 32)).all()
 
 
 def test_features_whose_squared_hsic_overflows_float32_are_fine():
@@ -170,9 +222,10 @@ def test_features_whose_squared_hsic_overflows_float32_are_fine():
 
 def test_vmap_equals_one_group_after_the_other():
     states, valid = walk(2, 4 * 40, 6).reshape(2, 4, 40, 6), some((4, 40), 0.7, seed=4)
-    together = jax.vmap(lambda s, v: cka.gram_sums(s, v, tile=16), in_axes=(1, 0))(states, valid)
+    sums = functools.partial(cka.gram_sums, tile=16)
+    together = jax.jit(jax.vmap(sums, in_axes=(1, 0)))(states, valid)
     for g in range(4):
-        alone = cka.gram_sums(states[:, g], valid[g], tile=16)
+        alone = jax.jit(sums)(states[:, g], valid[g])
         jax.tree.map(lambda x, y, g=g: np.testing.assert_allclose(x[g], y, rtol=1e-5), together, alone)
 
 
@@ -183,8 +236,9 @@ def test_second_call_does_not_recompile():
         traced.append(states.shape)
         sums = cka.gram_sums(states, valid, tile=16)
         return (
-            cka.cka(cka.hsic(sums, debiased=True)),
-            cka.pair_statistics(states, valid),
+            cka.cka(cka.hsic(sums.raw, debiased=True)),
+            cka.cka(cka.hsic(sums.rms, debiased=True)),
+            pair_statistics(states, valid),
             cka.channel_share(states, valid),
         )
 
@@ -208,7 +262,8 @@ COLLECTIVES = r"= (.+?) (all-gather|all-reduce|all-to-all|collective-permute|red
 def group_statistics(states, valid):
     """What an analysis step reduces a group [l, n, d] to."""
     sums = cka.gram_sums(states, valid, tile=16)
-    return cka.hsic(sums, debiased=True), cka.pair_statistics(states, valid, tile=16), cka.channel_share(states, valid)
+    both = [cka.hsic(scale, debiased=True) for scale in sums]
+    return both, pair_statistics(states, valid, tile=16), cka.channel_share(states, valid)
 
 
 @pytest.fixture
@@ -246,24 +301,12 @@ def test_groups_stay_on_their_devices_and_only_layer_by_layer_sums_travel():
     assert collectives, "the sum over groups must cross devices"
     assert {name for _, name in collectives} == {"all-reduce"}
     shapes = [shape for result, _ in collectives for shape in re.findall(r"\w+\[([\d,]*)\]", result)]
-    assert set(shapes) <= {"3,3", "3", ""}
+    assert set(shapes) <= {"2,3,3", "3,3", "3", ""}
 
     one_device = jax.tree.map(
         lambda x: np.asarray(x).sum(axis=0), per_group(*jax.device_put(arguments, jax.devices()[0]))
     )
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-6), compiled(*arguments), one_device)
-
-
-def test_gram_flops_is_what_xla_counts_for_one_tile():
-    layers, n, d = 5, 96, 32
-    shapes = jax.ShapeDtypeStruct((layers, n, d), jnp.float32), jax.ShapeDtypeStruct((n,), jnp.bool_)
-    counted = jax.jit(cka.gram_sums).lower(*shapes).compile().cost_analysis()["flops"]
-    assert cka.gram_flops(layers, n, d) == pytest.approx(counted, rel=0.1)
-
-
-def test_gram_flops_of_many_tiles_tends_to_half_of_the_full_product():
-    layers, n, d = 18, 256 * 64, 512
-    assert cka.gram_flops(layers, n, d) == pytest.approx(layers * n * n * (d + layers), rel=0.03)
 
 
 def test_rms_normalise_gives_float32_tokens_of_unit_mean_square_and_keeps_zeros():
@@ -281,7 +324,7 @@ def test_massive_channel_hides_change_from_raw_cka_but_not_from_rms_normalised()
     valid = everything(200)
     assert np.asarray(cka.channel_share(states, valid)).min() > 0.99
     assert matrix_of(states, valid, True, 64)[0, 1] > 0.99
-    assert matrix_of(cka.rms_normalise(states), valid, True, 64)[0, 1] < 0.6
+    assert matrix_of(states, valid, True, 64, "rms")[0, 1] < 0.6
 
 
 def test_channel_share_is_the_largest_share_of_the_centred_variance_of_valid_rows():
@@ -292,44 +335,3 @@ def test_channel_share_is_the_largest_share_of_the_centred_variance_of_valid_row
     actual = np.asarray(cka.channel_share(states, valid))
     all_equal(actual[:2], wanted, 1e-5)
     assert np.isnan(actual[2])
-
-
-def pair_means(states, valid, tile=16):
-    sums = cka.pair_statistics(states, valid, tile=tile)
-    return {name: np.asarray(value / sums.count) for name, value in sums._asdict().items() if name != "count"}
-
-
-@pytest.mark.parametrize(("layers", "step"), [(1, 1.0), (2, 1.0), (7, 0.7), (7, 1e-3)])
-def test_pair_statistics_equal_float64(layers, step):
-    states, valid = walk(layers, 40, 24, step=step), some(40, 0.7, seed=7)
-    wanted = reference.pair_means(states[:, valid])
-    dirty = jnp.where(valid[None, :, None], states, jnp.nan)
-    actual = pair_means(dirty, valid)
-    for name in wanted:
-        np.testing.assert_allclose(actual[name], wanted[name], rtol=DISTANCE, atol=3e-7, err_msg=name)
-
-
-def test_pair_statistics_keep_the_digits_of_small_steps_between_long_vectors():
-    # Near twins far from the mean of all layers: where |h_i|^2 + |h_j|^2 - 2 h_i . h_j has no digit left.
-    states = walk(6, 30, 64, step=1e-4)
-    states = states.at[3:].add(10 * walk(1, 30, 64, seed=8))
-    wanted, actual = reference.pair_means(states), pair_means(states, everything(30))
-    for name in ("residual", "squared"):
-        np.testing.assert_allclose(actual[name], wanted[name], rtol=DISTANCE, err_msg=name)
-    # The unit vectors carry float32 rounding, so angles are right to some 1e-7 of a half turn, not of themselves.
-    all_equal(actual["angle"], wanted["angle"], 1e-7)
-
-
-def test_pair_statistics_of_a_valid_token_without_direction_is_nan():
-    states = walk(2, 5, 4).at[1, 2].set(0)
-    assert np.isnan(pair_means(states, everything(5))["cosine"][0, 1])
-    assert np.isfinite(pair_means(states, jnp.arange(5) != 2)["cosine"]).all()
-
-
-def test_rotation_that_cka_does_not_see_is_seen_by_the_pairs():
-    (first,) = walk(1, 500, 32)
-    states = jnp.stack([first, 3 * first @ rotation(32)])
-    assert matrix_of(states, everything(500), True, 256)[0, 1] > 0.9999
-    means = pair_means(states, everything(500))
-    assert means["cosine"][0, 1] < 0.5
-    assert means["residual"][0, 1] > 1

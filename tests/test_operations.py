@@ -10,7 +10,7 @@ from jax import export, lax
 from jax.sharding import Mesh, PartitionSpec
 
 from clp_jax.errors import InputError
-from clp_jax.operations import Operations, Product, count, count_operations, passes
+from clp_jax.operations import H100, TPU, Operations, Product, count, count_operations
 
 FLOAT32 = Product("float32", "DEFAULT")
 HIGHEST = lax.Precision.HIGHEST
@@ -90,13 +90,21 @@ def test_the_default_precision_is_the_one_that_is_set():
     ],
 )
 def test_passes_of_a_matrix_unit(kind, expected):
-    assert passes({Product(*kind): 10}) == 10 * expected
+    assert TPU.passes({Product(*kind): 10}) == 10 * expected
 
 
 @pytest.mark.parametrize("kind", [("float64", "DEFAULT"), ("float32", "TF32_TF32_F32")])
 def test_products_without_a_rule_are_told(kind):
     with pytest.raises(InputError, match=f"{kind[0]} at precision {kind[1]}"):
-        passes({Product(*kind): 10})
+        TPU.passes({Product(*kind): 10})
+
+
+def test_float32_costs_an_h100_what_its_data_sheet_says():
+    float32, tensorfloat32, parts = (
+        H100.passes({Product("float32", name): 1e12}) for name in ("HIGHEST", "DEFAULT", "BF16_BF16_F32_X3")
+    )
+    assert float32 / 989.4e12 == pytest.approx(1 / 66.9)
+    assert (tensorfloat32, parts) == (2e12, 3e12)
 
 
 def test_an_algorithm_that_is_written_out_is_a_kind_of_its_own():

@@ -3,42 +3,83 @@
 import functools
 import statistics
 import time
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from clp_jax.benchmarks.small import LENGTHS, SMALL, random_observations
+from clp_jax.benchmarks.small import SMALL, random_observations
 from clp_jax.data import arrange
-from clp_jax.flops import analysis_flops, forward_flops
-from clp_jax.models import Architecture, Gates, Lengths, build, family_of, init_params
-from clp_jax.models.pi0 import PI0, PI0_FAST, PI05
+from clp_jax.data.dataset import chosen_lengths
+from clp_jax.models import (
+    RELEASED,
+    Architecture,
+    Gates,
+    abstract_params,
+    build,
+    family_of,
+    init_params,
+    towers_measured,
+)
+from clp_jax.operations import H100, TPU, Operations, count
 from clp_jax.sharding import make_mesh
-from clp_jax.similarity import Sampling, batch_statistics, batches
+from clp_jax.similarity import CalibrationBatch, Sampling, batch_statistics, batches
 
 _GROUP = 4
 
 
+class Cost(NamedTuple):
+    """Matrix products of one group of observations: of a pass that gives the states, and with similarity statistics."""
+
+    forward: Operations
+    analysis: Operations
+
+    def overhead(self) -> dict[str, float]:
+        """What the statistics add, as a share of the forward pass: of its operations, and of a matrix unit's time."""
+        plain, fused = self
+        shares = {"operations": fused.flops / plain.flops - 1}
+        for unit in (TPU, H100):
+            shares[unit.name] = unit.passes(fused.products) / unit.passes(plain.products) - 1
+        return shares
+
+
 def run(*, repeats: int = 7) -> dict[str, Any]:
     """Count at full size and time at small size, plain and with statistics alternating in one process."""
-    counted = {}
-    for architecture, prompt in ((PI0, 48), (PI05, 200), (PI0_FAST, 250)):
-        counted[architecture.kind] = _share(architecture, Lengths(LENGTHS.horizon, prompt))
-    small = _share(SMALL, LENGTHS)
+    costs = {name: cost(architecture) for name, architecture in (RELEASED | {"small π0": SMALL}).items()}
     return {
-        "counted_full_size": counted,
-        "counted_small": small,
+        "overhead": {name: cost.overhead() for name, cost in costs.items()},
+        "products": {
+            name: {f"{kind.dtype} {kind.precision}": flops for kind, flops in cost.analysis.products.items()}
+            for name, cost in costs.items()
+        },
         "measured_small": _measured(repeats),
         "device": jax.devices()[0].device_kind,
         "jax": jax.__version__,
     }
 
 
-def _share(architecture: Architecture, lengths: Lengths) -> float:
-    added = analysis_flops(architecture, lengths, cameras=3, group_size=_GROUP, max_samples=2048)
-    return added / forward_flops(architecture, lengths, cameras=3)
+def cost(architecture: Architecture, group: int = _GROUP) -> Cost:
+    """Count one group of observations of the model's own lengths, in the programs that run it."""
+    family, model = family_of(architecture), build(architecture)
+    inputs = family.inputs(architecture, chosen_lengths(architecture, None, None))
+    described = {key: jax.ShapeDtypeStruct((group, *leaf.shape), leaf.dtype) for key, leaf in inputs.items()}
+
+    def plain(params: Any, inputs: Any) -> Any:
+        states = family.forward(model, params, drawn(inputs), gates=Gates(), capture=True)[1]
+        return {tower.name: states[tower.name] for tower in towers_measured(architecture)}
+
+    def fused(params: Any, inputs: Any) -> Any:
+        batch = CalibrationBatch(drawn(inputs), jnp.ones(group, bool))
+        return batch_statistics(architecture, None, Sampling(), group, params, batch)
+
+    def drawn(inputs: Any) -> Any:
+        return family.draw(architecture, jax.random.key(0), inputs)[0]
+
+    params = abstract_params(architecture)
+    return Cost(*(count(function, params, described, weights=[0]) for function in (plain, fused)))
 
 
 def _measured(repeats: int) -> dict[str, float]:
@@ -66,13 +107,18 @@ def _measured(repeats: int) -> dict[str, float]:
 
 def show(result: dict[str, Any], console: Console) -> None:
     """Print what `run` found."""
-    table = Table(title="Similarity statistics, added to a forward pass")
-    table.add_column("")
-    table.add_column("overhead", justify="right")
-    for kind, share in result["counted_full_size"].items():
-        table.add_row(f"{kind}, full size, counted FLOPs", f"{share:.1%}")
-    table.add_row("small π0, counted FLOPs", f"{result['counted_small']:.1%}")
-    measured = result["measured_small"]
-    table.add_row(f"small π0, measured on {result['device']} (median)", f"{measured['overhead']:.1%}")
-    table.add_row("small π0, measured (minima)", f"{measured['overhead_of_minima']:.1%}")
+    table = Table(
+        title="Similarity statistics, added to a forward pass that gives the states",
+        caption="Counted in the traced programs. Of matrix units: float32 at the passes that it takes on a TPU, and at "
+        "the public rates of an H100.",
+    )
+    for column in ("", "operations", "TPU", "H100"):
+        table.add_column(column, justify="right" if column else "left")
+    for name, shares in result["overhead"].items():
+        table.add_row(name, *(f"{share:.1%}" for share in shares.values()))
     console.print(table)
+    measured, device = result["measured_small"], result["device"]
+    console.print(
+        f"Small π0, measured on {device}: {measured['overhead']:.1%} (median), "
+        f"{measured['overhead_of_minima']:.1%} (minima)"
+    )

@@ -53,7 +53,7 @@ class Candidate:
 
 
 def run(
-    *, layers: int = 18, samples: int = 2048, width: int = 512, repeats: int = 5, offset: float = 10.0, seed: int = 0
+    layers: int = 18, samples: int = 2048, width: int = 512, *, repeats: int = 5, offset: float = 10.0, seed: int = 0
 ) -> dict[str, Any]:
     """Measure every installed candidate on the states of a random residual stream.
 
@@ -139,7 +139,7 @@ def residual_stream(layers: int, n: int, d: int, *, offset: float, seed: int) ->
 
 def _candidates(layers: int) -> tuple[list[Candidate], list[str]]:
     """What can be measured here, and the names of the peers that are not installed."""
-    compare = jax.jit(lambda x, valid: cka.cka(cka.hsic(cka.gram_sums(x, valid), debiased=True)))
+    compare = jax.jit(lambda x, valid: cka.cka(cka.hsic(cka.gram_sums(x, valid).raw, debiased=True)))
 
     def ours(states: jax.Array) -> np.ndarray:
         return np.asarray(compare(states, jnp.ones(states.shape[1], bool)))

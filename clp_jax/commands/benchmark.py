@@ -36,6 +36,8 @@ class Benchmark(ModelFlags):
     """depth and serving: your pruned checkpoint; depth takes a small random model if absent."""
     against: str | None = None
     """depth and serving: the checkpoint that it was made from."""
+    shape: tuple[int, int, int] = (18, 2048, 512)
+    """cka: states, samples of each, and their width."""
     out: str | None = None
     """Also write the numbers to this JSON file, which must not exist."""
     json: bool = False
@@ -46,6 +48,8 @@ class Benchmark(ModelFlags):
 
 def run(config: Benchmark) -> None:
     """Run the command."""
+    if min(config.shape) < 1 or config.shape[1] < 4:
+        raise InputError("--shape wants at least one state, four samples and one channel.")
     if config.out is not None and os.path.lexists(config.out):
         raise InputError(f"{config.out} exists already; choose another --out, or remove it.")
     result = _measured(config, Console(quiet=config.json))
@@ -59,7 +63,7 @@ def _measured(config: Benchmark, console: Console) -> Any:
     """Measures the part and shows its table; returns the numbers as JSON values."""
     scratch = Path(config.scratch or tempfile.gettempdir())
     if config.part == "cka":
-        result: Any = cka_peers.run()
+        result: Any = cka_peers.run(*config.shape)
         console.print(cka_peers.table(result))
         return result
     if config.part == "analysis":

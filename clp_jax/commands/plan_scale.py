@@ -21,7 +21,7 @@ from clp_jax.checkpoint import read_spec
 from clp_jax.commands.model_flags import ModelFlags
 from clp_jax.errors import InputError
 from clp_jax.loading import read_architecture, stored_tree
-from clp_jax.models import FAMILIES, Architecture, Remat, abstract_params
+from clp_jax.models import RELEASED, Architecture, Remat, abstract_params
 from clp_jax.outputs import staged
 from clp_jax.plan import PrunePlan
 from clp_jax.planning import groups_of, per_group
@@ -33,8 +33,6 @@ from clp_jax.scale.picture import draw
 from clp_jax.scale.programs import Task, Workload, programs
 from clp_jax.scale.topologies import CHIPS, Topology, devices_of, parse, usual_names
 from clp_jax.sharding import make_mesh
-
-_RELEASED = {name: architecture for family in FAMILIES.values() for name, architecture in family.RELEASED.items()}
 
 _HELD = ("parameters", "optimiser", "average")
 """What every program holds, or holds none of."""
@@ -175,8 +173,8 @@ def _first_blocks(architecture: Architecture, word: str, config: PlanScale) -> d
 
 
 def _model(name: str, config: PlanScale) -> tuple[Architecture, Tree]:
-    if name in _RELEASED:
-        architecture = dataclasses.replace(_RELEASED[name], dtype=config.dtype)
+    if name in RELEASED:
+        architecture = dataclasses.replace(RELEASED[name], dtype=config.dtype)
         params = abstract_params(architecture)
     else:
         spec = read_spec(name)

@@ -20,6 +20,11 @@ from clp_jax.processing.robots import Robot
 from clp_jax.trees import flatten
 
 FAMILIES: dict[str, Any] = {"pi0": pi0, "smolvla": smolvla, "groot": groot}
+
+RELEASED: dict[str, Architecture] = {
+    name: architecture for family in FAMILIES.values() for name, architecture in family.RELEASED.items()
+}
+"""Sizes of the published models of all families, by the names that people give them."""
 """Every family by the name of its package; a new one is a package and a line here."""
 
 
@@ -103,6 +108,7 @@ def _abstract_params(architecture: Architecture) -> dict:
 
 __all__ = [
     "FAMILIES",
+    "RELEASED",
     "Architecture",
     "Family",
     "Gates",

@@ -4,7 +4,7 @@ Counted are ``dot_general`` and convolutions, with the zeros of padding and dila
 matrix unit. What no result depends on is left out, as the compiler leaves it out.
 """
 
-from clp_jax.operations.products import Operations, Product, passes
+from clp_jax.operations.products import H100, TPU, MatrixUnit, Operations, Product
 from clp_jax.operations.program import count, count_operations
 
-__all__ = ["count", "count_operations", "Operations", "Product", "passes"]
+__all__ = ["count", "count_operations", "H100", "MatrixUnit", "Operations", "Product", "TPU"]

@@ -46,8 +46,8 @@ class Operations:
 
     @property
     def passes(self) -> Size:
-        """The same, in what a TPU's matrix unit does for them: see `passes`."""
-        return passes(self.products)
+        """The same, in what a TPU's matrix unit does for them: see `MatrixUnit`."""
+        return TPU.passes(self.products)
 
     def __add__(self, other: "Operations") -> "Operations":
         kinds = dict.fromkeys([*self.products, *other.products])
@@ -60,44 +60,56 @@ class Operations:
         return Operations(products, number * self.weight_bytes)
 
 
-_PASSES_OF_FLOAT32 = {
-    "DEFAULT": 1,
-    "HIGH": 3,
-    "HIGHEST": 6,
-    "BF16_BF16_F32": 1,
-    "BF16_BF16_F32_X3": 3,
-    "BF16_BF16_F32_X6": 6,
-    "BF16_BF16_F32_X9": 9,
-}
+@dataclasses.dataclass(frozen=True)
+class MatrixUnit:
+    """What multiplies matrices on a kind of chip.
 
-
-def passes(products: Mapping[Product, Size]) -> Size:
-    """Operations of one-pass bfloat16 products that take a TPU's matrix unit as long as these products.
-
-    The rule is JAX's own, in the documentation of ``jax.lax.Precision``
-    (docs.jax.dev/en/latest/jax.lax.html#jax.lax.Precision): on TPU, float32 products are computed in one pass of
-    bfloat16 by default, in 3 at ``HIGH``, in 6 at ``HIGHEST``, and a precision changes nothing for other dtypes; of
-    ``jax.lax.DotAlgorithmPreset``, a suffix X3, X6 or X9 is the number of passes. Types of 8 and 16 bits are taken to
-    need one pass, though some chips do 8 bits in half of one.
-
-    >>> passes({Product("bfloat16", "DEFAULT"): 100, Product("float32", "HIGHEST"): 10})
-    160
-
-    Raises:
-      InputError: for these products there is no such rule: float64, TensorFloat32.
+    Attributes:
+      name: of the chips.
+      passes_of_float32: how many times as long as a product of bfloat16 one of float32 takes, by its precision.
     """
-    return sum(flops * _passes_of(kind) for kind, flops in products.items())
+
+    name: str
+    passes_of_float32: Mapping[str, int | float]
+
+    def passes(self, products: Mapping[Product, Size]) -> Size:
+        """Operations of bfloat16 products that take the unit as long as these products.
+
+        Types of 8 and 16 bits are taken to need one pass, though some chips do 8 bits in half of one.
+
+        >>> TPU.passes({Product("bfloat16", "DEFAULT"): 100, Product("float32", "HIGHEST"): 10})
+        160
+
+        Raises:
+          InputError: for these products no rate is public: float64, some algorithms.
+        """
+        return sum(flops * self._passes_of(kind) for kind, flops in products.items())
+
+    def _passes_of(self, kind: Product) -> int | float:
+        if jnp.dtype(kind.dtype).itemsize <= 2:
+            return 1
+        if kind.dtype == "float32" and kind.precision in self.passes_of_float32:
+            return self.passes_of_float32[kind.precision]
+        raise InputError(
+            f"how many passes of a {self.name}'s matrix unit a product of {kind.dtype} at precision {kind.precision} "
+            "takes is not known; compute it in bfloat16 or float32 at precision DEFAULT, HIGH or HIGHEST."
+        )
 
 
-def _passes_of(kind: Product) -> int:
-    if jnp.dtype(kind.dtype).itemsize <= 2:
-        return 1
-    if kind.dtype == "float32" and kind.precision in _PASSES_OF_FLOAT32:
-        return _PASSES_OF_FLOAT32[kind.precision]
-    raise InputError(
-        f"how many passes of a TPU's matrix unit a product of {kind.dtype} at precision {kind.precision} takes is "
-        "not known; compute it in bfloat16 or float32 at precision DEFAULT, HIGH or HIGHEST."
-    )
+_IN_PARTS = {"BF16_BF16_F32": 1, "BF16_BF16_F32_X3": 3, "BF16_BF16_F32_X6": 6, "BF16_BF16_F32_X9": 9}
+"""``jax.lax.DotAlgorithmPreset``: a suffix X3, X6 or X9 is the number of bfloat16 products of an operand's parts."""
+
+TPU = MatrixUnit("TPU", {"DEFAULT": 1, "HIGH": 3, "HIGHEST": 6} | _IN_PARTS)
+"""The rule of JAX's documentation of ``jax.lax.Precision`` (docs.jax.dev/en/latest/jax.lax.html#jax.lax.Precision)."""
+
+_BFLOAT16, _TENSORFLOAT32, _FLOAT32 = 989.4, 494.7, 66.9
+
+H100 = MatrixUnit(
+    "H100",
+    {"HIGHEST": _BFLOAT16 / _FLOAT32} | dict.fromkeys(("DEFAULT", "HIGH"), _BFLOAT16 / _TENSORFLOAT32) | _IN_PARTS,
+)
+"""Dense TFLOP/s of an H100 SXM from NVIDIA's data sheet; float32 has no matrix unit there. Which precision is computed
+in TensorFloat32 is JAX's rule again."""
 
 
 PRODUCTS = frozenset(["dot_general", "conv_general_dilated"])
@@ -112,7 +124,7 @@ def kind_of(eqn: Any) -> Product:
     pair = isinstance(asked, tuple) and not isinstance(asked, jax.lax.DotAlgorithm)
     names = ["DEFAULT" if x is None else getattr(x, "name", str(x)) for x in (asked if pair else [asked])]
     widest = max(dtypes, key=lambda dtype: dtype.itemsize)
-    return Product(widest.name, max(names, key=lambda name: _PASSES_OF_FLOAT32.get(name, math.inf)))
+    return Product(widest.name, max(names, key=lambda name: TPU.passes_of_float32.get(name, math.inf)))
 
 
 def flops_of(eqn: Any) -> Size:

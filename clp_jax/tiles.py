@@ -1,0 +1,72 @@
+"""Samples a tile of rows at a time, so that what is computed from them is never whole in memory."""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Bool, Float
+
+from clp_jax.aliases import Array
+
+ROWS = 256
+"""Rows of a tile: the fastest of 128, 256 and 512 on CPU, and a multiple of the 128 of a TPU's matrix unit."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Tiles:
+    """Features of the same n samples at l layers, in tiles of t rows.
+
+    Attributes:
+      states: features [l, n, d], any float dtype.
+      valid: which samples count [n]; the other rows may hold anything.
+      rows: of a tile: t.
+      blocks: tiles that cover all samples.
+    """
+
+    states: Float[Array, "l n d"]
+    valid: Bool[Array, " n"]
+    rows: int
+    blocks: int
+
+    @classmethod
+    def of(cls, states: Float[Array, "l n d"], valid: Bool[Array, " n"], rows: int) -> "Tiles":
+        """Tiles of about so many rows that cover the samples evenly: a multiple of 8 unless one tile holds them all."""
+        n = states.shape[1]
+        if n <= rows:
+            return cls(states, valid, n, 1)
+        rows = min(n, 8 * math.ceil(n / math.ceil(n / rows) / 8))
+        return cls(states, valid, rows, math.ceil(n / rows))
+
+    @property
+    def count(self) -> Float[Array, ""]:
+        """Valid samples."""
+        return jnp.sum(self.valid, dtype=jnp.float32)
+
+    def mask(self, block: Array) -> Bool[Array, " t"]:
+        """Which rows of a tile count.
+
+        The last tile begins early enough to be full and masks the rows of the tile before: the states need no padding.
+        """
+        start = self._start(block)
+        fresh = start + jnp.arange(self.rows) >= block * self.rows
+        return jax.lax.dynamic_slice_in_dim(self.valid, start, self.rows) & fresh
+
+    def __call__(self, block: Array) -> Float[Array, "l t d"]:
+        """The rows of a tile in float32; zeros where they do not count."""
+        rows = jax.lax.dynamic_slice_in_dim(self.states, self._start(block), self.rows, axis=1)
+        return jnp.where(self.mask(block)[None, :, None], rows.astype(jnp.float32), 0)
+
+    def map(self, function: Callable[[Array], Any]) -> Any:
+        """The tree ``function(block)`` of every block, stacked."""
+        return jax.lax.map(function, jnp.arange(self.blocks))
+
+    def sum(self, term: Callable[[Array], Any]) -> Any:
+        """Sum of the tree ``term(block)`` over all blocks."""
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(term, jnp.int32(0)))
+        return jax.lax.fori_loop(0, self.blocks, lambda block, total: jax.tree.map(jnp.add, total, term(block)), zeros)
+
+    def _start(self, block: Array) -> Array:
+        return jnp.minimum(block * self.rows, self.valid.shape[0] - self.rows)
