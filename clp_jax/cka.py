@@ -105,7 +105,7 @@ def gram_sums(states: Float[Array, "l n d"], valid: Bool[Array, " n"], *, tile: 
     d and 2 n^2 l^2 between Gram matrices. Memory beyond ``states``: the same in float32, and a few tiles.
 
     Args:
-      states: features of the same samples at l layers, any float dtype.
+      states: features of the same samples at l layers, any float dtype; at least two of them for XLA of jax 0.5 on CPU.
       valid: which samples count; the other rows may hold anything.
       tile: rows of a tile, about.
 
@@ -121,11 +121,11 @@ def gram_sums(states: Float[Array, "l n d"], valid: Bool[Array, " n"], *, tile: 
     tokens, noise = _tokens(tiles)
     diagonal = jnp.eye(tiles.rows, dtype=bool)
 
-    def products(gram: Float[Array, "l t t"], *, own: Array) -> Float[Array, "l l"]:
-        # Summed row by row, so that few large entries do not swallow many small ones. Behind the barrier because XLA
-        # on CPU would lay out all that comes before for this product.
+    def products(gram: Float[Array, "l t t"], *, own: Array) -> Float[Array, "t l l"]:
+        """Row by row, so that few large entries do not swallow many small ones."""
+        # Behind the barrier because XLA on CPU would lay out all that comes before for this product.
         rows = jax.lax.optimization_barrier(jnp.where(own & diagonal, 0, gram))
-        return jnp.where(own, 1.0, 2.0) * jnp.einsum("lab,mab->alm", rows, rows, precision=_HIGHEST).sum(axis=0)
+        return jnp.where(own, 1.0, 2.0) * jnp.einsum("lab,mab->alm", rows, rows, precision=_HIGHEST)
 
     def add_pair(sums: list[tuple[Array, Array]], pair: tuple[Array, Array]) -> tuple[list[tuple[Array, Array]], None]:
         grams = tokens.grams(*pair)
@@ -133,10 +133,10 @@ def gram_sums(states: Float[Array, "l n d"], valid: Bool[Array, " n"], *, tile: 
 
     # One loop, not two nested ones: jax 0.5.3 on CPU computes nested loops wrongly once its compilation cache is on.
     pairs = tuple(jnp.asarray(x, jnp.int32) for x in np.triu_indices(tiles.blocks))
-    zeros = jnp.zeros((len(states), len(states)), jnp.float32)
+    zeros = jnp.zeros((tiles.rows, len(states), len(states)), jnp.float32)
     sums, _ = jax.lax.scan(add_pair, [(zeros, zeros)] * 2, pairs)
     norms = tokens.raw_norms, tokens.rms_norms
-    inner = [total for total, _ in sums]
+    inner = [rows.sum(axis=0) for rows, _ in sums]
     return Scales(*(_sums(*scale, tiles.count) for scale in zip(inner, norms, noise, strict=True)))
 
 
@@ -252,7 +252,7 @@ def _sums(inner: Array, norms: Float[Array, "blocks l t"], noise: Float[Array, "
     trace = jnp.sum(norms, axis=(0, 2))
     signal = trace > noise
     both = signal[:, None] & signal[None, :]
-    diagonal = jnp.einsum("blt,bmt->lm", norms, norms, precision=_HIGHEST)
+    diagonal = jnp.einsum("blt,bmt->blm", norms, norms, precision=_HIGHEST).sum(axis=0)
     return GramSums(
         inner=jnp.where(both, inner, 0),
         diagonal=jnp.where(both, diagonal, 0),
