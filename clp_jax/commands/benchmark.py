@@ -10,7 +10,7 @@ from typing import Any, Literal
 from rich.console import Console
 from rich.table import Table
 
-from clp_jax.benchmarks import action_samples, analysis_overhead, checkpoint_io, cka_peers, depth
+from clp_jax.benchmarks import action_samples, analysis_overhead, checkpoint_io, cka_peers, depth, loader
 from clp_jax.checkpoint import read_spec
 from clp_jax.commands.model_flags import ModelFlags
 from clp_jax.editable_json import format_json, write_json
@@ -27,15 +27,20 @@ class Benchmark(ModelFlags):
     cka: against other packages; checkpoint: pruning a full-size π0; analysis: its overhead; depth: training step,
     memory and latency at 18, 12 and 9 blocks, or of your checkpoints; serving: latency and requests per second of your
     checkpoints; action-samples: step time and gradient noise with several draws per observation; full-size: time and
-    memory of analysing, pruning, sampling and exporting a π0 of random weights.
+    memory of analysing, pruning, sampling and exporting a π0 of random weights; loader: samples per second of your data
+    set, beside lerobot's own reader where it is installed.
     """
 
-    part: Literal["cka", "checkpoint", "analysis", "depth", "serving", "action-samples", "full-size"]
+    part: Literal["cka", "checkpoint", "analysis", "depth", "serving", "action-samples", "full-size", "loader"]
     """What to measure."""
     checkpoint: str | None = None
     """depth and serving: your pruned checkpoint; depth takes a small random model if absent."""
     against: str | None = None
     """depth and serving: the checkpoint that it was made from."""
+    data: str | None = None
+    """loader: a LeRobot data set with videos, folder or hub id."""
+    workers: int | None = None
+    """loader: threads that read; as many as there are cores if absent."""
     shape: tuple[int, int, int] = (18, 2048, 512)
     """cka: states, samples of each, and their width."""
     out: str | None = None
@@ -48,8 +53,8 @@ class Benchmark(ModelFlags):
 
 def run(config: Benchmark) -> None:
     """Run the command."""
-    if min(config.shape) < 1 or config.shape[1] < 4:
-        raise InputError("--shape wants at least one state, four samples and one channel.")
+    if config.shape[1] < 4:
+        raise InputError(f"--shape has {config.shape[1]} samples of each state; CKA needs four.")
     if config.out is not None and os.path.lexists(config.out):
         raise InputError(f"{config.out} exists already; choose another --out, or remove it.")
     result = _measured(config, Console(quiet=config.json))
@@ -83,6 +88,12 @@ def _measured(config: Benchmark, console: Console) -> Any:
 
         result = serving.run(config.checkpoint, config.against, settings=config.model_settings())
         serving.show(result, console)
+        return result
+    elif config.part == "loader":
+        if config.data is None:
+            raise InputError("--part loader reads a data set: give --data.")
+        result = loader.run(config.data, workers=config.workers)
+        loader.show(result, console)
         return result
     elif config.part == "full-size":
         from clp_jax.benchmarks import full_size

@@ -39,7 +39,7 @@ RANGES = {
     **dict.fromkeys(("log_every", "save_every", "keep_period", "evaluate_observations"), _COUNT),
     **dict.fromkeys(("action_horizon", "max_token_len", "prompt_length", "num_steps", "fsdp_devices"), _COUNT),
     **dict.fromkeys(("group_size", "groups_per_batch", "max_observations"), _COUNT),
-    **dict.fromkeys(("keep_layers", "keep_vision_layers"), _COUNT),
+    **dict.fromkeys(("keep_layers", "keep_vision_layers", "shape"), _COUNT),
     **dict.fromkeys(("max_batch", "queue", "processes", "episodes", "replan", "max_steps", "image_size"), _COUNT),
     "max_samples": _Range(4),
     **dict.fromkeys(
