@@ -148,11 +148,12 @@ def _film(feature: dict[str, Any]) -> str:
 def show(result: dict[str, Any], console: Console) -> None:
     """Print what `run` found."""
     conditions, rates = result["conditions"], result["samples_per_second"]
-    films = sorted(set(conditions["cameras"].values()))
-    table = Table(
-        title=f"Reading {len(conditions['cameras'])} cameras ({', '.join(films)}), batches of "
-        f"{conditions['batch_size']}, {conditions['workers']} workers on {conditions['cores']} cores"
+    films = ", ".join(sorted(set(conditions["cameras"].values())))
+    console.print(
+        f"{len(conditions['cameras'])} cameras ({films}), batches of {conditions['batch_size']}, "
+        f"{conditions['workers']} workers on {conditions['cores']} cores"
     )
+    table = Table()
     table.add_column("loader")
     table.add_column("samples/s", justify="right")
     for name, rate in rates.items():
