@@ -21,7 +21,7 @@ from clp_jax.checkpoint import Spec, read_spec
 from clp_jax.checkpoint.verifying import Verified, verify
 from clp_jax.comparing import Comparison, Cut, Values, compare
 from clp_jax.errors import InputError
-from clp_jax.history import Step
+from clp_jax.history import Step, places_of
 from clp_jax.inspecting import Inspection, Part, inspect_checkpoint
 from clp_jax.processing.conventions import Conventions
 from clp_jax.progress import progress
@@ -135,6 +135,8 @@ def _facts(found: Inspection) -> Iterable[tuple[str, str]]:
         yield "history", "no clp.json: not cut or trained by clp_jax"
     for number, step in enumerate(found.history, 1):
         yield "history" if number == 1 else "", f"{number}. {_step(step)}"
+    for place in places_of(found.reports):
+        yield "report", place
 
 
 def _conventions(conventions: Conventions) -> str:

@@ -2,9 +2,11 @@
 
 import dataclasses
 import math
+import os
 from collections.abc import Mapping
 from typing import Any
 
+from etils import epath
 from rich.console import Console
 from rich.filesize import decimal
 from rich.markup import escape
@@ -15,7 +17,9 @@ from clp_jax.checkpoint import FolderSpec, RewriteReport, Spec, fingerprint, rea
 from clp_jax.commands.measuring import DepthFlags, MeasureFlags, evidence_options, load, measure
 from clp_jax.data import CalibrationData
 from clp_jax.errors import InputError
+from clp_jax.folders import is_remote
 from clp_jax.healing import heal
+from clp_jax.history import REPORT, REPORT_KEY
 from clp_jax.loading import LoadedModel, read_architecture
 from clp_jax.models import Architecture, Gates, Shape
 from clp_jax.plan import PrunePlan
@@ -92,7 +96,8 @@ def run(config: Prune) -> None:
         console.print(escape(note))
     if (spec.path.parent / "train_state").exists():
         console.print("The optimiser state (train_state) was not carried over: it belongs to the old depth.")
-    console.print(f"Checkpoint: [bold]{escape(config.out)}[/]")
+    console.print(f"Checkpoint: [bold]{escape(config.out)}[/]", soft_wrap=True)
+    print_report(report_of(config), console)
 
 
 _Measured = tuple[LoadedModel, CalibrationData, CalibrationData | None]
@@ -172,6 +177,7 @@ def write(
             "keep": " ".join(config.keep) or None,
             "keep_layers": depth.keep_layers,
             "keep_ratio": depth.keep_ratio,
+            REPORT_KEY: report_of(config),
         }
         return prune_checkpoint(
             spec,
@@ -183,6 +189,21 @@ def write(
             overwrite=config.overwrite,
             progress=show,
         )
+
+
+def print_report(report: str | None, console: Console) -> None:
+    """Say which page is behind a plan."""
+    if report is not None:
+        console.print(f"Report behind the plan: [bold]{escape(report)}[/]", soft_wrap=True)
+
+
+def report_of(config: Prune) -> str | None:
+    """The page that ``clp analyse`` or ``clp advise`` wrote beside the plan; None if there is none."""
+    if config.analysis is None and config.plan is None:
+        return None
+    folder = epath.Path(config.analysis) if config.plan is None else epath.Path(config.plan).parent
+    page = folder.expanduser() / REPORT
+    return os.fspath(page if is_remote(page) else page.resolve()) if page.exists() else None
 
 
 def _plan(
