@@ -75,6 +75,19 @@ def test_edited_plan_is_followed(inputs, tmp_path):
     assert PrunePlan.from_json(read_spec(tmp_path / "p").plan_record["plan"]).removed("vlm") == (0, 3)
 
 
+def test_json_is_all_of_standard_output(inputs, tmp_path, capsys):
+    words = ["--checkpoint", str(inputs / "full"), "--json", "--out"]
+    measured = ["--data", str(inputs / "data.npz"), "--keep-layers", "2", "--compare", "clp"]
+    assert main(["analyse", *words, str(tmp_path / "a"), *measured]) == 0
+    findings = json.loads(capsys.readouterr().out)
+    assert findings == json.loads((tmp_path / "a" / "findings.json").read_text())
+    assert main(["prune", *words, str(tmp_path / "p"), "--analysis", str(tmp_path / "a")]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["removed"]["vlm"] == findings["choices"][0]["removed"]["vlm"]
+    assert told["report"] == str(tmp_path / "a" / "report.html")
+    assert told["parameters"]["after"] < told["parameters"]["before"]
+
+
 @pytest.mark.parametrize("flags", [("--plan", "plan.json"), ("--analysis", "")])
 def test_the_page_behind_a_plan_is_told_recorded_and_missed(inputs, tmp_path, capsys, flags):
     folder = tmp_path / "analysis"

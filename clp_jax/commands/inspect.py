@@ -7,8 +7,6 @@ Exit codes:
 """
 
 import dataclasses
-import json
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 
 import tyro
@@ -19,6 +17,7 @@ from rich.table import Table
 
 from clp_jax.checkpoint import Spec, read_spec
 from clp_jax.checkpoint.verifying import Verified, verify
+from clp_jax.commands.results import print_json
 from clp_jax.comparing import Comparison, Cut, Values, compare
 from clp_jax.errors import InputError
 from clp_jax.history import Step, places_of
@@ -69,7 +68,7 @@ def run(config: Inspect) -> None:
     if config.json:
         value = found.to_json() | ({} if comparison is None else {"against": comparison.to_json()})
         value |= {} if verified is None else {"verified": verified._asdict()}
-        sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+        print_json(value)
     else:
         _print(Console(), found, comparison)
         if verified is not None:

@@ -5,7 +5,6 @@ import dataclasses
 import functools
 import json
 import os
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -19,6 +18,7 @@ from rich.table import Table
 from clp_jax.aliases import Tree
 from clp_jax.checkpoint import read_spec
 from clp_jax.commands.model_flags import ModelFlags
+from clp_jax.commands.results import print_json
 from clp_jax.errors import InputError
 from clp_jax.loading import read_architecture, stored_tree
 from clp_jax.models import FAMILIES, Architecture, Remat, abstract_params
@@ -120,7 +120,7 @@ def run(config: PlanScale) -> None:
         if folder is not None:
             _save(config, found, Path(folder))
     if config.json:
-        sys.stdout.write(json.dumps(_to_json(config, found), indent=2) + "\n")
+        print_json(_to_json(config, found))
     _show(found, console)
     if config.out is not None:
         out = escape(config.out)

@@ -166,12 +166,17 @@ def _group(view: GroupView, findings: Findings, drawings: Mapping[str, str]) -> 
         "blind to rotation and scale, but the next block is not: a twin with a low cosine or a large relative residual "
         "|output&nbsp;&minus;&nbsp;input|&nbsp;/&nbsp;|input| is no safe removal. Scales are logarithmic in the "
         "distance from 1.</p>"
-        f"<figure>{drawings[f'profile_{view.name}']}</figure>{blocks_table(view, findings.plan.criterion)}"
+        f"{_wide(drawings[f'profile_{view.name}'])}{blocks_table(view, findings.plan.criterion)}"
         "<h3>Does the choice depend on how CKA is computed?</h3><p>Raw states or states of unit root mean square; the "
         "paper's biased estimate or the debiased one, which few samples cannot inflate.</p>"
-        f"<figure>{drawings[f'variants_{view.name}']}</figure>"
+        f"{_wide(drawings[f'variants_{view.name}'])}"
         f"<div class=pair>{readings_table(view)}{_costs(drawings.get(f'costs_{view.name}'))}</div></section>"
     )
+
+
+def _wide(drawing: str) -> str:
+    """A figure that scrolls where the page is too narrow for its letters."""
+    return f'<div class="scroll wide"><figure>{drawing}</figure></div>'
 
 
 def _costs(drawing: str | None) -> str:

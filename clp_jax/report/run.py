@@ -4,7 +4,7 @@ import dataclasses
 import datetime
 import html
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from clp_jax.provenance import conventions_of, healing, versions
 from clp_jax.report.canvas import inline_svg, style
 from clp_jax.report.curves import HELD_OUT, STEP_SECONDS, Log, losses, scalar, seconds, training_loss
 from clp_jax.report.document import card, change_of, document, link
-from clp_jax.report.tables import blocks_text, compact, settings_list, strip, table
+from clp_jax.report.tables import compact, cut_strips, cuts_of, settings_list, table
 from clp_jax.training.logs import LOG_FILE, Curve, read_log
 from clp_jax.training.saving import saved_record
 
@@ -159,8 +159,10 @@ def _unlike(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
 
 def _headline(run: RunView, other: RunView | None) -> str:
     cards = []
-    for group, tower in _groups(run.plan):
-        cards.append(card(f"blocks, {group}", change_of(str(tower.depth), str(len(tower.keep))), "original to now"))
+    for group, tower in cuts_of(run.plan):
+        cards.append(
+            card(f"blocks, {'+'.join(group)}", change_of(str(tower.depth), str(len(tower.keep))), "original to now")
+        )
     for name, curve in (("held-out loss", run.log.get(HELD_OUT)), ("training loss", training_loss(run.log))):
         if curve is not None:
             lowest = int(np.argmin(curve.values))
@@ -173,14 +175,6 @@ def _headline(run: RunView, other: RunView | None) -> str:
             note = f"median, {other.name} to this run: {seconds / before:.2f} times"
         cards.append(card("training step", value, note))
     return f'<section class="cards">{"".join(cards)}</section>'
-
-
-def _groups(plan: PrunePlan) -> Iterator[tuple[str, Any]]:
-    """Towers that were cut, those that keep the same blocks once."""
-    named = {name: next((group for group in plan.coupled if name in group), (name,)) for name in plan.towers}
-    for name, group in named.items():
-        if plan.towers[name].removed and name == group[0]:
-            yield "+".join(group), plan.towers[name]
 
 
 def _step_seconds(run: RunView) -> float | None:
@@ -261,15 +255,10 @@ def _told(step: Step, run: RunView) -> str:
     if step.plan is None:
         return f"Fine-tuned{source}{data} for {step.steps:,} steps." if step.steps else f"Fine-tuned{source}{data}."
     plan = PrunePlan.from_json(step.plan)
-    cuts = "".join(
-        f'<div class="group">{strip(tower.depth, tower.removed)}<small>{html.escape(name)}: without '
-        f"{blocks_text(tower.removed)}</small></div>"
-        for name, tower in _groups(plan)
-    )
     chosen = f", chosen by <b>{html.escape(plan.criterion)}</b>{data}"
     report = "" if step.report is None else f" {link(step.report, run.folder, 'Report behind the plan')}."
     healed = "" if step.healed is None else f" {html.escape(healing(step.healed).capitalize())}."
-    return f"Pruned{source}{chosen}.{healed}{report}{cuts}"
+    return f"Pruned{source}{chosen}.{healed}{report}{cut_strips(plan)}"
 
 
 def _settings(run: RunView) -> str:

@@ -112,7 +112,7 @@ def import_wandb() -> Any:
 
 
 def _lines_before(file: epath.Path, start: int | None) -> list[str]:
-    """The lines of steps before one, or all; what a kill cut short or a bad disk damaged is left out, wherever it is."""
+    """The lines of steps before one, or all; what a kill cut short or a bad disk damaged is left out, wherever."""
     kept = []
     for line in file.read_bytes().decode(errors="replace").split("\n") if file.exists() else []:
         try:
