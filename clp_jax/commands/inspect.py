@@ -10,6 +10,7 @@ import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 
 import tyro
+from rich import box
 from rich.console import Console
 from rich.filesize import decimal
 from rich.markup import escape
@@ -23,7 +24,7 @@ from clp_jax.errors import InputError
 from clp_jax.history import Step, places_of
 from clp_jax.inspecting import Inspection, Part, inspect_checkpoint
 from clp_jax.processing.conventions import Conventions
-from clp_jax.progress import progress
+from clp_jax.progress import in_megabytes, progress
 from clp_jax.provenance import healing
 
 _SHOWN = 12
@@ -79,14 +80,7 @@ def run(config: Inspect) -> None:
 
 def _verify(spec: Spec) -> Verified:
     with progress("verifying", total=None, unit="MB") as advance:
-        done = 0
-
-        def report(size: int) -> None:
-            nonlocal done
-            advance((done + size) // 10**6 - done // 10**6)
-            done += size
-
-        return verify(spec, report)
+        return verify(spec, in_megabytes(advance))
 
 
 def _print(console: Console, found: Inspection, comparison: Comparison | None) -> None:
@@ -150,9 +144,10 @@ def _conventions(conventions: Conventions) -> str:
 
 
 def _towers(found: Inspection) -> Table:
-    table = Table()
+    table = Table(box=box.SIMPLE_HEAD, collapse_padding=True, pad_edge=False)
     for column in ("tower", "blocks", "alternating", "cut with", "parameters", "size", "arrays by dtype"):
-        table.add_column(column, justify="right" if column in ("blocks", "parameters", "size") else "left")
+        right, folds = column in ("blocks", "parameters", "size"), column in ("tower", "cut with", "arrays by dtype")
+        table.add_column(column, justify="right" if right else "left", no_wrap=not folds)
     for part in found.parts:
         kinds = "" if part.name is None else "not known" if part.period is None else _kinds(part.period)
         table.add_row(
