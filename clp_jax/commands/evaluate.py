@@ -144,6 +144,7 @@ def run(config: Evaluate) -> None:
 def _run(config: Evaluate, console: Console) -> dict[str, Any]:
     """Play, save and show; what is saved is returned, with the comparison if there is one."""
     suite = open_suite(config)
+    suite.check_installed()
     suite.check_episodes(config.episodes)
     other = None if config.against is None else _other(config, suite)
     result = evaluate(suite, config)
