@@ -76,7 +76,7 @@ class Advise(MeasureFlags, UpstreamFlags):
     tolerance: float = 0.02
     """The fastest depth is advised whose held-out loss exceeds the whole model's by at most this share."""
     evaluate_observations: int = 256
-    """At most so many held-out observations."""
+    """Held-out observations at most."""
     workers: int = 4
     """Threads that read data ahead."""
     resume: bool = False

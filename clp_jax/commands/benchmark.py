@@ -31,7 +31,7 @@ class Benchmark(ModelFlags):
     """
 
     part: Literal["cka", "checkpoint", "analysis", "depth", "serving", "action-samples", "full-size"]
-    """What to measure."""
+    """Part to measure."""
     checkpoint: str | None = None
     """depth and serving: your pruned checkpoint; depth takes a small random model if absent."""
     against: str | None = None

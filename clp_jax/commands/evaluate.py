@@ -88,7 +88,7 @@ class Evaluate(ProcessingFlags, ModelFlags):
     episodes: int = 20
     """Episodes a task."""
     seed: int = 1
-    """Of places and noise; another one than that of the training data."""
+    """Random seed of places and noise; give another one than that of the training data."""
     replan: int | None = None
     """Actions done before the policy is asked again; 5 if absent, 10 for ALOHA."""
     max_steps: int | None = None
@@ -105,7 +105,7 @@ class Evaluate(ProcessingFlags, ModelFlags):
     rotation: simpler.Rotation = "euler"
     """SimplerEnv: what the policy's rotations are; axis-angle for policies made for the first SimplerEnv."""
     blank_images: bool = False
-    """Send black pictures: does the task need them?"""
+    """Send black pictures, to see whether the task needs them."""
     filmed: int = 4
     """Episodes a task on its page of pictures, and as videos; a picture whenever the policy is asked."""
     resume: bool = False

@@ -105,7 +105,7 @@ class Finetune(TeacherFlags, DataFlags, ModelFlags, UpstreamFlags, DistributedFl
     holdout_data: str | None = None
     """Data set of the held-out loss, normalised as --data is; no episode of --data is kept for it then."""
     evaluate_observations: int = 64
-    """At most so many observations in it; of several data sets as many of each, whose losses --weights weigh."""
+    """Observations of the held-out loss at most; of several data sets as many of each, whose losses --weights weigh."""
     evaluate_every: int = 1000
     """Steps between two held-out losses; 0 for none."""
     log_every: int = 100
@@ -117,7 +117,7 @@ class Finetune(TeacherFlags, DataFlags, ModelFlags, UpstreamFlags, DistributedFl
     workers: int = 4
     """Threads that read data ahead."""
     seed: int = 42
-    """Of the order of the data, of noise, times and augmentation."""
+    """Random seed of the order of the data, of noise, times and augmentation."""
     against: str | None = None
     """Folder of another run, such as the full model's, whose curves report.html shows behind this run's; if absent that
     from which the checkpoint was pruned, where its data are the same."""

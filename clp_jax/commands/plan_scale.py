@@ -76,7 +76,7 @@ class PlanScale(ModelFlags):
     params_dtype: Literal["keep", "float32", "bfloat16"] = "keep"
     """analyse and infer: parameters as stored, or in another dtype. Training always keeps float32."""
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
-    """Activations."""
+    """Dtype of activations."""
     num_steps: int | None = None
     """infer: integration steps from noise to actions; the model's own number if absent."""
     group_size: int = 4
