@@ -150,7 +150,10 @@ def _dispatch(words: list[str]) -> int:
 
 def _run(name: str, flags: list[str]) -> None:
     config = read_flags(name, flags)
-    _module(name).run(config)
+    from clp_jax.progress import heard
+
+    with heard():
+        _module(name).run(config)
 
 
 def read_flags(name: str, flags: Sequence[str]) -> Any:

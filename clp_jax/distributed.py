@@ -18,9 +18,9 @@ class DistributedFlags:
     coordinator: str | None = None
     """host:port of process 0."""
     processes: int | None = None
-    """How many there are."""
+    """Number of all processes."""
     process_id: int | None = None
-    """Which one this is, from 0."""
+    """Number of this process, from 0."""
 
 
 def join(flags: DistributedFlags) -> None:

@@ -12,6 +12,7 @@ from clp_jax.analysis import Analysis, EvidenceOptions
 from clp_jax.flops import forward_flops, parameter_count, sample_flops
 from clp_jax.models import Architecture, Gates, Lengths, family_of
 from clp_jax.plan import PrunePlan
+from clp_jax.progress import track_stage
 from clp_jax.selection import Evidence
 from clp_jax.sensitivity import make_group_loss, plan_gates
 from clp_jax.similarity import VARIANTS
@@ -136,7 +137,7 @@ def compare_criteria(
         evidences[group] = analysis.evidence(group, options, loss=loss)
     possible = [name for name in criteria if all(name in selection.available(e) for e in evidences.values())]
     choices = []
-    for name in dict.fromkeys([chosen, *possible]):
+    for name in track_stage(list(dict.fromkeys([chosen, *possible])), "comparing", unit="criteria"):
         picks = {g: selection.select(name, e, remove=remove[g], seed=seed) for g, e in evidences.items()}
         plan = analysis.plan(picks, name)
         loss = float("nan") if evaluation_loss is None else evaluation_loss(plan_gates(architecture, plan))

@@ -1,12 +1,20 @@
 """``clp.json`` of a checkpoint: what was done to it, step by step."""
 
 import dataclasses
+import os
 from collections.abc import Mapping
 from typing import Any
+
+from etils import epath
 
 from clp_jax.checkpoint import Spec
 from clp_jax.errors import InputError
 from clp_jax.plan import PrunePlan, compose
+
+REPORT = "report.html"
+"""The page in an output folder that a person opens first."""
+REPORT_KEY = "report"
+"""Where a pruning's settings say which page stood beside the plan that it followed."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,6 +31,8 @@ class Step:
       data: that were used, if any.
       healed: the record of the healing of a cut, None if it was not healed.
       plan: of a pruning, JSON values.
+      report: path of the page of ``analyse`` or ``advise`` beside the plan that a pruning followed, which may have
+        moved since; None if there was none.
     """
 
     command: str
@@ -34,6 +44,7 @@ class Step:
     data: str | None
     healed: dict[str, Any] | None
     plan: dict[str, Any] | None
+    report: str | None
 
 
 def history_of(spec: Spec) -> tuple[PrunePlan | None, tuple[Step, ...]]:
@@ -48,7 +59,37 @@ def history_of(spec: Spec) -> tuple[PrunePlan | None, tuple[Step, ...]]:
     record = spec.plan_record
     if record is None:
         return None, ()
-    return PrunePlan.from_json(record["plan"]), tuple(map(_step, record["steps"]))
+    return PrunePlan.from_json(record["plan"]), steps_of(record)
+
+
+def steps_of(record: Mapping[str, Any]) -> tuple[Step, ...]:
+    """What was done, by the content of a ``clp.json``."""
+    return tuple(map(_step, record["steps"]))
+
+
+def reports_of(spec: Spec) -> dict[str, bool]:
+    """Paths of the pages behind a checkpoint's cuts, and of the run that saved it, with whether they are still there.
+
+    Args:
+      spec: the checkpoint.
+    """
+    record = spec.plan_record
+    if record is None:
+        return {}
+    found = {step.report: epath.Path(step.report).exists() for step in steps_of(record) if step.report is not None}
+    page = spec.path.parent.parent / REPORT
+    if record.get("training") is not None and page.exists():
+        found[os.fspath(page)] = True
+    return found
+
+
+def places_of(reports: Mapping[str, bool]) -> list[str]:
+    """`reports_of` as lines for a person.
+
+    >>> places_of({"analysis/report.html": True, "old/report.html": False})
+    ['analysis/report.html', 'not found, it was at old/report.html']
+    """
+    return [path if there else f"not found, it was at {path}" for path, there in reports.items()]
 
 
 def blocks_of_source(spec: Spec, source_fingerprint: str) -> tuple[dict[str, tuple[int, ...]], bool] | None:
@@ -94,4 +135,5 @@ def _step(step: Mapping[str, Any]) -> Step:
         data=None if data is None else " + ".join(map(str, data if isinstance(data, list) else [data])),
         healed=step.get("healed"),
         plan=None if plan is None else plan.to_json(),
+        report=config.get(REPORT_KEY),
     )

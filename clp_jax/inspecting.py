@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from clp_jax.checkpoint import CheckpointSpec, FolderSpec, Spec, fingerprint, read_spec
 from clp_jax.errors import InputError
 from clp_jax.files import read_json_object
-from clp_jax.history import Step, history_of
+from clp_jax.history import Step, history_of, reports_of
 from clp_jax.loading import read_architecture
 from clp_jax.models import Architecture, family_of, family_of_kind, family_of_tree, stack_of
 from clp_jax.models.layers.lora import is_adapter
@@ -91,6 +91,7 @@ class Inspection:
       adapter_parameters: in them.
       conventions: between a robot and the model, as its last fine-tuning recorded them; None if none did.
       history: what was done to it, in order.
+      reports: pages about it, with whether they are still there.
       fingerprint: identity that copies share.
       train_state: whether the state of a training lies beside the weights.
     """
@@ -117,6 +118,7 @@ class Inspection:
     adapter_parameters: int
     conventions: Conventions | None
     history: tuple[Step, ...]
+    reports: dict[str, bool]
     fingerprint: str
     train_state: bool
 
@@ -176,6 +178,7 @@ def inspect_checkpoint(
         adapter_parameters=sum(entry.parameters for entry in adapters),
         conventions=conventions_of(spec.plan_record),
         history=history,
+        reports=reports_of(spec),
         fingerprint=fingerprint(spec),
         train_state=isinstance(spec, CheckpointSpec) and (spec.path.parent / "train_state").exists(),
     )

@@ -1,8 +1,13 @@
-"""Progress of long work: a bar with rate and time left on a terminal, else one plain line every few seconds."""
+"""Progress of long work: a bar with rate and time left on a terminal, else one plain line every few seconds.
+
+`progress` and `track` are for commands. `stage` and `track_stage` are for work inside the library, which is silent
+unless a command is `heard`, and where something around it shows its own progress.
+"""
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TypeVar
@@ -13,6 +18,9 @@ from rich.progress import Progress as Bar
 from rich.text import Text
 
 SECONDS_BETWEEN_LINES = 5.0
+
+_HEARD: ContextVar[bool] = ContextVar("heard", default=False)
+"""Whether stages are shown."""
 
 T = TypeVar("T")
 
@@ -45,6 +53,7 @@ def progress(
     unit: str,
     console: Console | None = None,
     clock: Callable[[], float] = time.monotonic,
+    passing: bool = False,
 ) -> Iterator[Callable[[int], None]]:
     """Shows the progress of work that has no iterator, or advances by more than one.
 
@@ -56,11 +65,74 @@ def progress(
       unit: what is counted, in the plural.
       console: where to show it; ``None`` is standard error, so that standard output stays a command's result.
       clock: seconds, from any origin.
+      passing: leave nothing behind of work that was too short for a line, and no bar.
 
     Yields:
       A function that takes how much more is done.
     """
     console = console or Console(stderr=True)
+    heard = _HEARD.get()
+    _HEARD.set(False)  # a terminal has room for one
+    try:
+        with _shown(label, total, unit, console, clock, passing=passing) as advance:
+            yield advance
+    finally:
+        _HEARD.set(heard)
+
+
+@contextmanager
+def heard() -> Iterator[None]:
+    """Lets the stages of the library be seen while the block runs."""
+    before = _HEARD.get()
+    _HEARD.set(True)
+    try:
+        yield
+    finally:
+        _HEARD.set(before)
+
+
+@contextmanager
+def stage(label: str, *, total: int | None, unit: str) -> Iterator[Callable[[int], None]]:
+    """As `progress`, for a part of the library's work that may be short: shown to who runs a command."""
+    if not _HEARD.get():
+        yield lambda _: None
+        return
+    with progress(label, total=total, unit=unit, passing=True) as advance:
+        yield advance
+
+
+def track_stage(items: Sequence[T], label: str, *, unit: str) -> Iterator[T]:
+    """As `track`, for a part of the library's work."""
+    with stage(label, total=len(items), unit=unit) as advance:
+        for item in items:
+            yield item
+            advance(1)
+
+
+def in_megabytes(advance: Callable[[int], None]) -> Callable[[int], None]:
+    """For work that is counted in MB and done in bytes.
+
+    >>> shown = []
+    >>> advance = in_megabytes(shown.append)
+    >>> for size in (900_000, 200_000, 2_900_000):
+    ...     advance(size)
+    >>> shown
+    [0, 1, 3]
+    """
+    done = 0
+
+    def add(size: int) -> None:
+        nonlocal done
+        advance((done + size) // 10**6 - done // 10**6)
+        done += size
+
+    return add
+
+
+@contextmanager
+def _shown(
+    label: str, total: int | None, unit: str, console: Console, clock: Callable[[], float], *, passing: bool
+) -> Iterator[Callable[[int], None]]:
     if console.is_interactive:
         columns = (
             TextColumn("{task.description}"),
@@ -69,13 +141,14 @@ def progress(
             _Rate(unit),
             TimeRemainingColumn(),
         )
-        with Bar(*columns, console=console, get_time=clock) as bar:
+        with Bar(*columns, console=console, get_time=clock, transient=passing) as bar:
             task = bar.add_task(label, total=total)
             yield lambda more: bar.advance(task, more)
     else:
         lines = _Lines(label, total, unit, console, clock)
         yield lines.advance
-        lines.finish()
+        if lines.has_printed or not passing:
+            lines.finish()
 
 
 class _Rate(ProgressColumn):
@@ -100,6 +173,7 @@ class _Lines:
     console: Console
     clock: Callable[[], float]
     done: int = 0
+    has_printed: bool = False
     start: float = field(init=False)
     last_line: float = field(init=False)
 
@@ -111,7 +185,7 @@ class _Lines:
         now = self.clock()
         if now - self.last_line < SECONDS_BETWEEN_LINES:
             return
-        self.last_line = now
+        self.last_line, self.has_printed = now, True
         elapsed = now - self.start
         rate = self.done / elapsed
         left = "" if self.total is None or not self.done else f", {_clock(elapsed * (self.total / self.done - 1))} left"

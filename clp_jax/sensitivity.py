@@ -17,6 +17,7 @@ from clp_jax.aliases import Array, Tree
 from clp_jax.errors import InputError
 from clp_jax.models import Architecture, Gates, Rows, build, family_of
 from clp_jax.plan import PrunePlan
+from clp_jax.progress import track_stage
 from clp_jax.selection.evidence import GateEvidence
 from clp_jax.similarity import CalibrationBatch
 
@@ -118,7 +119,8 @@ def measure_gates(
     fixed = list(batches)
     curvature = gauss_newton and has_squared_error(architecture, fixed[0])
     step = gate_step(architecture, tuple(group), _rows(fixed), curvature=curvature)
-    parts = [step(params, batch) for batch in fixed]
+    # Each is waited for, so that the rate is that of the devices.
+    parts = [jax.device_get(step(params, batch)) for batch in track_stage(fixed, "derivatives", unit="batches")]
     gradient, sensitivity, matrix, count = (np.sum([np.asarray(part[i]) for part in parts], axis=0) for i in range(4))
     return GateEvidence(
         sensitivity=(sensitivity / count).astype(np.float64),

@@ -16,6 +16,9 @@ from clp_jax.serving import wire
 
 LOG = "SIMULATED_GYM_LOG"
 """Environment variable: a file that gets the task and seed of every reset."""
+TALKS = "SIMULATED_GYM_TALKS"
+"""Environment variable: write `SAID` to standard output at every reset, as some simulators do."""
+SAID = "[simulator] no private macro file found"
 
 
 class Walk:
@@ -32,6 +35,8 @@ class Walk:
         if LOG in os.environ:
             with Path(os.environ[LOG]).open("a") as log:
                 log.write(f"{self.task} {seed}\n")
+        if TALKS in os.environ:
+            os.write(1, f"{SAID}\n".encode())
         self.place, self.steps = float(np.random.default_rng(seed).random()), 0
         return self._seen(), {}
 

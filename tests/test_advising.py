@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 import toys
+from pages import Page, assert_self_contained
 
 from clp_jax import cli
 from clp_jax.advising import Candidate, Trial, candidates_of, halve, judge
@@ -107,9 +108,10 @@ def words(tmp_path_factory):
 def test_a_small_run_and_its_resumption(words, tmp_path, capsys):
     out = tmp_path / "advice"
     assert cli.main([*words, "--out", str(out)]) == 0
-    assert "Advised:" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "Advised:" in said and f"Report: {out}/report.html" in said
     assert {path.name for path in out.iterdir()} == {
-        *("advise.json", "trials.jsonl", "advice.json", "advice.png", "plan.json", "clp-manifest.json")
+        *("advise.json", "trials.jsonl", "advice.json", "advice.png", "report.html", "plan.json", "clp-manifest.json")
     }
     found = json.loads((out / "advice.json").read_text())
     assert [place["depth"] for place in found["depths"]] == ["full", "2"]
@@ -118,6 +120,10 @@ def test_a_small_run_and_its_resumption(words, tmp_path, capsys):
     assert cut["steps"] == max(round(2 * full["step_seconds"] / cut["step_seconds"]), 1) and full["steps"] == 2
     trials = (out / "trials.jsonl").read_text().splitlines()
     assert len(trials) == 4  # two depths, two rungs
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert_self_contained(page)
+    assert [cells[0] for _, cells in Page(page).tables["readings"]] == ["full", "2"]
+    assert f"<h1>Advised depth: {found['advised']['depth']}</h1>" in page
 
     # As if killed while the last trial was written down: that trial runs again, with the same result.
     (out / "advice.json").unlink()
@@ -126,7 +132,8 @@ def test_a_small_run_and_its_resumption(words, tmp_path, capsys):
     assert "--resume" in capsys.readouterr().err
     assert cli.main([*words, "--out", str(out), "--resume", "--steps", "3"]) == 2
     assert "steps was 2, is 3" in capsys.readouterr().err
-    assert cli.main([*words, "--out", str(out), "--resume"]) == 0
+    assert cli.main([*words, "--out", str(out), "--resume", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == found
     assert (out / "trials.jsonl").read_text().splitlines() == trials
     assert json.loads((out / "advice.json").read_text()) == found
 

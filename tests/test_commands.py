@@ -1,6 +1,7 @@
 """The commands through their real main, on a toy checkpoint: outputs, refusals, and what is left behind."""
 
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -72,6 +73,34 @@ def test_edited_plan_is_followed(inputs, tmp_path):
     (tmp_path / "plan.json").write_text(json.dumps(plan))
     assert prune(inputs, tmp_path / "p", "--plan", tmp_path / "plan.json") == 0
     assert PrunePlan.from_json(read_spec(tmp_path / "p").plan_record["plan"]).removed("vlm") == (0, 3)
+
+
+def test_json_is_all_of_standard_output(inputs, tmp_path, capsys):
+    words = ["--checkpoint", str(inputs / "full"), "--json", "--out"]
+    measured = ["--data", str(inputs / "data.npz"), "--keep-layers", "2", "--compare", "clp"]
+    assert main(["analyse", *words, str(tmp_path / "a"), *measured]) == 0
+    findings = json.loads(capsys.readouterr().out)
+    assert findings == json.loads((tmp_path / "a" / "findings.json").read_text())
+    assert main(["prune", *words, str(tmp_path / "p"), "--analysis", str(tmp_path / "a")]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["removed"]["vlm"] == findings["choices"][0]["removed"]["vlm"]
+    assert told["report"] == str(tmp_path / "a" / "report.html")
+    assert told["parameters"]["after"] < told["parameters"]["before"]
+
+
+@pytest.mark.parametrize("flags", [("--plan", "plan.json"), ("--analysis", "")])
+def test_the_page_behind_a_plan_is_told_recorded_and_missed(inputs, tmp_path, capsys, flags):
+    folder = tmp_path / "analysis"
+    shutil.copytree(inputs / "analysis", folder)
+    assert prune(inputs, tmp_path / "p", flags[0], folder / flags[1]) == 0
+    assert f"Report behind the plan: {folder / 'report.html'}" in capsys.readouterr().out
+    assert main(["inspect", str(tmp_path / "p"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["reports"] == {str(folder / "report.html"): True}
+    folder.rename(tmp_path / "elsewhere")
+    assert main(["inspect", str(tmp_path / "p")]) == 0
+    assert "not found, it was at" in capsys.readouterr().out
+    assert prune(inputs, tmp_path / "q", "--keep", "0,1") == 0
+    assert "Report" not in capsys.readouterr().out
 
 
 def test_analysis_gives_other_depths_and_criteria_without_a_forward_pass(inputs, tmp_path, monkeypatch):

@@ -91,6 +91,10 @@ def check_other(words: list[str]) -> None:
         assert all((ROOT / word).exists() for word in rest if word.startswith("tests/")), words
     elif program == "python":
         assert (ROOT / rest[0]).exists(), words
+        source = (ROOT / rest[0]).read_text(encoding="utf-8")
+        for flag in (word for word in rest[1:] if word.startswith("--") and rest[0].startswith("scripts/")):
+            field = flag[2:].replace("-", "_")
+            assert f'"{flag}"' in source or f"\n    {field}: " in source, f"{rest[0]} has no {flag}"
     else:
         assert program in OTHERS, f"{words}: a program that no page had so far; add it to OTHERS if it is not ours"
 
@@ -143,6 +147,32 @@ def test_flags_that_pages_mention_exist():
 def test_the_page_on_the_command_line_lists_every_command():
     page = (ROOT / "docs" / "command-line.md").read_text(encoding="utf-8")
     assert set(re.findall(r"^\| `([a-z-]+)` \|", page, re.MULTILINE)) == cli.COMMANDS.keys()
+
+
+@pytest.mark.parametrize("page", NAMES)
+def test_commands_in_sentences_exist_with_their_flags(page):
+    """`clp prune --heal` in a sentence is of `prune`, not of any command that has such a flag."""
+    prose = re.sub(r"```.*?```", "", (ROOT / page).read_text(encoding="utf-8"), flags=re.DOTALL)
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    for code in re.findall(r"`([^`\n]*)`", prose):
+        program, *words = code.split() or [""]
+        if program == "make" and words:
+            assert [word for word in words if word in targets], f"{code}: the Makefile has no such target"
+        elif program == "clp" and words and not words[0].startswith("-") and words[0] not in ("COMMAND", "NAME"):
+            assert words[0] in cli.COMMANDS, f"{code}: there is no such command"
+            fields = {field.name.replace("_", "-") for field in dataclasses.fields(cli.config_class(words[0]))}
+            flags = {word[2:].split("=")[0].removeprefix("no-") for word in words if word.startswith("--")}
+            assert flags - {"help", "debug"} <= fields, f"{code}: clp {words[0]} has no such flag"
+
+
+@pytest.mark.parametrize("page", NAMES)
+def test_what_one_types_stands_in_blocks_that_are_read(page):
+    blocks = re.findall(
+        r"^ *```(\w*)\n(.*?)^ *```", (ROOT / page).read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE
+    )
+    for language, text in blocks:
+        assert language in ("console", "json", "python", "text"), f"{page}: a block of {language!r}"
+        assert language == "console" or not re.search(r"^\W*clp [a-z]", text, re.MULTILINE), f"{page}: {text}"
 
 
 @pytest.mark.parametrize("page", NAMES)

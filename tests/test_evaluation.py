@@ -243,6 +243,14 @@ def test_flags_that_cannot_be_are_refused(words, message, tmp_path, capsys):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(("suite", "task"), [("metaworld", "drawer-open"), ("aloha-sim", "insertion")])
+def test_a_simulator_that_is_not_here_is_told_before_the_policy_is_read(suite, task, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    words = ["--suite", suite, "--tasks", task, "--checkpoint", "nowhere", "--out", str(tmp_path / "o")]
+    assert main(["evaluate", *words]) == 2
+    assert f'{suite} needs mujoco, which is not installed; pip install "clp-jax[{suite}]"' in capsys.readouterr().err
+
+
 def test_simulators_need_no_jax():
     names = "commands.evaluate, clp_jax.evaluation.remote, clp_jax.evaluation.libero, clp_jax.evaluation.metaworld"
     code = f"import sys, clp_jax.{names}; assert 'jax' not in sys.modules and 'mujoco' not in sys.modules"

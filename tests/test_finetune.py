@@ -97,6 +97,30 @@ def test_run_logs_saves_and_records(finished):
     assert (finished / "7" / "assets" / "robot" / "norm_stats.json").read_text() == "{}"
 
 
+def test_a_run_has_a_page_as_soon_as_something_is_known(finished):
+    text = (finished / "report.html").read_text(encoding="utf-8")
+    assert "<b>8 of 8 steps</b>" in text
+    assert "vlm+action: without 2" in text
+    assert f"{metrics(finished)[-1]['held_out_loss']:#.4g}" in text
+
+
+def test_the_page_is_written_at_every_save_and_shows_another_run(inputs, finished, tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(
+        "clp_jax.commands.finetune_output.write_run_report",
+        lambda folder, record, other: seen.append((len(losses(folder)), other.folder.name)),
+    )
+    flags = ("--steps", "4", "--evaluate-every", "0", "--holdout-ratio", "0", "--save-every", "2")
+    assert main(words(inputs, tmp_path / "run", *flags, "--against", finished)) == 0
+    assert seen == [(3, "run"), (4, "run")]
+
+
+def test_a_run_to_compare_with_must_be_there_before_anything_is_read(inputs, tmp_path, capsys):
+    assert main(words(inputs, tmp_path / "run", "--steps", "1", "--against", tmp_path / "no")) == 2
+    assert "is no run of clp finetune with a saved step" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
 def test_saved_step_can_be_pruned_again(finished, tmp_path):
     assert main(["prune", "--checkpoint", str(finished / "7"), "--out", str(tmp_path / "p"), "--keep", "0,2"]) == 0
     record = read_spec(tmp_path / "p").plan_record

@@ -121,6 +121,7 @@ def test_what_cannot_be_read_is_said_and_the_rest_shown(capsys, cuts):
 
 def test_the_tables_say_what_was_done(capsys, cuts):
     text = said(capsys, cuts / "pi0")
+    assert "\N{HORIZONTAL ELLIPSIS}" not in text, "a number is cut off on a terminal of 80 columns"
     assert "6 of 18" in text and "π0 (pi0)" in text and "state 8, actions 7" in text
     assert "vlm and action without blocks 3, 4, 6 to 8, 10 to 16, chosen by manual on some/set" in text
     (step,) = parsed(capsys, cuts / "pi0")["history"]

@@ -1,6 +1,7 @@
 """Statistics: openpi's numbers, openpi's file, without decoding an image."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -110,6 +111,10 @@ def test_command_writes_the_file_without_reading_an_image(tmp_path, capsys):
     assert list(written["actions"]) == ["mean", "std", "q01", "q99", "min", "max"]
     assert main(["norm-stats", *flags]) == 2
     assert "exists already" in capsys.readouterr().err
+    assert main(["norm-stats", *flags, "--overwrite", "--json", "--action-horizon", "3"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["norm_stats"] == written and told["rows"] == sum(LENGTHS) and told["action_horizon"] == 3
+    assert json.loads(Path(told["file"]).read_text())["norm_stats"] == written
 
 
 @pytest.mark.parametrize(

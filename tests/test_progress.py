@@ -5,7 +5,8 @@ from io import StringIO
 import pytest
 from rich.console import Console
 
-from clp_jax.progress import SECONDS_BETWEEN_LINES, progress, track
+from clp_jax.cli import main
+from clp_jax.progress import _HEARD, SECONDS_BETWEEN_LINES, heard, progress, stage, track, track_stage
 
 
 class Clock:
@@ -71,6 +72,39 @@ def test_on_a_terminal_the_bar_shows_count_rate_and_time_left():
             clock.now += 2.0
             advance(1)
     assert all(words in written(console) for words in ("calibration", "2/4", "0.5 batches/s", "0:00:04"))
+
+
+def test_stages_of_the_library_are_silent_unless_a_command_is_heard_and_shows_nothing_itself(monkeypatch, capsys):
+    monkeypatch.setattr("clp_jax.progress.SECONDS_BETWEEN_LINES", 0.0)
+
+    def library() -> None:
+        assert list(track_stage([1, 2], "inside", unit="parts")) == [1, 2]
+
+    library()
+    assert capsys.readouterr().err == ""
+    with heard():
+        library()
+        assert capsys.readouterr().err.splitlines()[-1] == "inside: 2/2 parts, done in 0:00:00"
+        with progress("outside", total=1, unit="steps"):
+            library()
+        assert "inside" not in capsys.readouterr().err
+        library()
+        assert "inside" in capsys.readouterr().err
+    library()
+    assert capsys.readouterr().err == ""
+
+
+def test_a_short_stage_leaves_no_line(capsys):
+    with heard(), stage("reading", total=None, unit="MB") as advance:
+        advance(4)
+    assert capsys.readouterr().err == ""
+
+
+def test_a_command_is_heard(monkeypatch):
+    seen = []
+    monkeypatch.setattr("clp_jax.commands.inspect.run", lambda _: seen.append(_HEARD.get()))
+    assert main(["inspect", "x"]) == 0
+    assert seen == [True] and not _HEARD.get()
 
 
 @pytest.mark.parametrize("items", [[3, 1, 2], iter([3, 1, 2])], ids=["sized", "unsized"])

@@ -63,3 +63,13 @@ def test_the_packages_say_that_they_are_typed_and_the_sdist_has_what_the_readme_
     included = project["tool"]["hatch"]["build"]["targets"]["sdist"]["include"]
     links = re.findall(r"\]\(([\w./-]+)\)", (ROOT / "README.md").read_text(encoding="utf-8"))
     assert all(any(f"/{link}".startswith(place) for place in included) for link in links)
+
+
+def test_the_changelog_has_a_heading_of_this_version_and_dates_in_order():
+    headings = re.findall(
+        r"^## \[(.*?)\](?: - (\S+))?$", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE
+    )
+    assert headings[0] == ("Unreleased", "")
+    assert headings[1][0] == __version__
+    dates = [date for _, date in headings[1:]]
+    assert all(re.fullmatch(r"\d{4}-\d\d-\d\d", date) for date in dates) and dates == sorted(dates, reverse=True)

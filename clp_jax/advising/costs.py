@@ -13,6 +13,7 @@ import numpy as np
 from clp_jax.benchmarks.steps import alternating
 from clp_jax.data import TrainingData, arrange
 from clp_jax.models import Architecture, Gates, abstract_params, family_of
+from clp_jax.progress import track_stage
 from clp_jax.sampling import sampling_step
 from clp_jax.sharding import batch_sharding, parameter_shardings, put
 from clp_jax.similarity import batches
@@ -48,10 +49,9 @@ def measure_costs(
     time would not fit where one does. Parameters are zeros: speed does not depend on them.
     """
     steps, samples = (dict.fromkeys(models, math.inf) for _ in range(2))
-    for _ in range(_TURNS):
-        for name, (architecture, run) in models.items():
-            steps[name] = min(steps[name], _step_seconds(architecture, run, data, mesh))
-            samples[name] = min(samples[name], _sample_seconds(architecture, data, mesh))
+    for name, (architecture, run) in track_stage([*models.items()] * _TURNS, "measuring costs", unit="models"):
+        steps[name] = min(steps[name], _step_seconds(architecture, run, data, mesh))
+        samples[name] = min(samples[name], _sample_seconds(architecture, data, mesh))
     return {
         name: Cost(
             step_seconds=steps[name],

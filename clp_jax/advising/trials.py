@@ -15,6 +15,7 @@ from clp_jax.data import CalibrationData, TrainingData, arrange
 from clp_jax.errors import InputError
 from clp_jax.models import Architecture, Gates
 from clp_jax.plan import PrunePlan
+from clp_jax.progress import stage
 from clp_jax.provenance import training_record
 from clp_jax.prune import prune_checkpoint
 from clp_jax.sensitivity import make_loss
@@ -113,16 +114,18 @@ class Trainer:
         check_batch_size(run, self.mesh)
         saved = Steps(self.folder / "runs" / candidate.name, write_assets=_none)
         plan = PrunePlan.of(architecture.kind, architecture.depths, coupled=architecture.coupled)
-        report = train(
-            spec,
-            architecture,
-            self.data,
-            run,
-            saved,
-            mesh=self.mesh,
-            record=lambda training: training_record(spec.plan_record, plan, self.entry, training).to_json(),
-            log=_unheard,
-        )
+        done = 0 if saved.latest is None else saved.latest + 1
+        with stage(candidate.name, total=max(steps - done, 0), unit="steps") as advance:
+            report = train(
+                spec,
+                architecture,
+                self.data,
+                run,
+                saved,
+                mesh=self.mesh,
+                record=lambda training: training_record(spec.plan_record, plan, self.entry, training).to_json(),
+                log=_Counted(advance, done),
+            )
         saved.close()
         if report.done < steps:
             raise Stopped
@@ -148,5 +151,12 @@ def _none(folder: Any) -> None:
     """A trial's steps are for going on with, and need no files beside their arrays."""
 
 
-def _unheard(step: int, values: Mapping[str, float]) -> None:
-    """Nobody reads the log of a trial."""
+class _Counted:
+    """The log of a trial: nobody reads its values, but its steps are counted."""
+
+    def __init__(self, advance: Callable[[int], None], done: int):
+        self._advance, self._done = advance, done
+
+    def __call__(self, step: int, _: Mapping[str, float]) -> None:
+        self._advance(step + 1 - self._done)
+        self._done = step + 1

@@ -1,4 +1,4 @@
-"""The whole road at full size: random weights analysed, pruned, sampled from and exported.
+"""Every step at full size: random weights analysed, pruned, sampled from and exported.
 
 Each step has a process of its own, whose time and peak memory are reported. Exports are read back, but not run: that
 takes what sampling takes. What is found in random weights means nothing.
@@ -37,7 +37,7 @@ TARGETS = ("openpi-pytorch", "lerobot")
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-    """One step of the road.
+    """One of the steps.
 
     Attributes:
       name: what it does.
@@ -53,7 +53,7 @@ class Step:
 
 
 def run(scratch: Path, console: Console, *, architecture: Architecture = PI0) -> list[Step]:
-    """Walk the road in a folder that is deleted afterwards; at full size it takes 25 GB there and 19 GB of memory."""
+    """Take all steps in a folder that is deleted afterwards; at full size it takes 25 GB there and 19 GB of memory."""
     folder = scratch / "clp_full_size"
     full, analysis, pruned, data = (folder / name for name in ("full", "analysis", "pruned", "observations.npz"))
     folder.mkdir()

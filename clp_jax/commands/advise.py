@@ -21,6 +21,7 @@ from clp_jax.checkpoint import Spec, read_spec
 from clp_jax.commands.advise_output import save, show
 from clp_jax.commands.data_flags import open_data
 from clp_jax.commands.measuring import DepthFlags, MeasureFlags, evidence_options, measure
+from clp_jax.commands.results import print_json
 from clp_jax.commands.upstream_flags import UpstreamFlags, with_upstream_defaults
 from clp_jax.data import TrainingData
 from clp_jax.editable_json import write_json
@@ -40,8 +41,8 @@ from clp_jax.trees import flatten
 _BY = "clp advise"
 SETTINGS = "advise.json"
 """What was read and asked, and the costs that were measured: what --resume needs beside the trials."""
-_NAMES = r"advise\.json(\.partial)?|trials\.jsonl|advice\.(json(\.partial)?|png)|plan\.json|cuts|runs"
-_MAY_CHANGE = ("out", "resume", "overwrite", "tolerance", "workers")
+_NAMES = r"advise\.json(\.partial)?|trials\.jsonl|advice\.(json(\.partial)?|png)|report\.html|plan\.json|cuts|runs"
+_MAY_CHANGE = ("out", "resume", "overwrite", "json", "tolerance", "workers")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -58,7 +59,7 @@ class Advise(MeasureFlags, UpstreamFlags):
     data: tuple[str, ...]
     """LeRobot data set, or .npz of model-ready observations, or several: what the model is to be fine-tuned on."""
     out: str
-    """Folder to create: advice.json, advice.png, plan.json of the advised depth, and what --resume needs."""
+    """Folder to create: report.html, advice.json, plan.json of the advised depth, and what --resume needs."""
     norm_stats: str | None = "data"
     """What normalises a LeRobot data set: its own statistics ("data"), a norm_stats.json, or None: the checkpoint's."""
     steps: int
@@ -75,11 +76,13 @@ class Advise(MeasureFlags, UpstreamFlags):
     tolerance: float = 0.02
     """The fastest depth is advised whose held-out loss exceeds the whole model's by at most this share."""
     evaluate_observations: int = 256
-    """At most so many held-out observations."""
+    """Held-out observations at most."""
     workers: int = 4
     """Threads that read data ahead."""
     resume: bool = False
     """Go on with what a killed command left."""
+    json: bool = False
+    """Print JSON instead of a table: what advice.json holds; null for what is advised where a signal came first."""
     overwrite: bool = False
     """Delete --out first if it exists."""
 
@@ -92,7 +95,7 @@ def run(config: Advise) -> None:
 
 def _run(config: Advise, lifetime: contextlib.ExitStack) -> None:
     logging.getLogger("absl").setLevel(logging.CRITICAL)
-    console = Console()
+    console = Console(stderr=config.json)
     spec = read_spec(config.checkpoint)
     settings = {"dtype": config.dtype or default_dtype(), **config.model_settings()}
     architecture = dataclasses.replace(read_architecture(spec, **settings), remat="all")  # as clp finetune
@@ -137,13 +140,17 @@ def _run(config: Advise, lifetime: contextlib.ExitStack) -> None:
     trainer = _trainer(config, entry, folder, spec, architecture, data, held, costs)
     trials = _trials(config, folder, trainer, candidates, console)
     if trials is None:
+        if config.json:
+            print_json({"advised": None})
         console.print(f"Stopped; go on with --resume. What was measured is in {escape(str(folder))}/trials.jsonl")
         return
     seconds = {depth: cost.step_seconds for depth, cost in costs.items()}
     named = {candidate.name: candidate for candidate in candidates}
     verdict = judge(named, trials, held.weights, seconds, tolerance=config.tolerance, seed=config.seed)
-    save(folder, verdict, costs, config.checkpoint, config.tolerance)
+    advice = save(folder, verdict, costs, config.checkpoint, config.tolerance)
     show(console, verdict, costs, config.checkpoint, config.out, config.tolerance)
+    if config.json:
+        print_json(advice)
 
 
 def _depths(config: Advise, architecture: Architecture) -> dict[str, DepthFlags]:

@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from rich import box
 from rich.console import Console
@@ -12,23 +13,21 @@ from rich.table import Table
 from clp_jax.advising import Verdict
 from clp_jax.advising.candidates import FULL
 from clp_jax.advising.costs import Cost
-from clp_jax.advising.picture import draw
+from clp_jax.advising.page import write_page
 from clp_jax.editable_json import write_json
+from clp_jax.history import REPORT
 
 
-def save(folder: Path, verdict: Verdict, costs: Mapping[str, Cost], checkpoint: str, tolerance: float) -> None:
-    """Write ``plan.json``, ``advice.png`` and at last ``advice.json``: whoever finds that finds all."""
+def save(
+    folder: Path, verdict: Verdict, costs: Mapping[str, Cost], checkpoint: str, tolerance: float
+) -> dict[str, Any]:
+    """Write ``plan.json``, the page and at last ``advice.json``, whose content is returned."""
     verdict.best.candidate.plan.save(folder / "plan.json")
-    shown = [costs[place.candidate.depth] for place in verdict.places]
-    axes = {
-        "training step, ms": [1e3 * cost.step_seconds for cost in shown],
-        "sampling a chunk, ms": [1e3 * cost.sample_seconds for cost in shown if cost.sample_seconds is not None],
-        "parameters and optimiser, GB": [cost.state_bytes / 1e9 for cost in shown],
-    }
-    drawn = {label: values for label, values in axes.items() if values}
-    draw(verdict, drawn, f"Depth against loss, {checkpoint}", folder / "advice.png")
+    write_page(folder, verdict, costs, checkpoint, tolerance)
     depths = [place.to_json() | dataclasses.asdict(costs[place.candidate.depth]) for place in verdict.places]
-    write_json(folder / "advice.json", {"advised": verdict.best.to_json(), "tolerance": tolerance, "depths": depths})
+    advice = {"advised": verdict.best.to_json(), "tolerance": tolerance, "depths": depths}
+    write_json(folder / "advice.json", advice)
+    return advice
 
 
 def show(
@@ -62,7 +61,9 @@ def show(
         soft_wrap=True,
     )
     source, rate = escape(checkpoint), f"--peak-lr {best.candidate.peak_lr:g}"
-    console.print(f"Saved: {escape(out)}/advice.json, advice.png and plan.json. Next:", soft_wrap=True)
+    console.print(
+        f"Report: [bold]{escape(out)}/{REPORT}[/]; advice.json and plan.json lie beside it. Next:", soft_wrap=True
+    )
     if best.candidate.depth == FULL:
         console.print(f"  clp finetune --checkpoint {source} {rate} ...", soft_wrap=True, highlight=False)
         return

@@ -9,6 +9,7 @@ from rich.table import Table
 
 from clp_jax.analysis import Analysis, loss_of
 from clp_jax.commands.measuring import DepthFlags, MeasureFlags, evidence_options, load, measure
+from clp_jax.commands.results import print_json
 from clp_jax.data import CalibrationData
 from clp_jax.errors import InputError
 from clp_jax.findings import Choice, Findings, clp_stability, compare_criteria, intervals, size_of, warnings_of
@@ -33,13 +34,14 @@ class Analyse(MeasureFlags, DepthFlags):
     compare: tuple[str, ...] = tuple(name for name in CRITERIA if name not in ("greedy", "gauss-newton"))
     """Criteria whose losses at the same depth are compared. Not by default: gauss-newton, which runs the model forward
     twice per block, and greedy, which runs it some hundred times."""
+    json: bool = False
+    """Print JSON instead of tables: what findings.json holds."""
     overwrite: bool = False
     """Replace --out if it exists."""
 
 
 def run(config: Analyse) -> None:
     """Run the command."""
-    console = Console()
     for name in config.compare:
         if name not in CRITERIA:
             raise InputError(f"--compare {name} is no criterion; choose from {', '.join(CRITERIA)}.")
@@ -54,9 +56,13 @@ def run(config: Analyse) -> None:
         (folder / "findings.json").write_text(json.dumps(findings.to_json(), indent=2, allow_nan=False) + "\n")
         (folder / "config.json").write_text(json.dumps(dataclasses.asdict(config), indent=2) + "\n")
         write_report(folder, analysis, findings, evidence_options(config))
+    if config.json:
+        print_json(findings.to_json())
+        return
+    console = Console()
     print_findings(console, findings)
     out = escape(config.out)
-    console.print(f"\nReport: [bold]{out}/report.html[/]   plan to edit: [bold]{out}/plan.json[/]")
+    console.print(f"\nReport: [bold]{out}/report.html[/]   plan to edit: [bold]{out}/plan.json[/]", soft_wrap=True)
 
 
 def find(

@@ -2,7 +2,6 @@
 
 import dataclasses
 import os
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any, Literal
@@ -13,7 +12,8 @@ from rich.table import Table
 from clp_jax.benchmarks import action_samples, analysis_overhead, checkpoint_io, cka_peers, depth, loader
 from clp_jax.checkpoint import read_spec
 from clp_jax.commands.model_flags import ModelFlags
-from clp_jax.editable_json import format_json, write_json
+from clp_jax.commands.results import print_json
+from clp_jax.editable_json import write_json
 from clp_jax.errors import InputError
 from clp_jax.loading import default_dtype, read_architecture
 from clp_jax.models import Architecture, abstract_params
@@ -32,7 +32,7 @@ class Benchmark(ModelFlags):
     """
 
     part: Literal["cka", "checkpoint", "analysis", "depth", "serving", "action-samples", "full-size", "loader"]
-    """What to measure."""
+    """Part to measure."""
     checkpoint: str | None = None
     """depth and serving: your pruned checkpoint; depth takes a small random model if absent."""
     against: str | None = None
@@ -59,7 +59,7 @@ def run(config: Benchmark) -> None:
         raise InputError(f"{config.out} exists already; choose another --out, or remove it.")
     result = _measured(config, Console(quiet=config.json))
     if config.json:
-        sys.stdout.write(format_json(result) + "\n")
+        print_json(result)
     if config.out is not None:
         write_json(config.out, result)
 

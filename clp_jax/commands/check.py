@@ -1,8 +1,6 @@
 """``clp check``: everything that is wrong or odd in a LeRobot data set, before anything is trained on it."""
 
 import dataclasses
-import json
-import sys
 from collections.abc import Sequence
 
 from rich.console import Console
@@ -11,6 +9,7 @@ from rich.table import Table
 
 from clp_jax.commands.conventions import configuration, robot_told, told_by
 from clp_jax.commands.data_flags import RobotFlags, robot_in_set
+from clp_jax.commands.results import print_json
 from clp_jax.data.proof import Check as Checked
 from clp_jax.data.proof import check_set
 from clp_jax.data.proof.findings import Finding
@@ -45,8 +44,7 @@ def run(config: Check) -> None:
         _print(console, source, checks)
         found.append((source, checks))
     if config.json:
-        value = [{"data": source, "checks": [_to_json(check) for check in checks]} for source, checks in found]
-        sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+        print_json([{"data": source, "checks": [_to_json(check) for check in checks]} for source, checks in found])
     if wrong := sum(_faults(checks) for _, checks in found):
         listed = " and ".join(source for source, checks in found if _faults(checks))
         raise InputError(f"{listed} has {wrong} {'fault' if wrong == 1 else 'faults'} to repair, listed above.")

@@ -1,4 +1,4 @@
-"""``clp demo``: the whole road on the embedded example, a small π0 that was really trained, in a minute or two."""
+"""``clp demo``: from analysis to rollouts on the embedded example, a small π0 that was really trained."""
 
 import dataclasses
 import os

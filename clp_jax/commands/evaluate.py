@@ -13,9 +13,10 @@ from typing import Any, Literal
 from rich.console import Console
 
 from clp_jax.commands.evaluate_output import introduce, show, show_comparison, versions
-from clp_jax.commands.evaluate_policy import SHARED, check_there, identity, open_policy
+from clp_jax.commands.evaluate_policy import SHARED, check_there, identity, open_policy, reports
 from clp_jax.commands.model_flags import ModelFlags
 from clp_jax.commands.processing_flags import ProcessingFlags
+from clp_jax.commands.results import print_json, standard_output_kept
 from clp_jax.editable_json import write_json
 from clp_jax.errors import InputError
 from clp_jax.evaluation import aloha_sim, gymnasium_env, libero, metaworld, simpler
@@ -39,7 +40,19 @@ _SUITES = {
 }
 _ADDRESS = re.compile(r"wss?://.+|[\w.-]+:\d+")
 _MAY_CHANGE = (
-    *("out", "resume", "overwrite", "against", "checkpoint", "server", "processes", "tasks", "episodes", "filmed"),
+    *(
+        "out",
+        "resume",
+        "overwrite",
+        "json",
+        "against",
+        "checkpoint",
+        "server",
+        "processes",
+        "tasks",
+        "episodes",
+        "filmed",
+    ),
     "replan",
 )
 """Flags that do not change what an episode is; the policy is compared by what it tells, --replan by its outcome."""
@@ -75,7 +88,7 @@ class Evaluate(ProcessingFlags, ModelFlags):
     episodes: int = 20
     """Episodes a task."""
     seed: int = 1
-    """Of places and noise; another one than that of the training data."""
+    """Random seed of places and noise; give another one than that of the training data."""
     replan: int | None = None
     """Actions done before the policy is asked again; 5 if absent, 10 for ALOHA."""
     max_steps: int | None = None
@@ -92,11 +105,13 @@ class Evaluate(ProcessingFlags, ModelFlags):
     rotation: simpler.Rotation = "euler"
     """SimplerEnv: what the policy's rotations are; axis-angle for policies made for the first SimplerEnv."""
     blank_images: bool = False
-    """Send black pictures: does the task need them?"""
+    """Send black pictures, to see whether the task needs them."""
     filmed: int = 4
     """Episodes a task on its page of pictures, and as videos; a picture whenever the policy is asked."""
     resume: bool = False
     """Go on with the evaluation in --out; episodes and tasks may be more than before."""
+    json: bool = False
+    """Print JSON instead of tables: what results.json holds, and the comparison with --against."""
     overwrite: bool = False
     """Replace an existing output."""
 
@@ -120,14 +135,22 @@ class Evaluate(ProcessingFlags, ModelFlags):
 def run(config: Evaluate) -> None:
     """Run the command."""
     check(config)
+    with standard_output_kept(for_json=config.json):  # some simulators talk
+        result = _run(config, Console())
+    if config.json:
+        print_json(result)
+
+
+def _run(config: Evaluate, console: Console) -> dict[str, Any]:
+    """Play, save and show; what is saved is returned, with the comparison if there is one."""
     suite = open_suite(config)
+    suite.check_installed()
     suite.check_episodes(config.episodes)
     other = None if config.against is None else _other(config, suite)
-    console = Console()
     result = evaluate(suite, config)
     show(result, console)
     if other is None:
-        return
+        return result
     if isinstance(other, Evaluate):
         second, folder = evaluate(suite, other), Path(other.out)
         show(second, console)
@@ -138,6 +161,7 @@ def run(config: Evaluate) -> None:
     for task in suite.tasks:
         save_page_of_two((out / FILMS, folder / FILMS), task, out / f"{task}-{AGAINST}.png")
     show_comparison(found, (config.checkpoint or str(config.server), str(config.against)), console)
+    return result | {"comparison": found | {"against": config.against}}
 
 
 def check(config: Evaluate) -> None:
@@ -262,6 +286,7 @@ def _results(
         "seconds": sum(line.seconds for line in asked),
         "replan": asking.replan,
         "policy": {key: value for key, value in policy.metadata.items() if key != "keys"},
+        "reports": {} if config.checkpoint is None else reports(config.checkpoint),
         "flags": dataclasses.asdict(config),
         "conditions": {"clp-jax": __version__, "python": platform.python_version(), "cpus": os.cpu_count()}
         | versions(),

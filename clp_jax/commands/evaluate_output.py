@@ -55,6 +55,9 @@ def show(result: Mapping[str, Any], console: Console) -> None:
         f"{latency['requests']} requests, latency p50 {latency['p50_ms']:.0f} ms, p99 {latency['p99_ms']:.0f} ms; "
         f"{result['seconds']:.0f} s"
     )
+    for path, there in result.get("reports", {}).items():
+        lost = "" if there else "not found, it was at "
+        console.print(f"Report on the policy: {lost}[bold]{escape(path)}[/]", soft_wrap=True, highlight=False)
 
 
 def show_comparison(found: Mapping[str, Any], names: tuple[str, str], console: Console) -> None:

@@ -47,6 +47,14 @@ def check_there(config: Any) -> None:
         read_spec(config.checkpoint)
 
 
+def reports(checkpoint: str) -> dict[str, bool]:
+    """Paths of the pages about a checkpoint, with whether they are still there."""
+    from clp_jax.checkpoint import read_spec
+    from clp_jax.history import reports_of
+
+    return reports_of(read_spec(checkpoint))
+
+
 def identity(policy: Answering) -> dict[str, Any]:
     """What must stay the same of a policy for an evaluation to go on, by name; little of openpi's servers."""
     return {f"policy.{name}": value for name, value in policy.metadata.items() if name not in _NO_IDENTITY}

@@ -24,16 +24,16 @@ class Export(ModelFlags):
     checkpoint: str
     """Checkpoint, pruned or not: step folder of openpi or of a run (local or gs://), or a policy folder."""
     to: Target
-    """For whom."""
+    """Program for which the checkpoint is written."""
     out: str
     """Folder to create."""
     raw: bool = False
-    """The weights that were being trained (train_state), not their moving average (EMA)."""
+    """Export the weights that were being trained (train_state), not their moving average (EMA)."""
     dtype: Dtype | None = None
     """Dtype of the stored parameters. Default: each as it is for openpi and for a lerobot policy that may have several;
     else as they are if all agree, float32 if not."""
     activations: Dtype = "bfloat16"
-    """What a StableHLO program computes in."""
+    """Dtype in which a StableHLO program computes."""
     merge_lora: bool = False
     """openpi: multiply LoRA adapters into their weights (all other targets always do)."""
     openpi_config: str | None = None

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import logging
 import re
 from collections.abc import Collection, Mapping
@@ -12,18 +13,19 @@ from rich.markup import escape
 
 from clp_jax.checkpoint import Spec, read_spec
 from clp_jax.commands.data_flags import DataFlags, open_data
-from clp_jax.commands.finetune_output import Log, conclude, introduce
+from clp_jax.commands.finetune_output import Log, conclude, introduce, report_writer
 from clp_jax.commands.model_flags import ModelFlags
 from clp_jax.commands.teacher_flags import TeacherFlags, open_teacher
 from clp_jax.commands.upstream_flags import UpstreamFlags, with_upstream_defaults
 from clp_jax.data import CalibrationData, TrainingData
-from clp_jax.distributed import DistributedFlags, is_first, join
+from clp_jax.distributed import DistributedFlags, is_first, join, on_first
 from clp_jax.errors import InputError
 from clp_jax.loading import default_dtype, read_architecture
 from clp_jax.models import Architecture, Lengths, Remat, abstract_params, family_of
 from clp_jax.plan import PrunePlan
 from clp_jax.progress import progress
 from clp_jax.provenance import training_record
+from clp_jax.report.run import read_run
 from clp_jax.sharding import Rules, make_mesh
 from clp_jax.training import OptimizerSettings, Run, Steps, StepSettings, check_batch_size, train
 from clp_jax.training.adapters import with_adapters
@@ -41,7 +43,7 @@ from clp_jax.trees import flatten
 
 _MAY_CHANGE = (
     *("steps", "log_every", "evaluate_every", "save_every", "keep_period", "evaluate_observations", "holdout_data"),
-    *("out", "resume", "overwrite", "wandb", "fsdp_devices", "shard", "skip_dead", "workers"),
+    *("out", "resume", "overwrite", "against", "wandb", "fsdp_devices", "shard", "skip_dead", "workers"),
     *(field.name for field in dataclasses.fields(DistributedFlags)),
 )
 """Flags that do not change what a run computes, so that a resumed run may have others."""
@@ -59,7 +61,7 @@ class Finetune(TeacherFlags, DataFlags, ModelFlags, UpstreamFlags, DistributedFl
     data: tuple[str, ...]
     """LeRobot data set (folder or hub id), or .npz of model-ready observations; or several of one robot."""
     out: str
-    """Folder of the run: <step>/{params,train_state,assets,clp.json} and logs."""
+    """Folder of the run: <step>/{params,train_state,assets,clp.json}, logs and report.html."""
     steps: int
     """Steps of the whole run."""
     norm_stats: str | None = "data"
@@ -103,7 +105,7 @@ class Finetune(TeacherFlags, DataFlags, ModelFlags, UpstreamFlags, DistributedFl
     holdout_data: str | None = None
     """Data set of the held-out loss, normalised as --data is; no episode of --data is kept for it then."""
     evaluate_observations: int = 64
-    """At most so many observations in it; of several data sets as many of each, whose losses --weights weigh."""
+    """Observations of the held-out loss at most; of several data sets as many of each, whose losses --weights weigh."""
     evaluate_every: int = 1000
     """Steps between two held-out losses; 0 for none."""
     log_every: int = 100
@@ -115,7 +117,10 @@ class Finetune(TeacherFlags, DataFlags, ModelFlags, UpstreamFlags, DistributedFl
     workers: int = 4
     """Threads that read data ahead."""
     seed: int = 42
-    """Of the order of the data, of noise, times and augmentation."""
+    """Random seed of the order of the data, of noise, times and augmentation."""
+    against: str | None = None
+    """Folder of another run, such as the full model's, whose curves report.html shows behind this run's; if absent that
+    from which the checkpoint was pruned, where its data are the same."""
     wandb: str | None = None
     """Also log to this wandb project."""
 
@@ -129,10 +134,7 @@ def run(config: Finetune) -> None:
 def _run(config: Finetune, lifetime: contextlib.ExitStack) -> None:
     """Train; the folder of the run is taken when all that is read is known to be good, and given back at the end."""
     config = config.with_teachers_weight()
-    if config.wandb is not None:
-        import_wandb()  # now, not after minutes of reading
-    logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax logs, with tracebacks, what it raises as well
-    join(config)
+    _begin(config)
     console = Console(quiet=not is_first())
     spec = read_spec(config.checkpoint)
     architecture = _architecture(config, spec)
@@ -184,25 +186,52 @@ def _run(config: Finetune, lifetime: contextlib.ExitStack) -> None:
         teacher=None if teacher is None else teacher.teaching.architecture,
     )
     plan = PrunePlan.of(architecture.kind, architecture.depths, coupled=architecture.coupled)
-    logs = Logs(out, start=start, wandb_project=config.wandb, config=entry.config) if is_first() else None
+    record = functools.partial(_record, spec, plan, entry)
     lines = Console(stderr=True, quiet=not is_first())
     with progress("training", total=max(config.steps - start, 0), unit="steps", console=lines) as advance:
-        report = train(
+        log = Log(
+            lines,
+            Logs(out, start=start, wandb_project=config.wandb, config=entry.config) if is_first() else None,
+            report_writer(out, record({}), config.against) if is_first() else None,
+            advance,
+            flops,
+            start,
+        )
+        ended = train(
             spec,
             architecture,
             data,
             todo,
             saved,
             mesh=mesh,
-            record=lambda training: training_record(spec.plan_record, plan, entry.to_json(), training).to_json(),
-            log=Log(lines, logs, advance, flops, start),
+            record=record,
+            log=log,
             evaluate=held_out_loss(architecture, held, mesh, batch_size=config.batch_size),
             teacher=None if teacher is None else teacher.spec,
+            paused=log.paused,
         )
     saved.close()
-    if logs is not None:
-        logs.close()
-    conclude(console, config, out, report)
+    log.close()
+    conclude(console, config, out, ended)
+
+
+def _begin(config: Finetune) -> None:
+    """Join the other processes, and raise now, not after minutes of reading, on what is not there."""
+    if config.wandb is not None:
+        import_wandb()
+    logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax logs, with tracebacks, what it raises as well
+    join(config)
+
+    def look() -> None:
+        if config.against is not None:
+            read_run(config.against)
+
+    on_first(look, "read the run of --against")
+
+
+def _record(spec: Spec, plan: PrunePlan, entry: Entry, training: Mapping[str, Any]) -> dict[str, Any]:
+    """Content of a step's ``clp.json``."""
+    return training_record(spec.plan_record, plan, entry.to_json(), training).to_json()
 
 
 def _architecture(config: Finetune, spec: Spec) -> Architecture:

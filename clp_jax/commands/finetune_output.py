@@ -10,6 +10,8 @@ from rich.markup import escape
 
 from clp_jax.commands.teacher_flags import Teacher
 from clp_jax.data import TrainingData
+from clp_jax.history import REPORT
+from clp_jax.report.run import read_run, run_before, write_run_report
 from clp_jax.training.logs import Logs
 from clp_jax.training.loop import Report
 from clp_jax.training.throughput import utilisation
@@ -72,10 +74,28 @@ def introduce(
 
 
 class Log:
-    """Scalars of the loop to the files and to the screen."""
+    """Scalars of the loop to the files, the screen and the run's page.
 
-    def __init__(self, console: Console, logs: Logs | None, advance: Callable[[int], None], flops: float, start: int):
-        self._console, self._logs, self._advance, self._flops, self._shown = console, logs, advance, flops, start
+    Args:
+      console: to print on.
+      logs: files of the first process; None on the others.
+      report: writes the page; None on the others.
+      advance: of the progress.
+      flops: of one observation in a step.
+      start: first step.
+    """
+
+    def __init__(
+        self,
+        console: Console,
+        logs: Logs | None,
+        report: Callable[[], None] | None,
+        advance: Callable[[int], None],
+        flops: float,
+        start: int,
+    ):
+        self._console, self._logs, self._report = console, logs, report
+        self._advance, self._flops, self._shown = advance, flops, start
 
     def __call__(self, number: int, values: Mapping[str, float]) -> None:
         """Takes what is known after a step."""
@@ -92,6 +112,29 @@ class Log:
         text = ", ".join(f"{name} {values[name]:.4g}" for name in _SHOWN if name in values)
         self._console.print(f"step {number}: {text}", highlight=False, soft_wrap=True)
 
+    def paused(self) -> None:
+        """Write the page."""
+        if self._report is not None:
+            self._report()
+
+    def close(self) -> None:
+        """Close the files and write the page for the last time."""
+        if self._logs is not None:
+            self._logs.close()
+        self.paused()
+
+
+def report_writer(out: epath.Path, record: Mapping[str, Any], against: str | None) -> Callable[[], None]:
+    """What writes a run's ``report.html`` as the run stands when it is called.
+
+    Args:
+      out: folder of the run.
+      record: content of the ``clp.json`` of its steps.
+      against: folder of the run that is shown behind it; None takes what `run_before` finds.
+    """
+    other = run_before(record) if against is None else read_run(against)
+    return lambda: write_run_report(out, record, other)
+
 
 def conclude(console: Console, config: Any, out: epath.Path, report: Report) -> None:
     """Print where the run stands at its end."""
@@ -99,4 +142,5 @@ def conclude(console: Console, config: Any, out: epath.Path, report: Report) -> 
         console.print(
             f"Stopped by SIGTERM after {report.done} of {config.steps} steps, all saved; go on with --resume."
         )
-    console.print(f"Checkpoint: [bold]{escape(str(out / str(report.saved)))}[/]")
+    console.print(f"Checkpoint: [bold]{escape(str(out / str(report.saved)))}[/]", soft_wrap=True)
+    console.print(f"Report: [bold]{escape(str(out / REPORT))}[/]", soft_wrap=True)

@@ -7,11 +7,10 @@ Exit codes:
 """
 
 import dataclasses
-import json
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 
 import tyro
+from rich import box
 from rich.console import Console
 from rich.filesize import decimal
 from rich.markup import escape
@@ -19,12 +18,13 @@ from rich.table import Table
 
 from clp_jax.checkpoint import Spec, read_spec
 from clp_jax.checkpoint.verifying import Verified, verify
+from clp_jax.commands.results import print_json
 from clp_jax.comparing import Comparison, Cut, Values, compare
 from clp_jax.errors import InputError
-from clp_jax.history import Step
+from clp_jax.history import Step, places_of
 from clp_jax.inspecting import Inspection, Part, inspect_checkpoint
 from clp_jax.processing.conventions import Conventions
-from clp_jax.progress import progress
+from clp_jax.progress import in_megabytes, progress
 from clp_jax.provenance import healing
 
 _SHOWN = 12
@@ -69,7 +69,7 @@ def run(config: Inspect) -> None:
     if config.json:
         value = found.to_json() | ({} if comparison is None else {"against": comparison.to_json()})
         value |= {} if verified is None else {"verified": verified._asdict()}
-        sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+        print_json(value)
     else:
         _print(Console(), found, comparison)
         if verified is not None:
@@ -80,14 +80,7 @@ def run(config: Inspect) -> None:
 
 def _verify(spec: Spec) -> Verified:
     with progress("verifying", total=None, unit="MB") as advance:
-        done = 0
-
-        def report(size: int) -> None:
-            nonlocal done
-            advance((done + size) // 10**6 - done // 10**6)
-            done += size
-
-        return verify(spec, report)
+        return verify(spec, in_megabytes(advance))
 
 
 def _print(console: Console, found: Inspection, comparison: Comparison | None) -> None:
@@ -135,6 +128,8 @@ def _facts(found: Inspection) -> Iterable[tuple[str, str]]:
         yield "history", "no clp.json: not cut or trained by clp_jax"
     for number, step in enumerate(found.history, 1):
         yield "history" if number == 1 else "", f"{number}. {_step(step)}"
+    for place in places_of(found.reports):
+        yield "report", place
 
 
 def _conventions(conventions: Conventions) -> str:
@@ -149,9 +144,10 @@ def _conventions(conventions: Conventions) -> str:
 
 
 def _towers(found: Inspection) -> Table:
-    table = Table()
+    table = Table(box=box.SIMPLE_HEAD, collapse_padding=True, pad_edge=False)
     for column in ("tower", "blocks", "alternating", "cut with", "parameters", "size", "arrays by dtype"):
-        table.add_column(column, justify="right" if column in ("blocks", "parameters", "size") else "left")
+        right, folds = column in ("blocks", "parameters", "size"), column in ("tower", "cut with", "arrays by dtype")
+        table.add_column(column, justify="right" if right else "left", no_wrap=not folds)
     for part in found.parts:
         kinds = "" if part.name is None else "not known" if part.period is None else _kinds(part.period)
         table.add_row(

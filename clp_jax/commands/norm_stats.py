@@ -1,8 +1,10 @@
 """``clp norm-stats``: the statistics that normalise a robot's states and actions, without decoding an image."""
 
 import dataclasses
+import os
 import time
 
+from etils import epath
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -10,8 +12,10 @@ from rich.table import Table
 from clp_jax.checkpoint import read_spec
 from clp_jax.commands.conventions import Told, choose_conventions, of_configuration, robot_told, told_by
 from clp_jax.commands.data_flags import MixtureFlags, robot_in_set, robot_of_set
+from clp_jax.commands.results import print_json
 from clp_jax.data.recordings import open_recordings
 from clp_jax.errors import InputError
+from clp_jax.files import read_json_object
 from clp_jax.folders import check_inside
 from clp_jax.loading import read_architecture
 from clp_jax.models import configurations
@@ -38,13 +42,15 @@ class NormStats(MixtureFlags):
     """Actions of a chunk, over which the actions' statistics run; 50 if neither this nor a checkpoint is given."""
     asset_id: str | None = None
     """Name of the folder in --out; the hub id or the data folder's name if absent."""
+    json: bool = False
+    """Print JSON instead of a table."""
     overwrite: bool = False
     """Replace --out if it exists."""
 
 
 def run(config: NormStats) -> None:
     """Run the command."""
-    console = Console()
+    console = Console(stderr=config.json)
     told = told_by(config)
     robot, horizon, named, note = _chosen(config, told)
     if robot is None and (file := robot_of_set(config.data)) is not None:
@@ -79,7 +85,12 @@ def run(config: NormStats) -> None:
     rows = sum(len(recording.data) for recording in recordings.each)
     episodes = sum(len(recording.data.ends) for recording in recordings.each)
     console.print(f"{rows:,} rows of {episodes:,} episodes, chunks of {horizon} actions, in {seconds:.1f} s")
-    console.print(f"Statistics: [bold]{escape(f'{config.out}/{asset_id}/{norm_stats.FILE}')}[/]")
+    file = os.fspath(epath.Path(config.out).expanduser() / asset_id / norm_stats.FILE)
+    console.print(f"Statistics: [bold]{escape(file)}[/]")
+    if config.json:
+        print_json(
+            {"file": file, "rows": rows, "episodes": episodes, "action_horizon": horizon} | read_json_object(file)
+        )
 
 
 def _chosen(config: NormStats, told: Told) -> tuple[Robot | None, int, str | None, str | None]:

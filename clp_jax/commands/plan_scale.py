@@ -5,7 +5,6 @@ import dataclasses
 import functools
 import json
 import os
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -19,6 +18,7 @@ from rich.table import Table
 from clp_jax.aliases import Tree
 from clp_jax.checkpoint import read_spec
 from clp_jax.commands.model_flags import ModelFlags
+from clp_jax.commands.results import print_json
 from clp_jax.errors import InputError
 from clp_jax.loading import read_architecture, stored_tree
 from clp_jax.models import RELEASED, Architecture, Remat, abstract_params
@@ -74,7 +74,7 @@ class PlanScale(ModelFlags):
     params_dtype: Literal["keep", "float32", "bfloat16"] = "keep"
     """analyse and infer: parameters as stored, or in another dtype. Training always keeps float32."""
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
-    """Activations."""
+    """Dtype of activations."""
     num_steps: int | None = None
     """infer: integration steps from noise to actions; the model's own number if absent."""
     group_size: int = 4
@@ -118,7 +118,7 @@ def run(config: PlanScale) -> None:
         if folder is not None:
             _save(config, found, Path(folder))
     if config.json:
-        sys.stdout.write(json.dumps(_to_json(config, found), indent=2) + "\n")
+        print_json(_to_json(config, found))
     _show(found, console)
     if config.out is not None:
         out = escape(config.out)

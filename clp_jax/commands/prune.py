@@ -2,9 +2,11 @@
 
 import dataclasses
 import math
+import os
 from collections.abc import Mapping
 from typing import Any
 
+from etils import epath
 from rich.console import Console
 from rich.filesize import decimal
 from rich.markup import escape
@@ -13,9 +15,12 @@ from rich.table import Table
 from clp_jax.analysis import Analysis, loss_of
 from clp_jax.checkpoint import FolderSpec, RewriteReport, Spec, fingerprint, read_spec
 from clp_jax.commands.measuring import DepthFlags, MeasureFlags, evidence_options, load, measure
+from clp_jax.commands.results import print_json
 from clp_jax.data import CalibrationData
 from clp_jax.errors import InputError
+from clp_jax.folders import is_remote
 from clp_jax.healing import heal
+from clp_jax.history import REPORT, REPORT_KEY
 from clp_jax.loading import LoadedModel, read_architecture
 from clp_jax.models import Architecture, Gates, Shape
 from clp_jax.plan import PrunePlan
@@ -49,13 +54,64 @@ class Prune(MeasureFlags, DepthFlags):
     """Repair what the cut breaks, without training: refit the last weights of the kept blocks, from the first gap on,
     on --data, so that what is left does what the full model does. For models that are used as they are; who fine-tunes
     does not need it."""
+    json: bool = False
+    """Print JSON instead of sentences."""
     overwrite: bool = False
     """Replace --out if it exists."""
 
 
 def run(config: Prune) -> None:
     """Run the command."""
-    console = Console()
+    console, way = Console(stderr=config.json), _way(config)
+    spec = read_spec(config.checkpoint)
+    shape = _shape(config, spec)
+    check_depth(config.depth(), config.rule(), shape)
+    measured = _load(config) if config.data else None
+    plan, calibration = _plan(config, way, spec, shape, measured, console)
+    check_plan(plan, shape)
+    changes = _healed(measured, plan, config, console) if config.heal and measured is not None else None
+    written = write(spec, plan, config, calibration, changes)
+    before, after = stored_count(spec), stored_count(read_spec(config.out))
+    notes, report = [*written.notes], report_of(config)
+    if (spec.path.parent / "train_state").exists():
+        notes.append("The optimiser state (train_state) was not carried over: it belongs to the old depth.")
+    for name, tower in plan.towers.items():
+        if tower.removed:
+            console.print(
+                f"{name:7} {tower.depth} -> {len(tower.keep)} blocks; removed {', '.join(map(str, tower.removed))}"
+            )
+    console.print(
+        f"{before:,} -> {after:,} parameters ({after / before:.0%}), "
+        f"{decimal(written.bytes_out)} in {written.seconds:.1f} s"
+    )
+    for note in notes:
+        console.print(escape(note))
+    console.print(f"Checkpoint: [bold]{escape(config.out)}[/]", soft_wrap=True)
+    if report is not None:
+        console.print(f"Report behind the plan: [bold]{escape(report)}[/]", soft_wrap=True)
+    if config.json:
+        print_json(
+            {
+                "checkpoint": config.out,
+                "criterion": plan.criterion,
+                "removed": {name: list(tower.removed) for name, tower in plan.towers.items()},
+                "parameters": {"before": before, "after": after},
+                "bytes": written.bytes_out,
+                "seconds": written.seconds,
+                "loss": (calibration or {}).get("loss"),
+                "healed": None if changes is None else changes.record,
+                "notes": notes,
+                "report": report,
+            }
+        )
+
+
+def _way(config: Prune) -> str:
+    """The flag that says which blocks go.
+
+    Raises:
+      InputError: there is none, or several that contradict each other.
+    """
     ways = {name: getattr(config, name) for name in ("data", "analysis", "plan", "keep")}
     given = [name for name, value in ways.items() if value not in (None, ())]
     if config.heal and "data" not in given:
@@ -70,29 +126,7 @@ def run(config: Prune) -> None:
         raise InputError(f"--{given[0]} already says which blocks stay; leave out the depth.")
     if given[0] == "data" and not config.depth().is_given:
         raise InputError("say how deep: --keep-layers, --keep-ratio, --threshold or --auto.")
-    spec = read_spec(config.checkpoint)
-    shape = _shape(config, spec)
-    check_depth(config.depth(), config.rule(), shape)
-    measured = _load(config) if config.data else None
-    plan, calibration = _plan(config, given[0], spec, shape, measured, console)
-    check_plan(plan, shape)
-    changes = _healed(measured, plan, config, console) if config.heal and measured is not None else None
-    report = write(spec, plan, config, calibration, changes)
-    before, after = stored_count(spec), stored_count(read_spec(config.out))
-    for name, tower in plan.towers.items():
-        if tower.removed:
-            console.print(
-                f"{name:7} {tower.depth} -> {len(tower.keep)} blocks; removed {', '.join(map(str, tower.removed))}"
-            )
-    console.print(
-        f"{before:,} -> {after:,} parameters ({after / before:.0%}), "
-        f"{decimal(report.bytes_out)} in {report.seconds:.1f} s"
-    )
-    for note in report.notes:
-        console.print(escape(note))
-    if (spec.path.parent / "train_state").exists():
-        console.print("The optimiser state (train_state) was not carried over: it belongs to the old depth.")
-    console.print(f"Checkpoint: [bold]{escape(config.out)}[/]")
+    return given[0]
 
 
 _Measured = tuple[LoadedModel, CalibrationData, CalibrationData | None]
@@ -172,6 +206,7 @@ def write(
             "keep": " ".join(config.keep) or None,
             "keep_layers": depth.keep_layers,
             "keep_ratio": depth.keep_ratio,
+            REPORT_KEY: report_of(config),
         }
         return prune_checkpoint(
             spec,
@@ -183,6 +218,15 @@ def write(
             overwrite=config.overwrite,
             progress=show,
         )
+
+
+def report_of(config: Prune) -> str | None:
+    """The page that ``clp analyse`` or ``clp advise`` wrote beside the plan; None if there is none."""
+    if config.analysis is None and config.plan is None:
+        return None
+    folder = epath.Path(config.analysis) if config.plan is None else epath.Path(config.plan).parent
+    page = folder.expanduser() / REPORT
+    return os.fspath(page if is_remote(page) else page.resolve()) if page.exists() else None
 
 
 def _plan(

@@ -52,12 +52,12 @@ class Serve(ObservationFlags, ProcessingFlags, ModelFlags):
     queue: int = 64
     """Requests that may wait; one more is answered "busy"."""
     max_message_mb: float = 16.0
-    """Largest request."""
+    """Size of the largest request in MB."""
     num_steps: int | None = None
     """Integration steps from noise to actions, or tokens at most; the model's own number if absent, in openpi 10 and
     256."""
     seed: int = 0
-    """Of the noise."""
+    """Random seed of the noise."""
     dtype: str | None = None
     """Activations: float32 or bfloat16; if absent bfloat16, on CPUs float32."""
     params_dtype: Literal["keep", "bfloat16"] = "keep"

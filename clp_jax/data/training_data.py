@@ -14,6 +14,7 @@ from clp_jax.errors import InputError
 from clp_jax.models import Architecture, family_of
 from clp_jax.processing.conventions import Conventions
 from clp_jax.processing.norm_stats import NormStats
+from clp_jax.progress import stage
 
 
 class Video(NamedTuple):
@@ -25,6 +26,7 @@ class Video(NamedTuple):
 
 
 _NOT_IN_BATCHES = ("noise", "time", "episode_index")
+_READ_AT_ONCE = 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,10 +162,20 @@ class TrainingData:
             raise InputError(f"at most {most} observations are none; ask for at least one.")
         if most is not None and most < len(rows):
             rows = np.sort(np.random.default_rng(seed).choice(rows, most, replace=False, p=odds))
-        arrays = self.read(rows)
+        arrays = self._read_all(rows)
         arrays["episode_index"] = self.episodes[rows]
         drawn = family_of(self.architecture).fixed_draw(self.architecture, arrays)
         return CalibrationData(drawn | arrays, self.fingerprint)
+
+    def _read_all(self, rows: np.ndarray) -> dict[str, np.ndarray]:
+        """As `read`, a few at a time, for decoding pictures takes a while."""
+        parts = []
+        with stage("reading", total=len(rows), unit="observations") as advance:
+            for start in range(0, max(len(rows), 1), _READ_AT_ONCE):
+                some = rows[start : start + _READ_AT_ONCE]
+                parts.append(self.read(some))
+                advance(len(some))
+        return {key: np.concatenate([part.pop(key) for part in parts]) for key in list(parts[0])}
 
 
 def _action_is_pad(batch: Mapping[str, np.ndarray]) -> dict[str, Bool[np.ndarray, "b horizon"]]:

@@ -46,7 +46,8 @@ def suite(asked: Asked) -> Suite:
         height=asked.image_size or _HEIGHT,
         fast=asked.fast,
     )
-    return Suite("aloha-sim", tasks, make, replan=_REPLAN, fps=FPS, memory=_MEMORY, robot="aloha-sim")
+    needs = dict.fromkeys(("mujoco", "gym_aloha"), 'pip install "clp-jax[aloha-sim]"')
+    return Suite("aloha-sim", tasks, make, replan=_REPLAN, fps=FPS, memory=_MEMORY, robot="aloha-sim", needs=needs)
 
 
 class AlohaSim(GymnasiumEnvironment):

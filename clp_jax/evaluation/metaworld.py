@@ -104,7 +104,8 @@ def suite(asked: Asked) -> Suite:
         image_size=asked.image_size or IMAGE_SIZE,
         max_steps=asked.max_steps or MAX_STEPS,
     )
-    return Suite("metaworld", tasks, make, fps=FPS, memory=_MEMORY, robot="metaworld")
+    needs = dict.fromkeys(("mujoco", "metaworld"), 'pip install "clp-jax[metaworld]"')
+    return Suite("metaworld", tasks, make, fps=FPS, memory=_MEMORY, robot="metaworld", needs=needs)
 
 
 class MetaWorld:

@@ -68,7 +68,8 @@ def suite(asked: Asked) -> Suite:
         rotation=asked.rotation,
     )
     starts = min(TASKS[task].starts for task in tasks)
-    return Suite("simpler", tasks, make, starts=starts, fps=_FPS, memory=3 * 2**30)
+    needs = {"mani_skill": "pip install mani-skill==3.0.1 and torch"}
+    return Suite("simpler", tasks, make, starts=starts, fps=_FPS, memory=3 * 2**30, needs=needs)
 
 
 def _check_downloads() -> None:

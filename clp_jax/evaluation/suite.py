@@ -1,7 +1,9 @@
 """What a simulator offers. A new one is a file with ``suite(Asked) -> Suite``, and its name in the command."""
 
 import dataclasses
+import importlib.util
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 from clp_jax.errors import InputError
@@ -44,6 +46,7 @@ class Suite:
       fps: actions per second of the robot's time; None is not known.
       memory: bytes of one simulator's process.
       robot: the robot whose keys its requests have; None where keys are the environment's own.
+      needs: modules that its environments import, each with how to install it.
     """
 
     name: str
@@ -54,6 +57,13 @@ class Suite:
     fps: int | None = None
     memory: int = 2**30
     robot: str | None = None
+    needs: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+    def check_installed(self) -> None:
+        """Raise an `InputError` unless the simulator is here, before anybody waits for the policy."""
+        for module, how in self.needs.items():
+            if importlib.util.find_spec(module) is None:
+                raise InputError(f"{self.name} needs {module}, which is not installed; {how}.")
 
     def check_episodes(self, episodes: int) -> None:
         """Raise an `InputError` if a task has fewer starts."""

@@ -17,6 +17,7 @@ from clp_jax.export.result import same_bits, write_json
 from clp_jax.export.weights import Weights
 from clp_jax.models import blocks_of, family_of
 from clp_jax.models.layers.torch_rules import Blocks, Layout, from_tensors, tensors_of, to_tensors
+from clp_jax.progress import stage
 
 SHARD_BYTES = 5 * 10**9
 """A file of more is split, as transformers splits it."""
@@ -43,11 +44,13 @@ def write_tensors(
         to_tensors(weights.leaves, layout, blocks, weights.parts), ((name, None) for name in absent)
     )
     shards = _shards(tensors, shard_bytes)
-    for file, names in shards.items():
-        held = {prefix + name: tensors[name] for name in names}
-        with TensorWriter(folder / file, held, {"format": "pt"}) as writer:
-            for name, tensor in itertools.islice(stream, len(names)):
-                writer.write(prefix + name, None if tensor is None else [tensor])
+    with stage("writing", total=len(tensors), unit="tensors") as advance:
+        for file, names in shards.items():
+            held = {prefix + name: tensors[name] for name in names}
+            with TensorWriter(folder / file, held, {"format": "pt"}) as writer:
+                for name, tensor in itertools.islice(stream, len(names)):
+                    writer.write(prefix + name, None if tensor is None else [tensor])
+                    advance(1)
     if len(shards) > 1:
         places = {prefix + name: file for file, names in shards.items() for name in names}
         size = sum(_bytes(tensor) for tensor in tensors.values())
@@ -71,10 +74,14 @@ def check_tensors(weights: Weights, folder: Path, *, prefix: str = "") -> int:
     source = ((path, i, part) for path in weights.leaves for i, part in enumerate(weights.parts(path)))
     layout, blocks = _layout(weights)
     read_back = from_tensors(weights.leaves, layout, blocks, tensors)
-    for (path, i, back), (expected_path, j, part) in zip(read_back, source, strict=True):
-        assert (path, i) == (expected_path, j)
-        if not same_bits(back, part):
-            raise InputError(f"layer {i} of {path} does not read back as it was written; check the disk, export again.")
+    with stage("reading back", total=None, unit="layers") as advance:
+        for (path, i, back), (expected_path, j, part) in zip(read_back, source, strict=True):
+            assert (path, i) == (expected_path, j)
+            if not same_bits(back, part):
+                raise InputError(
+                    f"layer {i} of {path} does not read back as it was written; check the disk, export again."
+                )
+            advance(1)
     return len(weights.leaves)
 
 

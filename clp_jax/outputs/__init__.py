@@ -15,12 +15,14 @@ from clp_jax.outputs.lines import append_line, whole_lines
 from clp_jax.outputs.locks import alone, locked
 from clp_jax.outputs.ownership import MANIFEST, check_own, read_manifest, sign, write_manifest
 from clp_jax.outputs.resumable import resumable
+from clp_jax.outputs.whole import write_whole
 
 __all__ = [
     "staged",
     "resumable",
     "append_line",
     "whole_lines",
+    "write_whole",
     "check_apart",
     "MANIFEST",
     "check_own",

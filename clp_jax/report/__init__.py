@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 
 from clp_jax.analysis import Analysis, EvidenceOptions
 from clp_jax.findings import Findings
+from clp_jax.history import REPORT
 from clp_jax.report.canvas import file_name, inline_svg, png, style
 from clp_jax.report.criteria import comparison, pruned_groups
 from clp_jax.report.heatmaps import colour_range, heat_map
@@ -35,7 +36,7 @@ def write_report(folder: epath.Path, analysis: Analysis, findings: Findings, opt
             figure = draw()
             (folder / file_name(name)).write_bytes(png(figure))
             drawings[name] = inline_svg(figure, name.replace("_", " "))
-    (folder / "report.html").write_text(page(analysis, findings, options, views, drawings), encoding="utf-8")
+    (folder / REPORT).write_text(page(analysis, findings, options, views, drawings), encoding="utf-8")
 
 
 def _figures(findings: Findings, views: tuple[GroupView, ...]) -> Iterator[tuple[str, Callable[[], Figure]]]:

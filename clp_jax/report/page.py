@@ -4,13 +4,13 @@ import dataclasses
 import html
 import math
 from collections.abc import Mapping
-from importlib import resources
 
 from clp_jax.analysis import Analysis, EvidenceOptions
 from clp_jax.findings import Findings, Size
 from clp_jax.provenance import versions
-from clp_jax.report.canvas import colours_css, file_name
+from clp_jax.report.canvas import file_name
 from clp_jax.report.criteria import ratio
+from clp_jax.report.document import card, change_of, document
 from clp_jax.report.tables import (
     alike,
     blocks_table,
@@ -40,8 +40,7 @@ def page(
       views: the groups of towers.
       drawings: figures as SVG elements, by the name of their PNG without its ending.
     """
-    title = f"Layer pruning of {html.escape(analysis.kind)}"
-    css = colours_css() + resources.files("clp_jax.report").joinpath("page.css").read_text(encoding="utf-8")
+    title = f"Layer pruning of {analysis.kind}"
     parts = [
         _header(title, analysis, findings),
         _warnings(findings),
@@ -53,18 +52,13 @@ def page(
         _limits(findings),
         _settings(analysis, findings, options, drawings),
     ]
-    return (
-        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{title}</title><style>{css}</style></head>\n"
-        "<body><main>" + "\n".join(parts) + "</main></body></html>\n"
-    )
+    return document(title, parts)
 
 
 def _header(title: str, analysis: Analysis, findings: Findings) -> str:
     samples = ", ".join(f"{tower.samples:,} of {html.escape(name)}" for name, tower in analysis.towers.items())
     return (
-        f"<header><h1>{title}</h1><p><code>{html.escape(findings.checkpoint)}</code></p>"
+        f"<header><h1>{html.escape(title)}</h1><p><code>{html.escape(findings.checkpoint)}</code></p>"
         f"<p>Criterion <b>{html.escape(findings.plan.criterion)}</b>. "
         f"Calibrated on {_count(analysis.meta, 'observations')} from {_count(analysis.meta, 'episodes')}. "
         f"CKA samples: {samples}.</p></header>"
@@ -89,13 +83,13 @@ def _headline(analysis: Analysis, findings: Findings) -> str:
     for group in (*analysis.groups, *((name,) for name in analysis.depths if name not in grouped)):
         depth, gone = analysis.depths[group[0]], len(findings.plan.removed(group[0]))
         note = f"{gone} removed" if gone else "untouched"
-        cards.append(_card(f"blocks, {'+'.join(group)}", str(depth), str(depth - gone), note))
+        cards.append(card(f"blocks, {'+'.join(group)}", change_of(str(depth), str(depth - gone)), note))
     for label, unit, full, pruned in _sizes(findings.before, findings.after):
-        cards.append(_card(label, *change(full, pruned, unit), f"{pruned / full:.1%} stays"))
+        cards.append(card(label, change_of(*change(full, pruned, unit)), f"{pruned / full:.1%} stays"))
     loss = findings.choices[0].loss if findings.choices else math.nan
     times = ratio(loss, findings.full_loss)
     note = f"{times:.3f} times unpruned, {findings.loss_data}" if math.isfinite(times) else "not measured"
-    cards.append(_card("zero-shot loss", compact(findings.full_loss), compact(loss), note))
+    cards.append(card("zero-shot loss", change_of(compact(findings.full_loss), compact(loss)), note))
     return f'<section class="cards">{"".join(cards)}</section>'
 
 
@@ -107,13 +101,6 @@ def _sizes(before: Size, after: Size) -> list[tuple[str, str, int, int]]:
     if before.sample is not None and after.sample is not None:
         rows.append(("sampling a chunk, counted", "FLOP", before.sample, after.sample))
     return rows
-
-
-def _card(label: str, before: str, after: str, note: str) -> str:
-    return (
-        f"<div><h3>{html.escape(label)}</h3><p>{before} <i>→</i> <b>{after}</b></p>"
-        f"<small>{html.escape(note)}</small></div>"
-    )
 
 
 def _guide(findings: Findings) -> str:
@@ -179,12 +166,17 @@ def _group(view: GroupView, findings: Findings, drawings: Mapping[str, str]) -> 
         "blind to rotation and scale, but the next block is not: a twin with a low cosine or a large relative residual "
         "|output&nbsp;&minus;&nbsp;input|&nbsp;/&nbsp;|input| is no safe removal. Scales are logarithmic in the "
         "distance from 1.</p>"
-        f"<figure>{drawings[f'profile_{view.name}']}</figure>{blocks_table(view, findings.plan.criterion)}"
+        f"{_wide(drawings[f'profile_{view.name}'])}{blocks_table(view, findings.plan.criterion)}"
         "<h3>Does the choice depend on how CKA is computed?</h3><p>Raw states or states of unit root mean square; the "
         "paper's biased estimate or the debiased one, which few samples cannot inflate.</p>"
-        f"<figure>{drawings[f'variants_{view.name}']}</figure>"
+        f"{_wide(drawings[f'variants_{view.name}'])}"
         f"<div class=pair>{readings_table(view)}{_costs(drawings.get(f'costs_{view.name}'))}</div></section>"
     )
+
+
+def _wide(drawing: str) -> str:
+    """A figure that scrolls where the page is too narrow for its letters."""
+    return f'<div class="scroll wide"><figure>{drawing}</figure></div>'
 
 
 def _costs(drawing: str | None) -> str:

@@ -2,12 +2,13 @@
 
 import html
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from clp_jax.findings import Choice, Findings
+from clp_jax.plan import PrunePlan, TowerPlan
 from clp_jax.report.criteria import pruned_groups, ranked, ratio
 from clp_jax.report.view import GroupView
 from clp_jax.similarity import VARIANTS
@@ -90,6 +91,23 @@ def strip(depth: int, removed: Sequence[int]) -> str:
         f'<svg class="strip" role="img" aria-label="{label}" viewBox="0 0 {width} 16" width="{width}" height="16">'
         f"<title>{label}</title>{''.join(cells)}</svg>"
     )
+
+
+def cut_strips(plan: PrunePlan) -> str:
+    """The blocks of every tower that a plan cuts; of towers that keep the same ones a single row."""
+    return "".join(
+        f'<div class="group">{strip(tower.depth, tower.removed)}<small>{html.escape("+".join(group))}: without '
+        f"{blocks_text(tower.removed)}</small></div>"
+        for group, tower in cuts_of(plan)
+    )
+
+
+def cuts_of(plan: PrunePlan) -> Iterator[tuple[tuple[str, ...], TowerPlan]]:
+    """Towers that a plan cuts, those that keep the same blocks as one group."""
+    for name, tower in plan.towers.items():
+        group = next((group for group in plan.coupled if name in group), (name,))
+        if tower.removed and name == group[0]:
+            yield group, tower
 
 
 def blocks_text(blocks: Sequence[int]) -> str:

@@ -2,14 +2,18 @@
 
 import importlib
 import json
+import operator
 import os
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 from etils import epath
+from jaxtyping import Float, Int
 
 from clp_jax.errors import InputError
 from clp_jax.folders import is_remote
+from clp_jax.outputs import write_whole
 
 LOG_FILE = "metrics.jsonl"
 
@@ -61,12 +65,38 @@ class Logs:
             self._wandb.finish()
 
     def _rewrite(self) -> None:
-        if is_remote(self._file):
-            self._file.write_text("".join(self._lines))
-            return
-        fresh = self._file.with_suffix(".new")
-        fresh.write_text("".join(self._lines))
-        fresh.replace(self._file)
+        write_whole(self._file, "".join(self._lines))
+
+
+class Curve(NamedTuple):
+    """What one scalar was in the course of a run.
+
+    Attributes:
+      steps: after which it was logged, ascending.
+      values: one for each.
+    """
+
+    steps: Int[np.ndarray, " n"]
+    values: Float[np.ndarray, " n"]
+
+
+def read_log(folder: str | os.PathLike[str]) -> dict[str, Curve]:
+    """The curves of a run by the names of their scalars; lines that a kill or a bad disk damaged are left out.
+
+    Args:
+      folder: of the run, which may be going on; no curves without a log.
+    """
+    found: dict[str, dict[int, float]] = {}
+    for line in _lines_before(epath.Path(folder) / LOG_FILE, None):
+        entry = json.loads(line)
+        step = entry.pop("step")
+        for name, value in entry.items():
+            if isinstance(value, float | int):
+                found.setdefault(name, {})[step] = value
+    return {
+        name: Curve(np.array(sorted(curve), np.int64), np.array([curve[step] for step in sorted(curve)], np.float64))
+        for name, curve in found.items()
+    }
 
 
 def import_wandb() -> Any:
@@ -81,12 +111,13 @@ def import_wandb() -> Any:
         raise InputError("--wandb needs the package wandb: pip install wandb, or leave the flag out.") from None
 
 
-def _lines_before(file: epath.Path, start: int) -> list[str]:
-    """The lines of steps before one; what a kill cut short or a bad disk damaged is left out, wherever it stands."""
+def _lines_before(file: epath.Path, start: int | None) -> list[str]:
+    """The lines of steps before one, or all; what a kill cut short or a bad disk damaged is left out, wherever."""
     kept = []
     for line in file.read_bytes().decode(errors="replace").split("\n") if file.exists() else []:
         try:
-            if json.loads(line)["step"] < start:
+            step = operator.index(json.loads(line)["step"])
+            if start is None or step < start:
                 kept.append(line + "\n")
         except (ValueError, KeyError, TypeError):
             continue

@@ -89,6 +89,7 @@ def train(
     log: Callable[[int, Mapping[str, float]], None],
     evaluate: Callable[[dict], Mapping[str, float]] | None = None,
     teacher: Spec | None = None,
+    paused: Callable[[], None] | None = None,
 ) -> Report:
     """Train until ``run.steps`` steps are done, from the newest saved step if there is one.
 
@@ -103,6 +104,7 @@ def train(
       log: takes the steps done and scalars.
       evaluate: scalars of parameters on held-out data.
       teacher: the checkpoint of the model that teaches, where ``run.step`` says that one does.
+      paused: called after held-out losses and while a save is written, but not at the end.
 
     Raises:
       InputError: a value of loss, gradient or parameters is not finite, which is never saved.
@@ -128,15 +130,19 @@ def train(
             state, info = program.step(state, batch, stop.array(), *taught_by)
             watch.add(number, info)
             last = number + 1 == run.steps or watch.stopped
-            if evaluate is not None and (last or _due(number, run.evaluate_every)):
-                watch.drain()
-                averaged = state.params if state.ema_params is None else state.ema_params
-                log(number, evaluate(averaged))
-            if last or _due(number, run.save_every):
+            look = evaluate if last or _due(number, run.evaluate_every) else None
+            saves = last or _due(number, run.save_every)
+            if look is not None or saves:
                 watch.drain()  # nothing is saved before all up to it is known to be finite
+            if look is not None:
+                averaged = state.params if state.ema_params is None else state.ema_params
+                log(number, look(averaged))
+            if saves:
                 saved.save(state, record({"step": number, "position": batches.get_state().decode()}))
             if last:
                 break
+            if paused is not None and (look is not None or saves):
+                paused()
     saved.wait()
     assert saved.latest is not None
     return Report(state, int(state.step), saved.latest)

@@ -10,8 +10,11 @@ from clp_jax.distributed import on_first
 from clp_jax.outputs import resumable
 
 _BY = "clp finetune"
-_NAMES = r"\d+(\.orbax-checkpoint-tmp.*)?|metrics\.(jsonl|new)|tensorboard|wandb|wandb_id\.txt"
-"""What a run writes: steps, saves that were cut off, logs."""
+_NAMES = (
+    r"\d+(\.orbax-checkpoint-tmp.*)?|(metrics\.jsonl|report\.html)(\.partial)?|metrics\.new|tensorboard|wandb|"
+    r"wandb_id\.txt"
+)
+"""What a run writes: steps, saves that were cut off, logs, its report; metrics.new is of an earlier version."""
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -36,6 +37,20 @@ def whole(tmp_path_factory):
     with serving(0.3) as server:
         assert evaluate(server, out) == 0
     return out
+
+
+def test_json_is_all_of_standard_output_whatever_simulators_print(whole, tmp_path):
+    """In a process of its own: its standard output is that of the simulators, which are further processes."""
+    out, tests = tmp_path / "found", Path(__file__).parents[1]
+    places = f"{tests.parent}{os.pathsep}{tests}"
+    environment = os.environ | {"PYTHONPATH": places, simulated_gym.TALKS: "1"}
+    with serving(0.3) as server:
+        words = ["evaluate", *FLAGS, "--server", server, "--out", str(out), "--json"]
+        argv = [sys.executable, "-m", "clp_jax", *words]
+        done = subprocess.run(argv, env=environment, capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout) == json.loads((out / "results.json").read_text())
+    assert json.loads(done.stdout)["tasks"] == found(whole)[0]
+    assert simulated_gym.SAID in done.stderr and "success with 95 % intervals" in done.stderr
 
 
 def test_a_server_that_dies_costs_no_finished_episode(whole, tmp_path, monkeypatch, capsys):

@@ -19,6 +19,7 @@ from clp_jax.checkpoint.threads import run_in_threads
 from clp_jax.errors import InputError
 from clp_jax.folders import files_below
 from clp_jax.outputs import staged
+from clp_jax.progress import in_megabytes, stage
 from clp_jax.trees import check_same_structure, flatten, unflatten
 
 
@@ -64,7 +65,8 @@ def read_params(
         values[path] = array
         yield array.nbytes
 
-    run_in_threads([read(path) for path in leaves], lambda _: None)
+    with stage("reading", total=None, unit="MB") as advance:
+        run_in_threads([read(path) for path in leaves], in_megabytes(advance))
     return unflatten({path: values[path] for path in leaves})
 
 
@@ -179,8 +181,8 @@ def write_stream(
 
     suffix = ["value"] * value_suffix
     names = {path: ".".join(["params", *path.split("/"), *suffix]) for path in leaves}
-    with ItemWriter(folder) as writer:
-        run_in_threads([put(path) for path in leaves], lambda _: None)
+    with ItemWriter(folder) as writer, stage("writing", total=None, unit="MB") as advance:
+        run_in_threads([put(path) for path in leaves], in_megabytes(advance))
 
 
 def write_beside(folder: epath.Path, *, assets: epath.Path | None, record: Mapping[str, Any] | None) -> None:

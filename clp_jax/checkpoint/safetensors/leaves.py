@@ -16,6 +16,7 @@ from clp_jax.checkpoint.threads import run_in_threads
 from clp_jax.errors import InputError
 from clp_jax.models import Architecture, abstract_params, blocks_of, family_of
 from clp_jax.models.layers.torch_rules import from_tensors, tensors_of, to_tensors
+from clp_jax.progress import in_megabytes, stage
 from clp_jax.trees import difference, flatten, unflatten
 
 
@@ -91,7 +92,8 @@ class TensorLeaves:
             values[path] = array
             yield array.nbytes
 
-        run_in_threads([read(path) for path in self._leaves], lambda _: None)
+        with stage("reading", total=None, unit="MB") as advance:
+            run_in_threads([read(path) for path in self._leaves], in_megabytes(advance))
         return unflatten({path: values[path] for path in self._leaves})
 
     def _names(self, path: str) -> list[str]:

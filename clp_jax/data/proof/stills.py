@@ -16,6 +16,7 @@ from clp_jax.data.proof.findings import Check, Finding, limited
 from clp_jax.data.proof.videos import other_sizes
 from clp_jax.data.tables import open_table
 from clp_jax.errors import InputError
+from clp_jax.progress import track_stage
 
 _FILES_AT_A_TIME = 4
 
@@ -37,7 +38,8 @@ def check_stills(data: LeRobotData, rows: Rows, key: str, *, most_bytes: int | N
     for episode, place in zip(rows.episodes, rows.places, strict=True):
         owners[place.file].append((place.row, episode.length, episode.index))
     with ThreadPoolExecutor(_FILES_AT_A_TIME) as pool:
-        read = list(pool.map(lambda file: _File(file, key, share, owners[file]), files))
+        found = pool.map(lambda file: _File(file, key, share, owners[file]), files)
+        read = [next(found) for _ in track_stage(files, f"checking {key}", unit="files")]
     findings = [Finding(_named(owners[file.path], file, key, text)) for file in read for text in file.problems]
     sizes = frozenset(size for file in read for size in file.sizes)
     findings += other_sizes(data, key, sorted(sizes))

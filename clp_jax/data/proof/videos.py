@@ -13,6 +13,7 @@ from clp_jax.data.lerobot_meta import shape_of
 from clp_jax.data.proof.findings import Check, Finding, limited
 from clp_jax.data.video import Film, read_film
 from clp_jax.errors import InputError
+from clp_jax.progress import track_stage
 
 _FILES_AT_A_TIME = 4
 _BLOCK, _BLOCKS = 1 << 16, 8
@@ -31,7 +32,8 @@ def check_videos(data: LeRobotData, rows: Rows, key: str) -> Check:
     for position, episode in enumerate(rows.episodes):
         by_file.setdefault(episode.videos[key], []).append(position)
     with ThreadPoolExecutor(_FILES_AT_A_TIME) as pool:
-        films = dict(zip(by_file, pool.map(_film, by_file), strict=True))
+        read = pool.map(_film, by_file)
+        films = dict(zip(track_stage(list(by_file), f"checking {key}", unit="videos"), read, strict=True))
         digests = list(pool.map(file_digest, by_file))
     broken = {file: film for file, film in films.items() if isinstance(film, InputError)}
     sound = {file: film for file, film in films.items() if isinstance(film, Film)}
