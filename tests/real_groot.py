@@ -34,6 +34,19 @@ def import_groot() -> ModuleType:
     return program
 
 
+def add_adapters(model, rank: int) -> dict:
+    """Adds peft's adapters where NVIDIA's script with --lora-full-model does, and returns their tensors by name."""
+    import peft
+    import torch
+
+    names = ("q_proj", "k_proj", "v_proj", "to_q", "to_k", "to_v")
+    linear = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
+    targets = [name for name in linear if any(part in name for part in names)]
+    config = peft.LoraConfig(r=rank, lora_alpha=16, target_modules=targets, lora_dropout=0.1, bias="none")
+    peft.inject_adapter_in_model(config, model)
+    return {name: tensor for name, tensor in model.state_dict().items() if ".lora_" in name}
+
+
 def loss_of(program: ModuleType, model, arrays: dict[str, np.ndarray]) -> float:
     """Upstream's loss without dropout, at the noise and times of the arrays."""
     import torch

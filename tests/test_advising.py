@@ -1,5 +1,6 @@
 """`clp advise`: the candidates, which of them go on, which depth is advised, and one small run of all that."""
 
+import io
 import json
 import math
 
@@ -7,11 +8,14 @@ import numpy as np
 import pytest
 import toys
 from pages import Page, assert_self_contained
+from rich.console import Console
 
 from clp_jax import cli
 from clp_jax.advising import Candidate, Trial, candidates_of, halve, judge
+from clp_jax.advising.costs import Cost
 from clp_jax.advising.halving import mean_loss
 from clp_jax.checkpoint import write_params
+from clp_jax.commands.advise_output import show
 from clp_jax.plan import PrunePlan
 
 DEPTHS = {"vlm": 4, "action": 4}
@@ -87,6 +91,19 @@ def test_doubt_shows_in_the_interval_and_in_how_often_a_depth_is_advised():
     place = verdict.places[1]
     assert verdict.best is place and 0.3 < place.chosen < 0.7
     assert place.interval[0] < 0.95 and place.interval[1] > 1.05
+
+
+def test_nothing_of_a_long_depth_is_cut_off_in_a_narrow_console():
+    long = Candidate("llm=12+vl=3+dit=12", WHOLE, ("gauss-newton",), 1e-4)
+    trials = [Trial(depth, 0, 1, (1.0, 1.0)) for depth in ("full", long.depth)]
+    candidates = {"full": candidate("full", 1e-4), long.depth: long}
+    verdict = judge(candidates, trials, [1.0] * 2, {"full": 2.0, long.depth: 1.0}, tolerance=0.02)
+    costs = dict.fromkeys(candidates, Cost(1.0, 1.0, 1, 1))
+    console = Console(width=80, record=True, file=io.StringIO())
+    show(console, verdict, costs, "CKPT", "advice", 0.02)
+    text = console.export_text()
+    assert "\u2026" not in text
+    assert "gauss" in text and "dit=12" in text
 
 
 @pytest.fixture(scope="module")

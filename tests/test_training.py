@@ -259,6 +259,10 @@ def test_adapters_begin_as_openpis():
         with_adapters(arch)
     with pytest.raises(InputError, match=r"--lora-ranks 16 0 leaves an expert without"):
         with_adapters(ARCH, (16, 0))
+    with pytest.raises(
+        InputError, match=r"--lora-ranks has 3 numbers, and adapters of a pi0 have 2; leave the last out"
+    ):
+        with_adapters(ARCH, (16, 32, 4))
 
 
 def test_rules_freeze_and_except():

@@ -37,8 +37,8 @@ def show(
     narrow = {"box": box.SIMPLE_HEAD, "collapse_padding": True, "pad_edge": False}
     table = Table(title="Held-out loss after equal training time", **narrow)
     for column in ("depth", "blocks by", "peak lr", "loss", "to full", "95 %", "step", "chunk", "advised"):
-        left = column in ("depth", "blocks by")
-        table.add_column(column, justify="left" if left else "right", no_wrap=column != "blocks by")
+        words = column in ("depth", "blocks by")
+        table.add_column(column, justify="left" if words else "right", no_wrap=not words, overflow="fold")
     full = costs[FULL]
     for place in verdict.places:
         one, cost = place.candidate, costs[place.candidate.depth]

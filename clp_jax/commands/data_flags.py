@@ -110,7 +110,8 @@ def open_data(
     if stats is None and flags.norm_stats not in (None, "data"):
         stats, stats_file = norm_stats.load(flags.norm_stats), flags.norm_stats
     elif stats is None and flags.norm_stats is None and assets is not None:
-        stats, asset_id = stats_of_checkpoint(assets, asset_id, architecture, chosen.conventions.robot)
+        stats, name = stats_of_checkpoint(assets, asset_id, architecture, chosen.conventions.robot)
+        asset_id = name or asset_id
     conventions = dataclasses.replace(chosen.conventions, asset_id=asset_id)
     tokenizer = None
     if flags.tokenizer or flags.fast_tokenizer or conventions.robot is not None:
@@ -231,6 +232,9 @@ def stats_of_checkpoint(
 ) -> tuple[dict[str, NormStats] | None, str | None]:
     """The checkpoint's statistics and their name; None if it has none of that name, or none at all.
 
+    Those in the files of its own kind have no name: they are the checkpoint's if it has no others, whatever name they
+    had before an export.
+
     Raises:
       InputError: it has several, and none was chosen.
     """
@@ -244,8 +248,7 @@ def stats_of_checkpoint(
     chosen = asset_id if asset_id is not None else next(iter(found), None)
     if chosen in found:
         return norm_stats.load(found[chosen]), chosen
-    own = None
-    if asset_id is None:
-        policy = assets / POLICY
-        own = family_of(architecture).norm_stats_of(policy if policy.is_dir() else assets, architecture, robot)
-    return own, asset_id
+    if found:
+        return None, asset_id
+    policy = assets / POLICY
+    return family_of(architecture).norm_stats_of(policy if policy.is_dir() else assets, architecture, robot), None

@@ -82,8 +82,8 @@ class Finetune(TeacherFlags, DataFlags, ModelFlags, UpstreamFlags, DistributedFl
     """Add LoRA adapters: for π0 to both experts, and train them, the image encoder and the projections; for GR00T to
     queries, keys and values of the action head, and train nothing else."""
     lora_ranks: tuple[int, ...] = ()
-    """Ranks of new adapters, of the VLM and of the action expert or head; 16 32 if absent, as in openpi, and 0 32 for
-    GR00T, as in NVIDIA's script, where 0 is none."""
+    """Ranks of new adapters, of the VLM and of the action expert or head; 16 32 if absent, as in openpi. For GR00T 0 is
+    none, a third rank is the image encoder's, and 0 32 0 if absent, as in NVIDIA's script."""
     freeze: tuple[str, ...] = ()
     """Parameters that are not trained: regular expressions over whole names, e.g. 'PaliGemma/img/.*'."""
     train: tuple[str, ...] = ()
@@ -239,6 +239,8 @@ def _architecture(config: Finetune, spec: Spec) -> Architecture:
     if dtype not in ("float32", "bfloat16"):
         raise InputError(f"--dtype {dtype} is not an activation dtype; give float32 or bfloat16.")
     architecture = read_architecture(spec, dtype=dtype, **config.model_settings())
+    if config.lora_ranks and not config.lora:
+        raise InputError("--lora-ranks is for new adapters; give --lora, too, or leave it out.")
     if config.lora:
         architecture = with_adapters(architecture, config.lora_ranks)
     if architecture.action_dim is None and config.action_samples != 1:

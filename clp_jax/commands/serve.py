@@ -158,7 +158,7 @@ def _statistics(
     if config.norm_stats is not None:
         return norm_stats.load(config.norm_stats), None
     stats, name = (None, None) if assets is None else stats_of_checkpoint(assets, asset_id, architecture, robot)
-    if stats is None:
+    if stats is None or (config.asset_id is not None and name is None):
         named = "" if asset_id is None else f" named {asset_id}"
         raise InputError(f"the checkpoint has no norm stats{named}; give a norm_stats.json with --norm-stats.")
     return stats, name

@@ -219,8 +219,9 @@ class Family(Protocol):
       ROBOTS: robots that upstream knows, by name.
       UNRECORDED_ROBOTS: what these names meant to runs that recorded no conventions.
       CONFIGURATIONS: conventions that upstream names, by name.
-      LORA: the module of its adapters, None without: ``with_adapters``, ``without_adapters``, ``has_adapters``,
-        ``adapter_paths``, ``merge_lora``, ``merge_weight``, ``lora_scale``; `layers.lora` knows an adapter by its name.
+      LORA: the module of its adapters, None without: ``RANKS``, ``with_adapters``, ``without_adapters``,
+        ``has_adapters``, ``adapter_paths``, ``merge_lora``, ``merge_weight``, ``lora_scale``; `layers.lora` knows an
+        adapter by its name.
       TARGETS: of ``clp export``, those that have such a model; with "lerobot" there is ``LEROBOT``, the module of its
         policy folders: ``LOADER``, ``INSTALL``, ``LOAD``, ``PREFIX``, ``ONE_DTYPE``, ``why_not``, ``unlike``,
         ``unused_tensors``, ``policy_files``; with "groot" ``NVIDIA``, that of NVIDIA's folders: ``LOADER``,

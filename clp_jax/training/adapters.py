@@ -13,12 +13,17 @@ def with_adapters(architecture: Architecture, ranks: tuple[int, ...] = ()) -> Ar
     """The architecture with new adapters; upstream's ranks where none are given.
 
     Raises:
-      InputError: this family has no adapters, or the checkpoint has some already.
+      InputError: this family has no adapters or not so many ranks, or the checkpoint has some already.
     """
     lora = family_of(architecture).LORA
     if lora is None:
         raise InputError(f"LoRA is not for a {architecture.kind} model; leave out --lora.")
-    return lora.with_adapters(architecture, *ranks)
+    if len(ranks) > len(lora.RANKS):
+        raise InputError(
+            f"--lora-ranks has {len(ranks)} numbers, and adapters of a {architecture.kind} have {len(lora.RANKS)}; "
+            "leave the last out."
+        )
+    return lora.with_adapters(architecture, *ranks, *lora.RANKS[len(ranks) :])
 
 
 def init_adapters(architecture: Architecture, rng: jax.Array, mesh: jax.sharding.Mesh) -> dict:

@@ -70,8 +70,8 @@ MUTANTS: list[Mutant] = [
         ),
         (
             "groot-keys-not-normed",
-            'RMSNorm(size.eps, name="k_norm")(heads("k", size.num_kv_heads, Site.KEY))',
-            '0 * RMSNorm(size.eps, name="k_norm")(heads("k", size.num_kv_heads, Site.KEY)) + heads("k", size.num_kv_heads)',
+            'RMSNorm(size.eps, name="k_norm")(heads("k", size.num_kv_heads))',
+            '0 * RMSNorm(size.eps, name="k_norm")(heads("k", size.num_kv_heads)) + heads("k", size.num_kv_heads)',
         ),
     ),
     *faults(

@@ -42,7 +42,7 @@ def test_towers():
 
 def test_every_size_of_the_recorded_checkpoint():
     a = golden.architecture("ckpt")
-    assert dataclasses.astuple(a.vision) == (40, 3, 68, 4, 14, 16)
+    assert dataclasses.astuple(a.vision) == (40, 3, 68, 4, 14, 16, None)
     assert dataclasses.astuple(a.llm) == (44, 12, 92, 6, 2, 16, 1e6, 1e-6, None)
     assert dataclasses.astuple(a.vl) == (44, 4, 176, 4, 0.2, True, None)
     assert dataclasses.astuple(a.dit) == (36, 16, 144, 3, 28, 256, 0.2, True, None)

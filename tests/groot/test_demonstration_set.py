@@ -2,20 +2,22 @@
 
 import dataclasses
 import json
+import zlib
 
-import family_cases
 import groot_recordings as golden
 import numpy as np
 import pytest
 from etils import epath
-from groot_recordings import GOLDEN
+from groot_recordings import GOLDEN, OUTPUT_TOLERANCE
 from lerobot_sets import edit_info, edit_table, tables, vectors, with_column
 
 from clp_jax.checkpoint import read_spec, write_params
 from clp_jax.cli import main
 from clp_jax.commands.serve import Serve, make_policy
+from clp_jax.models import abstract_params
 from clp_jax.models.groot.pictures import middle, resized
 from clp_jax.provenance import conventions_of
+from clp_jax.trees import flatten, unflatten
 from scripts.make_lerobot_toy import write
 
 pytest.importorskip("tokenizers")
@@ -53,6 +55,14 @@ def make_set(folder) -> None:
     edit_table(file, rows)
 
 
+def drawn(path: str, leaf) -> np.ndarray:
+    """Random weights that depend on their name and shape alone, since a recording was made with them."""
+    fan_in = leaf.shape[-2] if len(leaf.shape) > 1 else 100
+    return (np.random.default_rng(zlib.crc32(path.encode())).standard_normal(leaf.shape) / fan_in**0.5).astype(
+        np.float32
+    )
+
+
 def make_checkpoint(folder) -> None:
     """A toy that is as wide outside as the released model, in the form of a step of a run."""
     small = golden.architecture("ckpt_pruned").with_depths({"llm": 1, "vl": 1, "dit": 2, "vision": 1})
@@ -69,7 +79,8 @@ def make_checkpoint(folder) -> None:
     (policy / "eagle").mkdir()
     for file in (GOLDEN / "eagle").iterdir():
         (policy / "eagle" / file.name).write_bytes(file.read_bytes())
-    write_params(folder / "ckpt", family_cases.params(wide), assets=epath.Path(folder / "files"))
+    params = unflatten({path: drawn(path, leaf) for path, leaf in flatten(abstract_params(wide)).items()})
+    write_params(folder / "ckpt", params, assets=epath.Path(folder / "files"))
 
 
 @pytest.fixture(scope="module")
@@ -104,6 +115,19 @@ def test_it_is_trained_on_and_served_as_stock_transforms_it(place):
     model = np.pad(STOCK["model"], [(0, 0), (0, 6)])
     found = policy.requests.actions(model, prepared.state)
     np.testing.assert_allclose(found, STOCK["robot"], atol=TOLERANCE)
+
+
+def test_an_exported_folder_answers_as_in_nvidias_policy(place):
+    folder, recorded = str(place / "export"), golden.recording("policy")
+    assert main(["export", "--checkpoint", str(place / "run/0"), "--to", "groot", "--out", folder]) == 0
+    policy = make_policy(Serve(checkpoint=folder, dtype="float32", max_batch=1), read_spec(folder))
+    request = {f"state.{name}": part for name, part in columns("state", STOCK["state"][0]).items()}
+    # NVIDIA's policy writes an instruction as a list of Python.
+    request |= {"video.ego_view": STOCK["image"], "prompt": "['pick the pear']"}
+    inputs = policy.prepare(request).inputs
+    assert np.array_equal(inputs["tokenized_prompt"][inputs["tokenized_prompt_mask"]], recorded["tokenized_prompt"])
+    answer = policy.infer(request, noise=recorded["noise"])["actions"]
+    np.testing.assert_allclose(answer, recorded["actions"], atol=OUTPUT_TOLERANCE)
 
 
 def test_a_steps_files_say_what_stock_code_asks_for(place):

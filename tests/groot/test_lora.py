@@ -25,7 +25,7 @@ from clp_jax.training.adapters import init_adapters, with_adapters
 from clp_jax.training.freezing import frozen_paths
 from clp_jax.trees import flatten, unflatten
 
-RANKS = 2, 3
+RANKS = 2, 3, 4
 
 
 @functools.cache
@@ -73,7 +73,9 @@ def test_adapters_begin_as_pefts():
         "action_head/vl_self_attention/blocks",
         *(f"action_head/dit/{k}" for k in ("cross", "self")),
     )
-    assert at == {f"{tower}/attn/{name}" for tower in towers for name in "qkv"}
+    vision = "backbone/vision/Transformer/encoderblock/MultiHeadDotProductAttention_0"
+    expected = {f"{tower}/attn/{name}" for tower in towers for name in "qkv"}
+    assert at == expected | {f"{vision}/{name}" for name in ("query", "key", "value")}
 
 
 def test_a_merged_model_answers_alike():
@@ -88,8 +90,8 @@ def test_a_merged_model_answers_alike():
     assert golden.largest_difference(before, ours) > 0.01
 
 
-@pytest.mark.parametrize("ranks", [(2, 0), (0, 3)])
-def test_training_leaves_out_inputs_of_adapters(ranks):
+@pytest.mark.parametrize(("ranks", "leaves_out"), [((0, 3), True), ((2, 0, 4), False)])
+def test_training_leaves_out_inputs_of_adapters_but_for_those_of_the_backbone(ranks, leaves_out):
     arch = adapted(ranks)
     still = {tower: dataclasses.replace(getattr(arch, tower), dropout=0.0) for tower in ("vl", "dit")}
     arch = dataclasses.replace(arch, **still)
@@ -98,20 +100,24 @@ def test_training_leaves_out_inputs_of_adapters(ranks):
     seeds = {SEED: np.array([3, 4, 3], np.uint32)}
     given = {key: np.concatenate([array[:1]] * 3) for key, array in golden.inputs().items()}
     plain, left = (np.asarray(velocity(arch)(tree, given | more)) for more in ({}, seeds))
-    assert np.abs(left - plain).max() > 1e-3
     assert np.array_equal(left[0], left[2])
+    if not leaves_out:
+        np.testing.assert_allclose(left, plain, atol=OUTPUT_TOLERANCE)
+        return
+    assert np.abs(left - plain).max() > 1e-3
     assert np.abs(left[0] - left[1]).max() > 1e-3
 
 
 def test_upstreams_adapters_are_of_the_action_head_with_alpha_16():
     arch = adapted(())
-    assert arch.llm.adapters is None
+    assert arch.llm.adapters is arch.vision.adapters is None
     assert (arch.dit.adapters.rank, arch.dit.adapters.scale, arch.dit.adapters.dropout) == (32, 0.5, 0.1)
-    wide = with_adapters(dataclasses.replace(golden.architecture("ckpt_pruned"), lora_scale=2.0), (4, 8))
-    assert (wide.llm.adapters.scale, wide.vl.adapters.scale) == (2.0, 2.0)
+    wide = with_adapters(dataclasses.replace(golden.architecture("ckpt_pruned"), lora_scale=2.0), (4, 8, 2))
+    assert [getattr(wide, tower).adapters.rank for tower in ("llm", "vl", "dit", "vision")] == [4, 8, 8, 2]
+    assert {getattr(wide, tower).adapters.scale for tower in ("llm", "vl", "dit", "vision")} == {2.0}
     assert lora.lora_scale(wide, "backbone/llm/layers/attn/q/kernel") == 2.0
     assert lora.lora_scale(adapted(), "action_head/dit/self/attn/q/kernel") == 16 / 3
-    for ranks, message in (((0, 0), "gives no adapter"), ((-1, 4), "gives no adapter")):
+    for ranks, message in (((0, 0), "--lora-ranks 0 0 0 gives no adapter"), ((-1, 4), "gives no adapter")):
         with pytest.raises(InputError, match=message):
             with_adapters(golden.architecture("ckpt_pruned"), ranks)
     with pytest.raises(InputError, match="adapters already"):
@@ -123,7 +129,7 @@ def test_adapters_alone_are_trained_and_a_tree_tells_their_ranks():
     frozen = frozen_paths(tuple(leaves), default=groot.frozen_rules(adapted()))
     assert {path for path in leaves if path not in frozen} == {path for path in leaves if is_adapter(path)}
     mixed = {path: leaf.shape for path, leaf in leaves.items()}
-    assert lora.ranks_of(mixed) == {"llm": 2, "vl": 3, "dit": 3}
+    assert lora.ranks_of(mixed) == {"vision": 4, "llm": 2, "vl": 3, "dit": 3}
     mixed["action_head/dit/self/attn/q/lora_a"] = (4, 36, 5)
     with pytest.raises(InputError, match=r"tower 'dit' have ranks \[3, 5\]"):
         lora.ranks_of(mixed)
@@ -148,13 +154,21 @@ def words(folder, out: str, steps: str, *flags: str) -> list[str]:
     return [str(word) for word in ("finetune", *given, "--decay-steps", "2", "--evaluate-every", "0", *flags)]
 
 
+def test_ranks_without_lora_are_refused(capsys):
+    folder = GOLDEN / "ckpt_pruned"
+    given = ["--checkpoint", folder, "--vlm-config", GOLDEN / "eagle", "--data", "x.npz", "--out", "x"]
+    assert main([str(word) for word in ("finetune", *given, "--steps", "1", "--lora-ranks", "2")]) == 2
+    assert "error: --lora-ranks is for new adapters; give --lora, too, or leave it out." in capsys.readouterr().err
+
+
 def test_frozen_parameters_stay_to_the_bit_and_adapters_move(place):
     before = flatten(load_model(place / "ckpt", dtype="float32").params)
     after = flatten(read_params(read_spec(place / "run/1")))
     assert {path for path in after if path not in before} == {path for path in after if is_adapter(path)}
     assert_bit_equal(unflatten({path: after[path] for path in before}), unflatten(before))
     assert all(np.any(leaf) for path, leaf in after.items() if path.endswith("lora_b"))
-    assert read_architecture(read_spec(place / "run/1")).llm.adapters.rank == 2
+    architecture = read_architecture(read_spec(place / "run/1"))
+    assert (architecture.llm.adapters.rank, architecture.vision.adapters.rank) == (2, 4)
 
 
 def test_a_run_is_resumed_to_the_bit(place):
@@ -180,4 +194,4 @@ def test_a_step_is_cut_with_its_adapters_and_exported_without(place, capsys):
         np.testing.assert_array_equal(leaf, merged[path], err_msg=path)
     capsys.readouterr()
     assert main(["inspect", str(step), "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["adapters"] == 4 * 3 * 2
+    assert json.loads(capsys.readouterr().out)["adapters"] == 5 * 3 * 2

@@ -77,6 +77,11 @@ def test_statistics_are_those_of_the_embodiment_with_parts_in_order(tmp_path):
     with pytest.raises(InputError, match=r"has statistics of so100, gr1; choose one with --embodiment"):
         stats_of_checkpoint(folder, None, architecture(folder))
     assert stats_of_checkpoint(folder, None, architecture(folder, embodiment="unitree_g1")) == (None, None)
+    # An exported run: its record names the statistics, its files do not.
+    named, name = stats_of_checkpoint(folder, "set", architecture(folder, embodiment="so100"))
+    assert name is None
+    assert named is not None
+    assert named["state"].min.tolist() == [0, 1, 2]
 
 
 def test_the_only_robot_of_a_checkpoint_is_its_embodiment(tmp_path):

@@ -1,5 +1,6 @@
 """Stock code of GR00T-N1.5 loads what is cut and what is exported, and computes what we do (make test-groot)."""
 
+import dataclasses
 import json
 import shutil
 
@@ -15,6 +16,10 @@ from clp_jax.checkpoint.safetensors.folder import read_folder
 from clp_jax.checkpoint.safetensors.slicing import slice_folder
 from clp_jax.cli import main
 from clp_jax.loading import load_model
+from clp_jax.models import abstract_params, groot
+from clp_jax.models.layers.lora import is_adapter
+from clp_jax.training.adapters import with_adapters
+from clp_jax.trees import flatten, unflatten
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -74,6 +79,43 @@ def test_stock_code_loads_a_fine_tuned_export(run, tmp_path, monkeypatch):
     assert check["missing"] is None
     assert check["largest_difference"] < OUTPUT_TOLERANCE
     assert_stock_is_ours(tmp_path / "e")
+
+
+def test_pefts_adapters_of_the_whole_model_are_ours(tmp_path):
+    program = real_groot.import_groot()
+    import torch
+
+    slice_folder(read_folder(GROOT), KEEPS["shards"], tmp_path / "cut")
+    shutil.copytree(EAGLE, tmp_path / "cut" / "eagle")
+    stock, ours, arrays = program.load_model(tmp_path / "cut"), load_model(tmp_path / "cut"), golden.inputs()
+    architecture = dataclasses.replace(with_adapters(ours.architecture, (3, 3, 3)), dtype="float32")
+    theirs, rng = real_groot.add_adapters(stock, 3), np.random.default_rng(0)
+    leaves = flatten(abstract_params(architecture))
+    tree = flatten(jax.device_get(ours.params)) | {
+        path: (0.1 * rng.standard_normal(leaf.shape)).astype(np.float32)
+        for path, leaf in leaves.items()
+        if is_adapter(path)
+    }
+    given = set()
+    for path in filter(is_adapter, leaves):
+        stem, factor = path.rsplit("/lora_", 1)
+        (weight,) = groot.layout({f"{stem}/kernel": None})[f"{stem}/kernel"].names
+        for block, rows in zip(golden.blocks(path, len(tree[path])), tree[path], strict=True):
+            name = weight.format(i=block).removesuffix("weight") + f"lora_{factor.upper()}.default.weight"
+            theirs[name].copy_(torch.from_numpy(rows.T.copy()))
+            given.add(name)
+    assert given == theirs.keys()
+    loss = golden.runner(architecture)(unflatten(tree), arrays)["loss"]
+    assert abs(real_groot.loss_of(program, stock.eval(), arrays) - loss) < OUTPUT_TOLERANCE
+    assert abs(golden.runner(ours.architecture)(jax.device_get(ours.params), arrays)["loss"] - loss) > 0.01
+    # What NVIDIA's script leaves frozen runs as in inference: no inputs are left out of adapters there.
+    stock.backbone.set_trainable_parameters(tune_llm=False, tune_visual=False)
+    real_groot.loss_of(program, stock.train(), arrays)
+    left_out = [
+        name for name, module in stock.named_modules() if name.endswith("lora_dropout.default") and module.training
+    ]
+    assert left_out
+    assert all(name.startswith("action_head.") for name in left_out)
 
 
 def test_a_weight_that_stock_code_would_draw_at_random_is_found(tmp_path):

@@ -31,6 +31,12 @@ def test_answers_are_lerobots(policy):
     np.testing.assert_allclose(found, recording()["actions_unnormalised"][0], rtol=0, atol=ANSWER_TOLERANCE)
 
 
+def test_statistics_without_a_name_are_not_those_of_a_name_that_is_asked_for():
+    config = Serve(checkpoint=str(GOLDEN / "ckpt"), asset_id="x")
+    with pytest.raises(InputError, match="has no norm stats named x"):
+        make_policy(config, read_spec(config.checkpoint))
+
+
 def test_an_image_of_another_size_is_refused_by_name(policy):
     with pytest.raises(InputError, match=r"images/top is 64 x 48 .* 120 x 160"):
         policy.prepare(request(**{"observation/images/top": np.zeros((64, 48, 3), np.uint8)}))

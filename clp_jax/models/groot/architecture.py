@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from clp_jax.models.family import Remat
+from clp_jax.models.layers.lora import Adapters
 from clp_jax.models.layers.siglip import SiglipSizes
 from clp_jax.models.towers import OfTowers, Tower
 
@@ -13,21 +14,6 @@ Kind = Literal["groot_n15"]
 Padding = Literal["flash", "eager"]
 """What attention gives to a token all of whose keys are masked: zero, as flash attention and PyTorch's sdpa do, or the
 mean of all values, as transformers' eager attention does."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Adapters:
-    """Low-rank adapters (LoRA) on the queries, keys and values of a transformer.
-
-    Attributes:
-      rank: of their product.
-      scale: alpha / rank, by which it is multiplied.
-      dropout: share of the adapters' inputs that training leaves out; NVIDIA's.
-    """
-
-    rank: int
-    scale: float
-    dropout: float = 0.1
 
 
 @dataclasses.dataclass(frozen=True)

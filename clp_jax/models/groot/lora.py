@@ -1,34 +1,42 @@
 """Low-rank adapters on queries, keys and values, as NVIDIA's script adds them with peft (gr00t/utils/peft.py, n1.5).
 
-Upstream adapts the attention of the action head, both transformers, or of the whole model. Here the language model is
-the other choice; the image encoder has no adapters.
+Upstream adapts the attention of the action head, both transformers, or of the whole model. There what is frozen runs
+as in inference, so that no inputs are left out of the adapters of the language model and of the image encoder.
 """
 
 import dataclasses
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
 from clp_jax.aliases import AnyArray, Array, Tree
 from clp_jax.errors import InputError
-from clp_jax.models.groot.architecture import Adapters, Architecture
+from clp_jax.models.groot.architecture import Architecture
 from clp_jax.models.groot.dropout import Site, dropped
 from clp_jax.models.layers import lora
+from clp_jax.models.layers.lora import Adapters, adapted
 
-LLM_RANK, HEAD_RANK = 0, 32
-"""Upstream's: the action head alone."""
+RANKS = 0, 32, 0
+"""Upstream's of the language model, of both transformers of the action head, and of the image encoder; 0 is none."""
 
 _ALPHA = 16
 """Upstream's, at any rank."""
 
+_DROPOUT = {"vl": 0.1, "dit": 0.1}
+"""Upstream's, by tower."""
+
 RULES = ((r".*/lora_[ab]", False), (".*", True))
 """In a model with adapters, they alone are trained, as with peft."""
 
-_TOWERS = {"llm": "backbone/llm/", "vl": "action_head/vl_self_attention/", "dit": "action_head/dit/"}
+_TOWERS = {
+    "vision": "backbone/vision/",
+    "llm": "backbone/llm/",
+    "vl": "action_head/vl_self_attention/",
+    "dit": "action_head/dit/",
+}
 
 
 class AdaptedDense(nn.Module):
@@ -55,16 +63,8 @@ class AdaptedDense(nn.Module):
             y = y + jnp.asarray(self.param("bias", nn.initializers.zeros_init(), (self.features,))).astype(self.dtype)
         if self.adapters is None:
             return y
-        a = self.param("lora_a", _uniform, (x.shape[-1], self.adapters.rank))
-        b = self.param("lora_b", nn.initializers.zeros_init(), (self.adapters.rank, self.features))
         seen = x if site is None else dropped(x, keys, self.adapters.dropout, site)
-        low = jnp.dot(seen, jnp.asarray(a).astype(self.dtype))
-        return y + jnp.dot(low, jnp.asarray(b).astype(self.dtype)) * self.adapters.scale
-
-
-def _uniform(rng: Array, shape: tuple[int, int], dtype: Any = jnp.float32) -> Float[Array, "i r"]:
-    """peft's first factor, Kaiming's with a = sqrt(5); the second is zero, so that the model begins as it was."""
-    return jax.random.uniform(rng, shape, dtype, -1.0, 1.0) / shape[0] ** 0.5
+        return adapted(self, y, seen, self.adapters)
 
 
 def has_adapters(architecture: Architecture) -> bool:
@@ -77,29 +77,32 @@ def without_adapters(architecture: Architecture) -> Architecture:
     return _with(architecture, dict.fromkeys(_TOWERS))
 
 
-def with_adapters(architecture: Architecture, llm_rank: int = LLM_RANK, head_rank: int = HEAD_RANK) -> Architecture:
+def with_adapters(architecture: Architecture, llm_rank: int, head_rank: int, vision_rank: int) -> Architecture:
     """The architecture with adapters on queries, keys and values.
 
     Args:
       architecture: of a model without.
       llm_rank: of those in the language model; 0 leaves it without.
       head_rank: of those in both transformers of the action head; 0 leaves them without.
+      vision_rank: of those in the image encoder; 0 leaves it without.
 
     Raises:
       InputError: it has adapters already, or shall get none.
     """
     if has_adapters(architecture):
         raise InputError("the checkpoint has LoRA adapters already; leave out --lora, they are trained as they are.")
-    if min(llm_rank, head_rank) < 0 or not llm_rank + head_rank:
-        raise InputError(f"--lora-ranks {llm_rank} {head_rank} gives no adapter; give at least one rank above 0.")
-    return with_ranks(architecture, {"llm": llm_rank, "vl": head_rank, "dit": head_rank})
+    ranks = llm_rank, head_rank, vision_rank
+    if min(ranks) < 0 or not any(ranks):
+        given = " ".join(map(str, ranks))
+        raise InputError(f"--lora-ranks {given} gives no adapter; give at least one rank above 0.")
+    return with_ranks(architecture, {"vision": vision_rank, "llm": llm_rank, "vl": head_rank, "dit": head_rank})
 
 
 def with_ranks(architecture: Architecture, ranks: dict[str, int]) -> Architecture:
     """The architecture with adapters of these ranks, by tower; 0 is none."""
     scale = architecture.lora_scale
     found = {
-        tower: Adapters(rank, _ALPHA / rank if scale is None else scale) if rank else None
+        tower: Adapters(rank, _ALPHA / rank if scale is None else scale, _DROPOUT.get(tower, 0.0)) if rank else None
         for tower, rank in ranks.items()
     }
     return _with(architecture, found)
@@ -164,7 +167,7 @@ def merge_weight(
 
     Args:
       path: of the weight; all are adapted alike.
-      w: the weight [.., in, out].
+      w: the weight [.., in, out], or by head [.., in, heads, channels].
       a: down [.., in, rank].
       b: up [.., rank, out].
       lora_scale: alpha / rank.
@@ -172,7 +175,7 @@ def merge_weight(
     del path
     w, a, b = (x.astype(np.float32) for x in (w, a, b))
     update = np.matmul(a, b) if isinstance(w, np.ndarray) else jnp.matmul(a, b, precision="highest")
-    return w + update * lora_scale
+    return w + update.reshape(w.shape) * lora_scale
 
 
 def _with(architecture: Architecture, adapters: dict[str, Adapters | None]) -> Architecture:

@@ -79,7 +79,7 @@ class Backbone(nn.Module):
         ids = jnp.asarray(inputs["tokenized_prompt"])
         x = _with_images(self.llm.embed(ids), ids == self.architecture.image_token, features)
         valid = jnp.asarray(inputs["tokenized_prompt_mask"]).astype(bool)
-        out, captured = self.llm(pinned(x, self.rows), valid, inputs.get(SEED), gates=gates.get("llm"), capture=capture)
+        out, captured = self.llm(pinned(x, self.rows), valid, gates=gates.get("llm"), capture=capture)
         if vision is None or captured is None:
             return out, valid, {}
         vision = vision.reshape(vision.shape[0], *features.shape[:2], -1)

@@ -9,11 +9,10 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Bool, Float, Int, UInt32
+from jaxtyping import Bool, Float, Int
 
 from clp_jax.aliases import AnyArray, Array
 from clp_jax.models.groot.architecture import Padding, QwenSizes
-from clp_jax.models.groot.dropout import Site, block_keys
 from clp_jax.models.groot.lora import AdaptedDense
 from clp_jax.models.groot.transformer import Captured
 from clp_jax.models.layers.attention import rotate
@@ -22,9 +21,6 @@ from clp_jax.models.layers.scan import Rows, pinned, rematerialised
 from clp_jax.models.towers import Capture, Write
 
 _MASKED_LOGIT = -2.3819763e38
-
-_TOWER = 2
-"""Of the random numbers, other than those of the action head's transformers."""
 
 
 class RMSNorm(nn.Module):
@@ -49,20 +45,20 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "b s d"], positions: Int[Array, "b s"], mask: Bool[Array, "b s s"], keys: Any = None
+        self, x: Float[Array, "b s d"], positions: Int[Array, "b s"], mask: Bool[Array, "b s s"]
     ) -> tuple[Float[Array, "b s d"], Float[Array, "b s h"]]:
         """What is added to the stream, and what the heads read, of which it is made."""
         size = self.sizes
         b, s, _ = x.shape
         groups = size.num_heads // size.num_kv_heads
 
-        def heads(name: str, count: int, site: Site) -> Array:
+        def heads(name: str, count: int) -> Array:
             projection = AdaptedDense(count * size.head_dim, self.dtype, size.adapters, use_bias=False, name=name)
-            return projection(x, keys, site).reshape(b, s, count, size.head_dim)
+            return projection(x).reshape(b, s, count, size.head_dim)
 
-        q = RMSNorm(size.eps, name="q_norm")(heads("q", size.num_heads, Site.QUERY))
-        k = RMSNorm(size.eps, name="k_norm")(heads("k", size.num_kv_heads, Site.KEY))
-        v = heads("v", size.num_kv_heads, Site.VALUE)
+        q = RMSNorm(size.eps, name="q_norm")(heads("q", size.num_heads))
+        k = RMSNorm(size.eps, name="k_norm")(heads("k", size.num_kv_heads))
+        v = heads("v", size.num_kv_heads)
         q, k = (rotate(y, positions, size.rope_theta).astype(v.dtype) for y in (q, k))
         q = q.reshape(b, s, size.num_kv_heads, groups, size.head_dim)
         logits = jnp.einsum("BTKGH,BSKH->BKGTS", q, k, preferred_element_type=jnp.float32) * size.head_dim**-0.5
@@ -104,10 +100,10 @@ class Block(nn.Module):
     rows: Rows = None
 
     @nn.compact
-    def __call__(self, x, gate, positions, mask, keys):
+    def __call__(self, x, gate, positions, mask):
         x = inputs = pinned(x, self.rows)
         normed = RMSNorm(self.sizes.eps, name="attn_norm")(x)
-        update, read = Attention(self.sizes, self.dtype, self.padding, name="attn")(normed, positions, mask, keys)
+        update, read = Attention(self.sizes, self.dtype, self.padding, name="attn")(normed, positions, mask)
         x = x + update
         normed = RMSNorm(self.sizes.eps, name="mlp_norm")(x)
         update, hidden = FeedForward(self.sizes.width, self.sizes.mlp_dim, self.dtype, name="mlp")(normed)
@@ -146,7 +142,6 @@ class Qwen(nn.Module):
         self,
         x: Float[Array, "b s d"],
         valid: Bool[Array, "b s"],
-        seeds: UInt32[AnyArray, " b"] | None = None,
         *,
         gates: Float[AnyArray, "depth _g"] | None = None,
         capture: Capture = False,
@@ -156,7 +151,6 @@ class Qwen(nn.Module):
         Args:
           x: embeddings, images included.
           valid: False for padding, which counts in the positions but is seen by nobody.
-          seeds: of what training leaves out of the adapters' inputs; nothing if None.
           gates: per block, for the batch or for each observation.
           capture: also return the residual stream, and what is written into it.
 
@@ -170,12 +164,11 @@ class Qwen(nn.Module):
             rematerialised(Block, self.remat),
             variable_axes={"params": 0},
             split_rngs={"params": True},
-            in_axes=(0, nn.broadcast, nn.broadcast, 0),
+            in_axes=(0, nn.broadcast, nn.broadcast),
             length=self.sizes.depth,
         )
         blocks = stack(self.sizes, self.dtype, self.padding, capture, self.rows, name="layers")
-        keys = None if self.sizes.adapters is None else block_keys(seeds, _TOWER, self.sizes.depth, x.shape[0])
-        y, captured = blocks(x, gates, jnp.broadcast_to(jnp.arange(s), valid.shape), mask, keys)
+        y, captured = blocks(x, gates, jnp.broadcast_to(jnp.arange(s), valid.shape), mask)
         y = self.norm(pinned(y, self.rows))
         if captured is None:
             return y, None

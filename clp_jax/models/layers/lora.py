@@ -1,12 +1,55 @@
-"""What every family's low-rank adapters share: their names, and merging a whole tree."""
+"""What low-rank adapters of several families share: peft's product, names, and merging a whole tree."""
 
+import dataclasses
+import math
 import re
 from collections.abc import Callable
 from typing import Any
 
-from clp_jax.aliases import Tree
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Float
+
+from clp_jax.aliases import Array, Tree
 from clp_jax.errors import InputError
 from clp_jax.trees import flatten, unflatten
+
+
+@dataclasses.dataclass(frozen=True)
+class Adapters:
+    """Low-rank adapters (LoRA) on the queries, keys and values of a transformer, as peft has them.
+
+    Attributes:
+      rank: of their product.
+      scale: alpha / rank, by which it is multiplied.
+      dropout: share of the adapters' inputs that training leaves out.
+    """
+
+    rank: int
+    scale: float
+    dropout: float = 0.0
+
+
+def adapted(layer: nn.Module, y: Float[Array, "*o"], x: Float[Array, "*b i"], adapters: Adapters) -> Float[Array, "*o"]:
+    """A dense layer's outputs with its adapter's product added; the two factors become parameters of the layer.
+
+    Args:
+      layer: whose adapter it is.
+      y: its outputs [*b, out], or split over heads [*b, heads, channels].
+      x: what the adapter reads, in the dtype of activations.
+      adapters: rank and scale.
+    """
+    features = math.prod(y.shape[x.ndim - 1 :])
+    a = layer.param("lora_a", _uniform, (x.shape[-1], adapters.rank))
+    b = layer.param("lora_b", nn.initializers.zeros_init(), (adapters.rank, features))
+    low = jnp.dot(x, jnp.asarray(a).astype(x.dtype))
+    return y + jnp.dot(low, jnp.asarray(b).astype(x.dtype)).reshape(y.shape) * adapters.scale
+
+
+def _uniform(rng: Array, shape: tuple[int, int], dtype: Any = jnp.float32) -> Float[Array, "i r"]:
+    """peft's first factor, Kaiming's with a = sqrt(5); the second is zero, so that the model begins as it was."""
+    return jax.random.uniform(rng, shape, dtype, -1.0, 1.0) / shape[0] ** 0.5
 
 
 def is_adapter(path: str) -> bool:

@@ -13,6 +13,7 @@ from jaxtyping import Float
 
 from clp_jax.aliases import AnyArray, Array
 from clp_jax.models.layers.gating import gated
+from clp_jax.models.layers.lora import Adapters, adapted
 from clp_jax.models.layers.scan import Rows, pinned, rematerialised
 from clp_jax.models.layers.torch_rules import (
     Rule,
@@ -28,7 +29,10 @@ from clp_jax.models.layers.torch_rules import (
 
 @dataclasses.dataclass(frozen=True)
 class SiglipSizes:
-    """The SigLIP image encoder: channels, blocks, feed-forward, heads, patch edge in pixels, tokens of an image."""
+    """The SigLIP image encoder: channels, blocks, feed-forward, heads, patch edge in pixels, tokens of an image.
+
+    ``adapters`` are LoRA on queries, keys and values, if there is any.
+    """
 
     width: int
     depth: int
@@ -36,11 +40,43 @@ class SiglipSizes:
     num_heads: int
     patch_size: int
     num_tokens: int
+    adapters: Adapters | None = None
 
     @property
     def image_size(self) -> int:
         """Edge of the square input image in pixels."""
         return math.isqrt(self.num_tokens) * self.patch_size
+
+
+class Heads(nn.Module):
+    """Queries, keys or values by head, plus the adapter's product where there is one."""
+
+    sizes: SiglipSizes
+    dtype: str
+
+    def setup(self) -> None:
+        split = self.sizes.num_heads, self.sizes.width // self.sizes.num_heads
+        self.dense = nn.DenseGeneral(split, kernel_init=nn.initializers.xavier_uniform(), dtype=self.dtype)
+        nn.share_scope(self, self.dense)
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "n s d"]) -> Float[Array, "n s h c"]:
+        y, adapters = self.dense(x), self.sizes.adapters
+        return y if adapters is None else adapted(self, y, x.astype(y.dtype), adapters)
+
+
+class Attention(nn.Module):
+    """Attention of all tokens to all, with the parameters and the arithmetic of flax's module."""
+
+    sizes: SiglipSizes
+    dtype: str
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "n s d"]) -> Float[Array, "n s d"]:
+        query, key, value = (Heads(self.sizes, self.dtype, name=name)(x) for name in ("query", "key", "value"))
+        read = nn.dot_product_attention(query, key, value, dtype=self.dtype)
+        init = nn.initializers.xavier_uniform()
+        return nn.DenseGeneral(self.sizes.width, axis=(-2, -1), kernel_init=init, dtype=self.dtype, name="out")(read)
 
 
 class MlpBlock(nn.Module):
@@ -68,9 +104,7 @@ class EncoderBlock(nn.Module):
     def __call__(self, x, gate):
         x = inputs = pinned(x, self.rows)
         y = nn.LayerNorm(dtype=self.dtype)(x)
-        y = nn.MultiHeadDotProductAttention(
-            num_heads=self.sizes.num_heads, kernel_init=nn.initializers.xavier_uniform(), dtype=self.dtype
-        )(y, y)
+        y = Attention(self.sizes, self.dtype, name="MultiHeadDotProductAttention_0")(y)
         x = x + y
         x = x + MlpBlock(self.sizes.mlp_dim, self.dtype)(nn.LayerNorm(dtype=self.dtype)(x))
         if gate is not None:

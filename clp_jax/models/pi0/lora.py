@@ -18,8 +18,8 @@ from clp_jax.errors import InputError
 from clp_jax.models.layers import lora
 from clp_jax.models.pi0.architecture import Architecture
 
-VLM_RANK, ACTION_RANK = 16, 32
-"""openpi's ranks, ``gemma_2b_lora`` and ``gemma_300m_lora``; alpha equals the rank."""
+RANKS = 16, 32
+"""openpi's of VLM and action expert, ``gemma_2b_lora`` and ``gemma_300m_lora``; alpha equals the rank."""
 
 RULES = ((".*lora.*", False), ("PaliGemma/llm/.*", True))
 """openpi's rule of what is frozen in a model with adapters: of the language stack only the adapters are trained."""
@@ -147,7 +147,7 @@ def without_adapters(architecture: Architecture) -> Architecture:
     return dataclasses.replace(architecture, **plain)
 
 
-def with_adapters(architecture: Architecture, vlm_rank: int = VLM_RANK, action_rank: int = ACTION_RANK) -> Architecture:
+def with_adapters(architecture: Architecture, vlm_rank: int, action_rank: int) -> Architecture:
     """The architecture with adapters on the attention and the feed-forward of every expert.
 
     Raises:
