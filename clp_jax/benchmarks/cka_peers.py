@@ -153,7 +153,7 @@ def _candidates(layers: int) -> tuple[list[Candidate], list[str]]:
             "numpy float32", "Grams, loop over pairs", np.asarray, lambda x: _numpy_cka(x, np.float32), debiased=True
         ),
     ]
-    torch, pytorch_cka, ckatorch = (_optional(name) for name in ("torch", "cka", "ckatorch.core"))
+    torch, pytorch_cka, ckatorch = (optional(name) for name in ("torch", "cka", "ckatorch.core"))
     missing = [
         name for name, module in (("pytorch-cka", pytorch_cka), ("ckatorch", ckatorch)) if not (torch and module)
     ]
@@ -213,7 +213,8 @@ def _error(candidate: Candidate, states: np.ndarray, exact: dict[bool, np.ndarra
     return float(np.abs(candidate.call(candidate.put(states)) - wanted).max())
 
 
-def _optional(name: str) -> ModuleType | None:
+def optional(name: str) -> ModuleType | None:
+    """A peer's module; None where the package is not installed."""
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError:

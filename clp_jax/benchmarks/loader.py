@@ -14,6 +14,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from clp_jax.benchmarks.cka_peers import optional
 from clp_jax.data.lerobot import LeRobotData
 from clp_jax.data.lerobot_meta import find_folder, read_meta
 from clp_jax.data.loader import BatchIterator
@@ -104,18 +105,16 @@ def _ours(data: LeRobotData, cameras: list[str], batch_size: int, workers: int, 
 
 def _lerobots(folder: Any, fps: float, batch_size: int, workers: int, horizon: int) -> Loader | None:
     """PyTorch's loader of lerobot's data set; None if they are not installed."""
-    try:
-        import torch
-        from lerobot.datasets.lerobot_dataset import LeRobotDataset
-    except ModuleNotFoundError:
+    torch, lerobot = (optional(name) for name in ("torch.utils.data", "lerobot.datasets.lerobot_dataset"))
+    if torch is None or lerobot is None:
         return None
     chunk = {_ACTION: [step / fps for step in range(horizon)]}
     with blamed_on(f"the data set {folder}", verb="cannot be opened by lerobot's own reader"):
-        data = LeRobotDataset(
+        data = lerobot.LeRobotDataset(
             "local/local", root=folder, delta_timestamps=chunk, video_backend="pyav", return_uint8=True
         )
     return lambda: _without_end(
-        torch.utils.data.DataLoader(data, batch_size=batch_size, shuffle=True, num_workers=workers, drop_last=True)
+        torch.DataLoader(data, batch_size=batch_size, shuffle=True, num_workers=workers, drop_last=True)
     )
 
 
