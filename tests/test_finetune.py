@@ -1,8 +1,10 @@
 """``clp finetune`` through its real main: resumption, refusals, kills, and several processes."""
 
 import dataclasses
+import gzip
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -95,6 +97,26 @@ def test_run_logs_saves_and_records(finished):
     assert record["steps"][1]["config"]["peak_lr"] == 0.01
     assert record["training"]["step"] == 7
     assert (finished / "7" / "assets" / "robot" / "norm_stats.json").read_text() == "{}"
+
+
+def test_steps_say_what_they_waited_for(finished):
+    rates = [entry for entry in metrics(finished) if "data_seconds" in entry]
+    assert len(rates) == 8
+    assert all(0 <= entry["data_seconds"] < 60 for entry in rates)
+    (save,) = [entry for entry in metrics(finished) if "save_seconds" in entry]
+    assert save["step"] == 7
+    assert save["save_seconds"] > 0
+
+
+def test_a_profile_has_the_steps_that_were_asked_for(inputs, tmp_path, capsys):
+    flags = ("--steps", "5", "--evaluate-every", "0", "--profile", "2")
+    assert main(words(inputs, tmp_path / "run", *flags)) == 0
+    assert "tensorboard --logdir" in capsys.readouterr().out
+    (folder,) = (tmp_path / "run" / "tensorboard").glob("plugins/profile/*")
+    assert list(folder.glob("*.xplane.pb"))
+    (trace,) = folder.glob("*.trace.json.gz")
+    events = json.loads(gzip.decompress(trace.read_bytes()))["traceEvents"]
+    assert {event["args"]["step_num"] for event in events if event.get("name") == "train"} == {"2", "3"}
 
 
 def test_a_run_has_a_page_as_soon_as_something_is_known(finished):
@@ -255,11 +277,10 @@ def test_a_run_from_before_a_flag_existed_goes_on(inputs, finished, tmp_path):
         (("--steps", "2", "--holdout-ratio", "1"), "below 1"),
         (("--steps", "2", "--processes", "2"), "together"),
         (("--steps", "2", "--wandb", "x"), "pip install wandb"),
+        (("--steps", "2", "--profile", "1"), "needs 3; the run has 2"),
     ],
 )
 def test_bad_flags_are_one_line_and_leave_nothing(inputs, tmp_path, capsys, flags, message):
-    import re
-
     assert re.search(message, refusal(capsys, words(inputs, tmp_path / "run", *flags)))
     assert not (tmp_path / "run").exists()
 

@@ -8,6 +8,7 @@ import re
 from collections.abc import Collection, Mapping
 from typing import Any
 
+from etils import epath
 from rich.console import Console
 from rich.markup import escape
 
@@ -32,8 +33,9 @@ from clp_jax.training.adapters import with_adapters
 from clp_jax.training.assets import assets_writer
 from clp_jax.training.freezing import frozen_paths
 from clp_jax.training.held_out import held_out_loss
-from clp_jax.training.logs import Logs, import_wandb
+from clp_jax.training.logs import BOARD, Logs, import_wandb
 from clp_jax.training.optimizer import undecayed
+from clp_jax.training.profiling import StepTrace
 from clp_jax.training.resumption import Entry, check_same_run
 from clp_jax.training.run_folder import run_folder
 from clp_jax.training.saving import saved_record
@@ -43,7 +45,7 @@ from clp_jax.trees import flatten
 
 _MAY_CHANGE = (
     *("steps", "log_every", "evaluate_every", "save_every", "keep_period", "evaluate_observations", "holdout_data"),
-    *("out", "resume", "overwrite", "against", "wandb", "fsdp_devices", "shard", "skip_dead", "workers"),
+    *("out", "resume", "overwrite", "against", "profile", "wandb", "fsdp_devices", "shard", "skip_dead", "workers"),
     *(field.name for field in dataclasses.fields(DistributedFlags)),
 )
 """Flags that do not change what a run computes, so that a resumed run may have others."""
@@ -114,6 +116,8 @@ class Finetune(TeacherFlags, DataFlags, ModelFlags, UpstreamFlags, DistributedFl
     """Steps between two saves."""
     keep_period: int | None = 5000
     """Keep saved steps that this divides; of the others only the newest stays."""
+    profile: int = 0
+    """Steps to trace, after the first two, for TensorBoard's profile plugin and XProf; 0 for none."""
     workers: int = 4
     """Threads that read data ahead."""
     seed: int = 42
@@ -161,6 +165,7 @@ def _run(config: Finetune, lifetime: contextlib.ExitStack) -> None:
     _check_not_decayed(asked, set(leaves) - frozen)
     todo = _todo(config, frozen, frozen_rows, None if teacher is None else teacher.teaching)
     check_batch_size(todo, mesh)
+    trace = _trace(config, begun)
     out = lifetime.enter_context(run_folder(config.out, resume=config.resume, overwrite=config.overwrite))
     write_assets = assets_writer(
         spec,
@@ -209,10 +214,11 @@ def _run(config: Finetune, lifetime: contextlib.ExitStack) -> None:
             evaluate=held_out_loss(architecture, held, mesh, batch_size=config.batch_size),
             teacher=None if teacher is None else teacher.spec,
             paused=log.paused,
+            trace=trace,
         )
     saved.close()
     log.close()
-    conclude(console, config, out, ended)
+    conclude(console, config, out, ended, trace)
 
 
 def _begin(config: Finetune) -> None:
@@ -320,6 +326,11 @@ def _todo(
         evaluate_every=config.evaluate_every,
         save_every=config.save_every,
     )
+
+
+def _trace(config: Finetune, begun: Mapping[str, Any] | None) -> StepTrace:
+    start = 0 if begun is None else begun["training"]["step"] + 1
+    return StepTrace(epath.Path(config.out).expanduser() / BOARD, start=start, steps=config.profile, end=config.steps)
 
 
 def _rules(words: tuple[str, ...]) -> Rules:

@@ -12,13 +12,14 @@ from clp_jax.commands.teacher_flags import Teacher
 from clp_jax.data import TrainingData
 from clp_jax.history import REPORT
 from clp_jax.report.run import read_run, run_before, write_run_report
-from clp_jax.training.logs import Logs
+from clp_jax.training.logs import BOARD, Logs
 from clp_jax.training.loop import Report
+from clp_jax.training.profiling import StepTrace
 from clp_jax.training.throughput import utilisation
 
 _SHOWN = (
     *("loss", "task_loss", "teacher_loss", "states_loss", "grad_norm", "learning_rate", "samples_per_second", "mfu"),
-    "held_out_loss",
+    *("data_seconds", "held_out_loss", "save_seconds"),
 )
 
 
@@ -136,11 +137,13 @@ def report_writer(out: epath.Path, record: Mapping[str, Any], against: str | Non
     return lambda: write_run_report(out, record, other)
 
 
-def conclude(console: Console, config: Any, out: epath.Path, report: Report) -> None:
+def conclude(console: Console, config: Any, out: epath.Path, report: Report, trace: StepTrace) -> None:
     """Print where the run stands at its end."""
     if report.done < config.steps:
         console.print(
             f"Stopped by SIGTERM after {report.done} of {config.steps} steps, all saved; go on with --resume."
         )
     console.print(f"Checkpoint: [bold]{escape(str(out / str(report.saved)))}[/]", soft_wrap=True)
+    if trace.written:
+        console.print(f"Profile: [bold]tensorboard --logdir {escape(str(out / BOARD))}[/]", soft_wrap=True)
     console.print(f"Report: [bold]{escape(str(out / REPORT))}[/]", soft_wrap=True)

@@ -43,7 +43,8 @@ RANGES = {
     **dict.fromkeys(("max_batch", "queue", "processes", "episodes", "replan", "max_steps", "image_size"), _COUNT),
     "max_samples": _Range(4),
     **dict.fromkeys(
-        ("evaluate_every", "warmup_steps", "workers", "filmed", "process_id", "lora_ranks", "tolerance"), _NOT_NEGATIVE
+        ("evaluate_every", "warmup_steps", "workers", "profile", "filmed", "process_id", "lora_ranks", "tolerance"),
+        _NOT_NEGATIVE,
     ),
     **dict.fromkeys(("decay_lr", "eps", "weight_decay", "teacher_states"), _NOT_NEGATIVE),
     **dict.fromkeys(("b1", "b2", "ema_decay", "holdout_ratio"), _SHARE),

@@ -16,6 +16,7 @@ from clp_jax.folders import is_remote
 from clp_jax.outputs import write_whole
 
 LOG_FILE = "metrics.jsonl"
+BOARD = "tensorboard"
 
 
 class Logs:
@@ -40,7 +41,7 @@ class Logs:
         if not is_remote(folder):
             from tensorboardX import SummaryWriter
 
-            self._board = SummaryWriter(os.fspath(folder / "tensorboard"), purge_step=start)
+            self._board = SummaryWriter(os.fspath(folder / BOARD), purge_step=start)
         self._wandb = None if wandb_project is None else _wandb_run(folder, wandb_project, config)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:

@@ -1,10 +1,11 @@
 """The life of a run: start or resume, step, look, save, stop."""
 
 import collections
+import contextlib
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -19,6 +20,7 @@ from clp_jax.models import Architecture
 from clp_jax.sharding import Rules, batch_sharding
 from clp_jax.training.adapters import init_adapters
 from clp_jax.training.optimizer import OptimizerSettings, learning_rate
+from clp_jax.training.profiling import StepTrace
 from clp_jax.training.program import build_program
 from clp_jax.training.saving import Steps
 from clp_jax.training.state import TrainState
@@ -90,6 +92,7 @@ def train(
     evaluate: Callable[[dict], Mapping[str, float]] | None = None,
     teacher: Spec | None = None,
     paused: Callable[[], None] | None = None,
+    trace: StepTrace = StepTrace(),
 ) -> Report:
     """Train until ``run.steps`` steps are done, from the newest saved step if there is one.
 
@@ -105,6 +108,7 @@ def train(
       evaluate: scalars of parameters on held-out data.
       teacher: the checkpoint of the model that teaches, where ``run.step`` says that one does.
       paused: called after held-out losses and while a save is written, but not at the end.
+      trace: of some steps.
 
     Raises:
       InputError: a value of loss, gradient or parameters is not finite, which is never saved.
@@ -123,22 +127,27 @@ def train(
         with blamed_on(f"the position in the data of step {saved.latest}", "resume from another step"):
             batches.set_state(position.encode())
     watch = _Watch(run, log)
-    with stop_on_sigterm(mesh) as stop:
+    with stop_on_sigterm(mesh) as stop, trace.open():
         for number in range(int(state.step), run.steps):
-            batch = _on_devices(next(batches), mesh)
-            watch.begin()
-            state, info = program.step(state, batch, stop.array(), *taught_by)
-            watch.add(number, info)
+            with trace.step(number):
+                with watch.waiting():
+                    batch = _on_devices(next(batches), mesh)
+                watch.begin()
+                state, info = program.step(state, batch, stop.array(), *taught_by)
+                watch.add(number, info)
             last = number + 1 == run.steps or watch.stopped
             look = evaluate if last or _due(number, run.evaluate_every) else None
             saves = last or _due(number, run.save_every)
-            if look is not None or saves:
+            if look is not None or saves or trace.ends_with(number):
                 watch.drain()  # nothing is saved before all up to it is known to be finite
+            if trace.ends_with(number):
+                trace.finish()
             if look is not None:
                 averaged = state.params if state.ema_params is None else state.ema_params
                 log(number, look(averaged))
             if saves:
-                saved.save(state, record({"step": number, "position": batches.get_state().decode()}))
+                made = record({"step": number, "position": batches.get_state().decode()})
+                log(number, {"save_seconds": _save(saved, state, made)})
             if last:
                 break
             if paused is not None and (look is not None or saves):
@@ -165,6 +174,13 @@ def check_batch_size(run: Run, mesh: jax.sharding.Mesh) -> None:
 def _due(number: int, every: int) -> bool:
     """openpi's rule: step numbers that ``every`` divides, but not the very first."""
     return every > 0 and number > 0 and number % every == 0
+
+
+def _save(saved: Steps, state: TrainState, record: Mapping[str, Any]) -> float:
+    """Seconds for which a save held training up; writing goes on beside the next steps."""
+    start = time.perf_counter()
+    saved.save(state, record)
+    return time.perf_counter() - start
 
 
 def _initial_params(spec: Spec, architecture: Architecture, wanted: Tree, seed: int, mesh: jax.sharding.Mesh) -> dict:
@@ -204,11 +220,20 @@ class _Watch:
     def __init__(self, run: Run, log: Callable[[int, Mapping[str, float]], None]):
         self.stopped = False
         self._run, self._log = run, log
-        self._pending: collections.deque[tuple[int, Mapping[str, Array]]] = collections.deque()
+        self._pending: collections.deque[tuple[int, Mapping[str, Array], float]] = collections.deque()
+        self._waited = 0.0
         self._window: list[dict[str, float]] = []
         self._seconds: list[float] = []
+        self._waits: list[float] = []
         self._last_read: float | None = None
         self._has_read = False
+
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Around what makes the host wait for the data of a step."""
+        start = time.perf_counter()
+        yield
+        self._waited = time.perf_counter() - start
 
     def begin(self) -> None:
         """A step is about to be dispatched: after a pause, time runs from here on (but the first one compiles)."""
@@ -216,7 +241,7 @@ class _Watch:
             self._last_read = time.perf_counter()
 
     def add(self, number: int, info: Mapping[str, Array]) -> None:
-        self._pending.append((number, info))
+        self._pending.append((number, info, self._waited))
         while len(self._pending) > _IN_FLIGHT:
             self._read()
 
@@ -227,7 +252,7 @@ class _Watch:
         self._last_read = None
 
     def _read(self) -> None:
-        number, info = self._pending.popleft()
+        number, info, waited = self._pending.popleft()
         values = {name: float(value) for name, value in jax.device_get(info).items()}
         now = time.perf_counter()
         if self._last_read is not None:
@@ -241,6 +266,7 @@ class _Watch:
                 "kept. Look at the data around it, or lower --peak-lr, and go on with --resume."
             )
         self._window.append(values)
+        self._waits.append(waited)
         if number % self._run.log_every == 0 or number + 1 == self._run.steps:
             self._write(number)
 
@@ -250,5 +276,6 @@ class _Watch:
         if self._seconds:
             means["step_seconds"] = float(np.mean(self._seconds))
             means["samples_per_second"] = self._run.batch_size / means["step_seconds"]
-        self._window, self._seconds = [], []
+        means["data_seconds"] = float(np.mean(self._waits))
+        self._window, self._seconds, self._waits = [], [], []
         self._log(number, means)
