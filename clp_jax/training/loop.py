@@ -125,8 +125,9 @@ def train(
     watch = _Watch(run, log)
     with stop_on_sigterm(mesh) as stop:
         for number in range(int(state.step), run.steps):
-            batch = _on_devices(next(batches), mesh)
-            watch.begin()
+            rows, waited = _timed(next, batches)
+            watch.begin(waited)
+            batch = _on_devices(rows, mesh)
             state, info = program.step(state, batch, stop.array(), *taught_by)
             watch.add(number, info)
             last = number + 1 == run.steps or watch.stopped
@@ -136,9 +137,12 @@ def train(
                 watch.drain()  # nothing is saved before all up to it is known to be finite
             if look is not None:
                 averaged = state.params if state.ema_params is None else state.ema_params
-                log(number, look(averaged))
+                found, seconds = _timed(look, averaged)
+                log(number, {**found, "held_out_seconds": seconds})
             if saves:
-                saved.save(state, record({"step": number, "position": batches.get_state().decode()}))
+                place = {"step": number, "position": batches.get_state().decode()}
+                _, seconds = _timed(saved.save, state, record(place))
+                log(number, {"save_seconds": seconds})
             if last:
                 break
             if paused is not None and (look is not None or saves):
@@ -160,6 +164,12 @@ def check_batch_size(run: Run, mesh: jax.sharding.Mesh) -> None:
             f"--batch-size {run.batch_size} is not a multiple of {devices * parts} "
             f"({devices} devices times --accumulate {parts})."
         )
+
+
+def _timed(function: Callable[..., Any], *args: Any) -> tuple[Any, float]:
+    """What a function returns, and its seconds."""
+    began = time.perf_counter()
+    return function(*args), time.perf_counter() - began
 
 
 def _due(number: int, every: int) -> bool:
@@ -207,12 +217,19 @@ class _Watch:
         self._pending: collections.deque[tuple[int, Mapping[str, Array]]] = collections.deque()
         self._window: list[dict[str, float]] = []
         self._seconds: list[float] = []
+        self._waits: list[float] = []
         self._last_read: float | None = None
         self._has_read = False
 
-    def begin(self) -> None:
-        """A step is about to be dispatched: after a pause, time runs from here on (but the first one compiles)."""
-        if self._last_read is None and self._has_read:
+    def begin(self, waited: float) -> None:
+        """A step is about to be dispatched: after a pause, time runs from here on (but the first one compiles).
+
+        Args:
+          waited: seconds for its data, hidden by the steps before it as long as it is less than they take.
+        """
+        if self._last_read is not None:
+            self._waits.append(waited)
+        elif self._has_read:
             self._last_read = time.perf_counter()
 
     def add(self, number: int, info: Mapping[str, Array]) -> None:
@@ -250,5 +267,7 @@ class _Watch:
         if self._seconds:
             means["step_seconds"] = float(np.mean(self._seconds))
             means["samples_per_second"] = self._run.batch_size / means["step_seconds"]
-        self._window, self._seconds = [], []
+        if self._waits:
+            means["data_seconds"] = float(np.mean(self._waits))
+        self._window, self._seconds, self._waits = [], [], []
         self._log(number, means)
