@@ -51,9 +51,11 @@ def run(folder: Path, record: dict, *, seconds: float = 0.5, scale: float = 1.0)
     lines = []
     for number in [*range(0, 100, 10), 99]:
         values = {"loss": scale / (1 + number), "grad_norm": 1.0, "learning_rate": 1e-4, "step_seconds": seconds}
+        values["data_seconds"] = seconds / 10
         lines.append({"step": number, **values})
         if number % 20 == 0 and number:
-            lines.append({"step": number, "held_out_loss": scale * (0.1 if number == 60 else 0.2)})
+            held = {"held_out_loss": scale * (0.1 if number == 60 else 0.2), "held_out_seconds": 2.0}
+            lines += [{"step": number, **held}, {"step": number, "save_seconds": 1.0}]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step": 99, "lo')
     return folder
 
@@ -85,6 +87,12 @@ def test_the_page_says_how_far_a_run_is_and_what_was_done(tmp_path):
     assert [cells[0] for _, cells in rows] == ["20", "40", "60", "80"]
     assert [marked for marked, _ in rows] == [False, False, True, False]
     assert rows[0][1][1] == "0:00:10"  # 21 steps of half a second
+    assert [cells for _, cells in Page(text).tables["time"]] == [
+        ["training steps", "0:00:50", "100.0%"],
+        ["of these, waiting for data", "0:00:05", "10.0%"],
+        ["held-out losses", "0:00:08", "16.0%"],
+        ["saving, before training goes on", "0:00:04", "8.0%"],
+    ]
 
 
 def test_another_run_is_shown_behind_with_the_ratio_of_losses_and_times(tmp_path):

@@ -111,7 +111,8 @@ class Log:
         self._advance(number + 1 - self._shown)
         self._shown = number + 1
         text = ", ".join(f"{name} {values[name]:.4g}" for name in _SHOWN if name in values)
-        self._console.print(f"step {number}: {text}", highlight=False, soft_wrap=True)
+        if text:
+            self._console.print(f"step {number}: {text}", highlight=False, soft_wrap=True)
 
     def paused(self) -> None:
         """Write the page."""

@@ -11,7 +11,7 @@ from clp_jax.report.canvas import LIGHT, new_figure
 from clp_jax.report.scales import limits, logarithmic
 from clp_jax.training.logs import Curve
 
-HELD_OUT, STEP_SECONDS = "held_out_loss", "step_seconds"
+HELD_OUT, STEP_SECONDS, DATA_SECONDS = "held_out_loss", "step_seconds", "data_seconds"
 _MOST = 250
 """Points of a curve; of more neighbours are averaged."""
 _WIDE = 5.0
@@ -85,11 +85,19 @@ def seconds(log: Log, steps: np.ndarray) -> np.ndarray:
     return np.interp(steps, np.r_[-1, log[STEP_SECONDS].steps], np.r_[0.0, _seconds_of(log)])
 
 
-def _seconds_of(log: Log) -> np.ndarray:
-    """At each entry that measured; those before its steps are taken to have been as long."""
-    if STEP_SECONDS not in log:
+def parts_of_time(log: Log) -> dict[str, float]:
+    """Seconds that a run took so far, by what it did; what nothing was measured of is left out."""
+    within = {"training steps": STEP_SECONDS, "of these, waiting for data": DATA_SECONDS}
+    between = {"held-out losses": "held_out_seconds", "saving, before training goes on": "save_seconds"}
+    found = {what: float(_seconds_of(log, name)[-1]) for what, name in within.items() if name in log}
+    return found | {what: float(log[name].values.sum()) for what, name in between.items() if name in log}
+
+
+def _seconds_of(log: Log, name: str = STEP_SECONDS) -> np.ndarray:
+    """Their sum at each entry that has the mean of a step; steps that were not measured are taken to be alike."""
+    if name not in log:
         return np.zeros(0)
-    return np.cumsum(log[STEP_SECONDS].values * np.diff(log[STEP_SECONDS].steps, prepend=-1))
+    return np.cumsum(log[name].values * np.diff(log[name].steps, prepend=-1))
 
 
 def _panel(title: str, below: str = "step") -> tuple[Figure, Axes]:

@@ -16,7 +16,7 @@ from clp_jax.outputs import write_whole
 from clp_jax.plan import PrunePlan
 from clp_jax.provenance import conventions_of, healing, versions
 from clp_jax.report.canvas import inline_svg, style
-from clp_jax.report.curves import HELD_OUT, STEP_SECONDS, Log, losses, scalar, seconds, training_loss
+from clp_jax.report.curves import HELD_OUT, STEP_SECONDS, Log, losses, parts_of_time, scalar, seconds, training_loss
 from clp_jax.report.document import card, change_of, document, link
 from clp_jax.report.tables import compact, cut_strips, cuts_of, settings_list, table
 from clp_jax.training.logs import LOG_FILE, Curve, read_log
@@ -124,6 +124,7 @@ def run_page(run: RunView, other: RunView | None) -> str:
         _headline(run, other),
         _figures(run, other),
         _held_out(run, other),
+        _time(run),
         _before(run),
         _settings(run),
     ]
@@ -230,6 +231,20 @@ def _held_out(run: RunView, other: RunView | None) -> str:
         rows.append(row)
     marked = [bool(i == best) for i in chosen]
     return f"<section><h2>Held-out loss</h2>{table(head, rows, marked=marked, name='readings')}</section>"
+
+
+def _time(run: RunView) -> str:
+    parts = parts_of_time(run.log)
+    if not parts:
+        return ""
+    step = next(iter(parts.values()))
+    rows = [[html.escape(what), _clock(value), f"{value / step:.1%}"] for what, value in parts.items()]
+    head = ["", "time", "of the time of<br>training steps"]
+    return (
+        "<section><h2>Where the time went</h2><p>Data are read ahead of the devices: waiting for them costs nothing "
+        "until it takes as long as a step. Compiling is not counted, nor is the writing of a saved step while training "
+        f"goes on.</p>{table(head, rows, marked=[False] * len(rows), name='time')}</section>"
+    )
 
 
 def _value_at(curve: Curve | None, step: int) -> float:

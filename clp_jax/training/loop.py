@@ -1,11 +1,10 @@
 """The life of a run: start or resume, step, look, save, stop."""
 
 import collections
-import contextlib
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -122,17 +121,14 @@ def train(
     if saved.latest is None:
         state = program.start(_initial_params(spec, architecture, program.abstract.params, run.seed, mesh))
     else:
-        state = saved.restore(program.abstract, saved.latest)
-        position = saved.record(saved.latest)["training"]["position"]
-        with blamed_on(f"the position in the data of step {saved.latest}", "resume from another step"):
-            batches.set_state(position.encode())
+        state = _restored(saved, saved.latest, program.abstract, batches)
     watch = _Watch(run, log)
     with stop_on_sigterm(mesh) as stop, trace.open():
         for number in range(int(state.step), run.steps):
             with trace.step(number):
-                with watch.waiting():
-                    batch = _on_devices(next(batches), mesh)
-                watch.begin()
+                rows, waited = _timed(next, batches)
+                watch.begin(waited)
+                batch = _on_devices(rows, mesh)
                 state, info = program.step(state, batch, stop.array(), *taught_by)
                 watch.add(number, info)
             last = number + 1 == run.steps or watch.stopped
@@ -144,10 +140,12 @@ def train(
                 trace.finish()
             if look is not None:
                 averaged = state.params if state.ema_params is None else state.ema_params
-                log(number, look(averaged))
+                found, seconds = _timed(look, averaged)
+                log(number, {**found, "held_out_seconds": seconds})
             if saves:
-                made = record({"step": number, "position": batches.get_state().decode()})
-                log(number, {"save_seconds": _save(saved, state, made)})
+                place = {"step": number, "position": batches.get_state().decode()}
+                _, seconds = _timed(saved.save, state, record(place))
+                log(number, {"save_seconds": seconds})
             if last:
                 break
             if paused is not None and (look is not None or saves):
@@ -171,16 +169,24 @@ def check_batch_size(run: Run, mesh: jax.sharding.Mesh) -> None:
         )
 
 
+def _timed(function: Callable[..., Any], *args: Any) -> tuple[Any, float]:
+    """What a function returns, and its seconds."""
+    began = time.perf_counter()
+    return function(*args), time.perf_counter() - began
+
+
 def _due(number: int, every: int) -> bool:
     """openpi's rule: step numbers that ``every`` divides, but not the very first."""
     return every > 0 and number > 0 and number % every == 0
 
 
-def _save(saved: Steps, state: TrainState, record: Mapping[str, Any]) -> float:
-    """Seconds for which a save held training up; writing goes on beside the next steps."""
-    start = time.perf_counter()
-    saved.save(state, record)
-    return time.perf_counter() - start
+def _restored(saved: Steps, step: int, wanted: TrainState, batches: Any) -> TrainState:
+    """The state after a saved step; the batches go on behind it."""
+    state = saved.restore(wanted, step)
+    position = saved.record(step)["training"]["position"]
+    with blamed_on(f"the position in the data of step {step}", "resume from another step"):
+        batches.set_state(position.encode())
+    return state
 
 
 def _initial_params(spec: Spec, architecture: Architecture, wanted: Tree, seed: int, mesh: jax.sharding.Mesh) -> dict:
@@ -220,28 +226,26 @@ class _Watch:
     def __init__(self, run: Run, log: Callable[[int, Mapping[str, float]], None]):
         self.stopped = False
         self._run, self._log = run, log
-        self._pending: collections.deque[tuple[int, Mapping[str, Array], float]] = collections.deque()
-        self._waited = 0.0
+        self._pending: collections.deque[tuple[int, Mapping[str, Array]]] = collections.deque()
         self._window: list[dict[str, float]] = []
         self._seconds: list[float] = []
         self._waits: list[float] = []
         self._last_read: float | None = None
         self._has_read = False
 
-    @contextlib.contextmanager
-    def waiting(self) -> Iterator[None]:
-        """Around what makes the host wait for the data of a step."""
-        start = time.perf_counter()
-        yield
-        self._waited = time.perf_counter() - start
+    def begin(self, waited: float) -> None:
+        """A step is about to be dispatched: after a pause, time runs from here on (but the first one compiles).
 
-    def begin(self) -> None:
-        """A step is about to be dispatched: after a pause, time runs from here on (but the first one compiles)."""
-        if self._last_read is None and self._has_read:
+        Args:
+          waited: seconds for its data, hidden by the steps before it as long as it is less than they take.
+        """
+        if self._last_read is not None:
+            self._waits.append(waited)
+        elif self._has_read:
             self._last_read = time.perf_counter()
 
     def add(self, number: int, info: Mapping[str, Array]) -> None:
-        self._pending.append((number, info, self._waited))
+        self._pending.append((number, info))
         while len(self._pending) > _IN_FLIGHT:
             self._read()
 
@@ -252,7 +256,7 @@ class _Watch:
         self._last_read = None
 
     def _read(self) -> None:
-        number, info, waited = self._pending.popleft()
+        number, info = self._pending.popleft()
         values = {name: float(value) for name, value in jax.device_get(info).items()}
         now = time.perf_counter()
         if self._last_read is not None:
@@ -266,7 +270,6 @@ class _Watch:
                 "kept. Look at the data around it, or lower --peak-lr, and go on with --resume."
             )
         self._window.append(values)
-        self._waits.append(waited)
         if number % self._run.log_every == 0 or number + 1 == self._run.steps:
             self._write(number)
 
@@ -276,6 +279,7 @@ class _Watch:
         if self._seconds:
             means["step_seconds"] = float(np.mean(self._seconds))
             means["samples_per_second"] = self._run.batch_size / means["step_seconds"]
-        means["data_seconds"] = float(np.mean(self._waits))
+        if self._waits:
+            means["data_seconds"] = float(np.mean(self._waits))
         self._window, self._seconds, self._waits = [], [], []
         self._log(number, means)
