@@ -125,4 +125,9 @@ MUTANTS: list[Mutant] = [
         "tests/groot/test_training.py::test_no_weight_decay_where_upstream_has_none",
         ("groot-decays-norms", "bias|.*/(?:vlln|norm[13]|encoder_norm|LayerNorm_[01])/scale", "bias"),
     ),
+    *faults(
+        "clp_jax/models/layers/lora.py",
+        "tests/groot/test_lora.py::test_a_merged_model_answers_alike",
+        ("adapters-without-scale", ".reshape(y.shape) * adapters.scale", ".reshape(y.shape)"),
+    ),
 ]

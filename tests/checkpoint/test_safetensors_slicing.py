@@ -209,6 +209,18 @@ def test_other_files_are_carried_and_bookkeeping_is_not(tmp_path):
     assert [note.split()[0] for note in report.notes] == [".git", ".cache"]
 
 
+def test_what_an_export_says_of_its_weights_does_not_speak_for_a_cut(tmp_path):
+    source = copied(GROOT, tmp_path / "source")
+    spoken, kept = ("export.json", "README.md", "check.npz", "check_groot.py"), ("load_lerobot.py", "eagle/README.md")
+    for name in (*spoken, *kept):
+        (source / name).parent.mkdir(parents=True, exist_ok=True)
+        (source / name).write_text("{}")
+    report = slice_folder(read_folder(source), groot_keep(), tmp_path / "out")
+    assert {note.split()[0] for note in report.notes} == set(spoken)
+    assert not any((tmp_path / "out" / name).exists() for name in spoken)
+    assert all((tmp_path / "out" / name).exists() for name in kept)
+
+
 def test_links_of_the_hubs_cache_become_files(tmp_path):
     snapshot, blobs = tmp_path / "models" / "snapshots" / "0", tmp_path / "models" / "blobs"
     (snapshot / "experiment_cfg").mkdir(parents=True)

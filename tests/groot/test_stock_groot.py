@@ -12,13 +12,15 @@ import real_groot
 from groot_recordings import OUTPUT_TOLERANCE
 from safetensors_folders import GROOT, sharded, tensors_of
 
+from clp_jax.checkpoint import read_spec
 from clp_jax.checkpoint.safetensors.folder import read_folder
 from clp_jax.checkpoint.safetensors.slicing import slice_folder
 from clp_jax.cli import main
-from clp_jax.loading import load_model
+from clp_jax.loading import load_model, read_architecture
 from clp_jax.models import abstract_params, groot
 from clp_jax.models.layers.lora import is_adapter
 from clp_jax.training.adapters import with_adapters
+from clp_jax.training.freezing import frozen_paths
 from clp_jax.trees import flatten, unflatten
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -79,6 +81,42 @@ def test_stock_code_loads_a_fine_tuned_export(run, tmp_path, monkeypatch):
     assert check["missing"] is None
     assert check["largest_difference"] < OUTPUT_TOLERANCE
     assert_stock_is_ours(tmp_path / "e")
+
+
+UNREAD = ("language_model.lm_head", "vision_model.vision_model.head.")
+"""No gradient reaches these, whatever is trained."""
+
+
+def test_what_is_trained_by_upstreams_flags_is_trained_by_ours(tmp_path):
+    program = real_groot.import_groot()
+    slice_folder(read_folder(GROOT), KEEPS["shards"], tmp_path / "cut")
+    shutil.copytree(EAGLE, tmp_path / "cut" / "eagle")
+    stock, architecture = program.load_model(tmp_path / "cut"), read_architecture(read_spec(tmp_path / "cut"))
+    leaves = flatten(abstract_params(architecture))
+    layout = groot.layout(leaves)
+    told = {
+        "": {},
+        "tune_llm": {"train": ["backbone/llm/.*"]},
+        "tune_visual": {"train": ["backbone/(vision|mlp1)/.*"]},
+        "tune_projector": {"freeze": ["action_head/(state|action)_.*|action_head/position_embedding"]},
+        "tune_diffusion_model": {"freeze": ["action_head/dit/.*"]},
+    }
+    for flag, rules in told.items():
+        backbone = {name: flag == name for name in ("tune_llm", "tune_visual")}
+        head = {name: flag != name for name in ("tune_projector", "tune_diffusion_model")}
+        stock.backbone.set_trainable_parameters(**backbone)
+        stock.action_head.set_trainable_parameters(**head)
+        theirs = {name for name, tensor in stock.named_parameters() if tensor.requires_grad}
+        frozen = frozen_paths(tuple(leaves), default=groot.frozen_rules(architecture), **rules)
+        ours = {
+            name.format(i=block)
+            for path, leaf in leaves.items()
+            if path not in frozen
+            for block in golden.blocks(path, leaf.shape[0]) or [0]
+            for name in layout[path].names
+        }
+        read = [{name for name in names if not any(part in name for part in UNREAD)} for names in (ours, theirs)]
+        assert read[0] == read[1], flag
 
 
 def test_pefts_adapters_of_the_whole_model_are_ours(tmp_path):

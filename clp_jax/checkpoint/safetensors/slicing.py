@@ -5,6 +5,7 @@ import itertools
 import json
 import math
 import os
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -30,6 +31,9 @@ from clp_jax.models.stored import numbered
 from clp_jax.outputs import staged
 from clp_jax.plan import check_period
 
+_EXPORT, _OF_EXPORT = "export.json", re.compile(r"export\.json|README\.md|check\.npz|check_\w+\.py")
+"""What `clp export` says of the weights that it wrote: answers, what was compared, and the card."""
+
 
 def slice_folder(
     spec: FolderSpec,
@@ -47,7 +51,8 @@ def slice_folder(
     Tensors keep their bytes, their order and their files; blocks are numbered anew, ``config.json`` gets the new
     depths, the index its new names and total. A shard that loses all its tensors is left out; the others keep their
     names, also if these count it ("-of-00003"). Every other file is copied as it is, but for a ``clp.json``, which
-    `record` replaces, and the folders in `FolderSpec.left_out`. Memory does not grow with the model.
+    `record` replaces, the folders in `FolderSpec.left_out`, and what an export says of its weights. Memory does not
+    grow with the model.
 
     Args:
       spec: the checkpoint to read.
@@ -185,8 +190,10 @@ def _write_around(
     spec: FolderSpec, kept: Mapping[str, tuple[int, ...]], files: Sequence[FileToWrite], folder: Path
 ) -> None:
     """Writes the index and the config, and copies every other file."""
+    outdated = _outdated(spec)
     for name, place in spec.others.items():
-        copy_file(place, folder / name)
+        if name not in outdated:
+            copy_file(place, folder / name)
     depths = {name: len(blocks) for name, blocks in kept.items()}
     if depths == spec.depths:
         copy_file(spec.path / CONFIG_FILE, folder / CONFIG_FILE)
@@ -194,6 +201,11 @@ def _write_around(
         _write_json(spec, folder, CONFIG_FILE, spec.family.config_with_depths(spec.config, depths))
     if spec.index is not None:
         _write_json(spec, folder, INDEX_FILE, _index(spec.index, files))
+
+
+def _outdated(spec: FolderSpec) -> list[str]:
+    """Files of an export that speak of weights which a cut no longer has."""
+    return [name for name in spec.others if _OF_EXPORT.fullmatch(name)] if _EXPORT in spec.others else []
 
 
 def _index(index: Mapping[str, Any], files: Sequence[FileToWrite]) -> dict[str, Any]:
@@ -228,4 +240,5 @@ def _notes(spec: FolderSpec, files: Sequence[FileToWrite]) -> tuple[str, ...]:
     gone = spec.shards.keys() - {file.name for file in files}
     notes += [f"{name} was left out: none of its tensors stay" for name in spec.shards if name in gone]
     notes += [f"{name} was left out: it describes where the source comes from" for name in spec.left_out]
+    notes += [f"{name} was left out: it describes the export as it was" for name in _outdated(spec)]
     return tuple(notes)
