@@ -83,7 +83,7 @@ def fit(sums: Sums, held_out: Sums, ridges: Sequence[float]) -> tuple[float | No
     """
     best, ridge, change = float(held_out.error), None, jnp.zeros_like(sums.cross)
     for strength in ridges:
-        tried, error = _tried(sums, held_out, strength)
+        tried, error = solve(sums, held_out, strength)
         if float(error) < best:  # so NaN, where a matrix cannot be factored, is never chosen
             best, ridge, change = float(error), strength, tried
     wanted = float(held_out.wanted)
@@ -92,7 +92,7 @@ def fit(sums: Sums, held_out: Sums, ridges: Sequence[float]) -> tuple[float | No
 
 
 @jax.jit
-def _tried(sums: Sums, held_out: Sums, ridge: Array) -> tuple[Float[Array, "f d"], Float[Array, ""]]:
+def solve(sums: Sums, held_out: Sums, ridge: Array) -> tuple[Float[Array, "f d"], Float[Array, ""]]:
     """The change at one strength of regularisation, and the squared norm of what it leaves of the held-out error."""
     diagonal = jnp.diagonal(sums.gram)
     # In units in which every channel has a mean square of 1, which also keeps the matrix well conditioned.

@@ -14,7 +14,7 @@ from safetensors_folders import SMOLVLA
 
 from clp_jax import cli, example, sharding
 from clp_jax.errors import InputError
-from clp_jax.flops import forward_flops
+from clp_jax.flops import forward_flops, parameter_count
 from clp_jax.models import Lengths, abstract_params, smolvla
 from clp_jax.models.pi0 import PI0
 from clp_jax.operations import count_operations
@@ -253,6 +253,24 @@ def test_lora_and_analysis_are_traced_at_full_size():
     assert similarity().observations == gates().observations == 32
 
 
+def test_healing_is_traced_at_full_size_beside_the_full_model():
+    """The widest fit: the feed-forward of the VLM, of 16,384 channels, together with the action expert's."""
+    mesh, params, half = sharding.make_mesh(8), abstract_params(PI0), PI0.with_depths({"vlm": 9, "action": 9})
+    smaller = abstract_params(half)
+    workload = Workload(task="heal", batch_size=8, cut_from=(PI0, params))
+    sums, fit = (make() for make in programs(workload, half, smaller, mesh))
+    assert sums.held["parameters"] == pytest.approx(4 * (parameter_count(PI0) + parameter_count(half)) / 8, rel=0.01)
+    wide, narrow = 16_384, 4096
+    floats = wide**2 + wide * 2048 + narrow**2 + narrow * 1024
+    assert sums.held["sums"] == pytest.approx(4 * floats / 8, rel=0.01)
+    assert fit.held["sums"] == pytest.approx(2 * 4 * (wide**2 + wide * 2048) / 8, rel=0.01)
+    counted = count_operations(sums.traced.jaxpr, sums.is_weight)
+    tokens = 8 * (3 * 256 + 48)
+    exact = counted.products["float32", "HIGHEST"]
+    draws = 8 * 4 * (50 + 1)
+    assert exact == 2 * tokens * wide * (wide + 2048) + 2 * draws * narrow * (narrow + 1024)
+
+
 # The command.
 
 
@@ -317,6 +335,7 @@ def test_a_teacher_is_held_and_read_in_the_dtype_of_activations():
         ("--topology cpu:8 --checkpoint pi0 --batch-size 8 --teacher smolvla", "--teacher is a SmolVLA"),
         ("--topology v5e:1 --checkpoint pi0", "no slice of v5e"),
         ("--topology cpu:8 --checkpoint pi0-fast --task infer", "π0-FAST answers with tokens"),
+        ("--topology cpu:8 --checkpoint pi0 --task heal", "give --keep-layers, or --against"),
         ("--topology cpu:8 --checkpoint pi0 --keep-layers 19", "numbers from 1 to 18"),
         ("--topology cpu:8 --checkpoint pi0 --batch-size 9", "not a multiple of 8"),
         ("--topology cpu:8 --checkpoint gr00t-n1.5 --keep-layers 4", "write --keep-layers llm=4+vl=4+dit=4"),

@@ -56,7 +56,8 @@ class PlanScale(ModelFlags):
     """Also the same model with so many blocks of the language stack: 12 or 12,9. Where several groups of towers are cut
     on their own, each by name: llm=6+vl=3+dit=12, and further such words after a comma."""
     task: Task = "finetune"
-    """analyse, finetune, lora (finetune with new adapters) or infer (what serve runs)."""
+    """analyse, heal (what prune --heal runs, beside the full model), finetune, lora (finetune with new adapters) or
+    infer (what serve runs)."""
     batch_size: int = 32
     """Observations of a step over all chips; of a request's batch in infer."""
     fsdp_devices: int | None = None
@@ -98,10 +99,14 @@ def run(config: PlanScale) -> None:
     _only_cpu(max((one.chips for names in slices for one in names if one.chip is CPU), default=0))
     models = _models(config)
     fields = ("task", "batch_size", "accumulate", "ema_decay", "augment", "group_size", "num_steps", "action_horizon")
+    cut_from = None
+    if config.task == "heal" and len(models) > 1:
+        cut_from = models.pop(next(iter(models)))
     workload = Workload(
         **{name: getattr(config, name) for name in fields},
         prompt_length=config.max_token_len,
         teacher=None if config.teacher is None else _model(config.teacher, config)[0],
+        cut_from=cut_from,
     )
     found: list[Forecast] = []
     with contextlib.ExitStack() as lifetime:

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +11,8 @@ import jax.numpy as jnp
 from clp_jax.aliases import Leaf, Tree
 from clp_jax.data.dataset import chosen_lengths
 from clp_jax.errors import InputError
+from clp_jax.healing import DRAWS, sums_step
+from clp_jax.least_squares import solve
 from clp_jax.models import Architecture, Lengths, abstract_params, family_of
 from clp_jax.sensitivity import gate_step
 from clp_jax.serving.policy import abstract_rows, check_sizes, trace_sampling
@@ -23,7 +25,7 @@ from clp_jax.training.program import build_program
 from clp_jax.training.teaching import Teaching, check_teacher
 from clp_jax.trees import flatten
 
-Task = Literal["analyse", "finetune", "lora", "infer"]
+Task = Literal["analyse", "heal", "finetune", "lora", "infer"]
 
 _STEPS = 30_000
 """Of the run whose step is planned: openpi's number; learning rates alone depend on it."""
@@ -40,6 +42,7 @@ class Workload:
       ema_decay: of the average that is trained along; None without, "upstream" as the model's authors have it.
       augment: images in training.
       teacher: the architecture of a model that teaches in training; None without.
+      cut_from: architecture and parameters of the full model in heal; None without.
       group_size: observations of a group in analyse.
       num_steps: integration steps of infer; the model's own number if None.
       action_horizon: actions of a chunk; the model's own if None.
@@ -52,6 +55,7 @@ class Workload:
     ema_decay: float | Literal["upstream"] | None = "upstream"
     augment: bool = True
     teacher: Architecture | None = None
+    cut_from: tuple[Architecture, Tree] | None = None
     group_size: int = 4
     num_steps: int | None = None
     action_horizon: int | None = None
@@ -109,6 +113,10 @@ def programs(
             lambda: _similarity(workload, architecture, params, mesh),
             lambda: _gates(workload, architecture, params, mesh),
         ]
+    if workload.task == "heal":
+        if workload.cut_from is None or workload.cut_from[0].depths == architecture.depths:
+            raise InputError("--task heal is of a cut beside the full model: give --keep-layers, or --against.")
+        return [lambda: _sums(workload, architecture, params, mesh), lambda: _fit(workload, architecture, params, mesh)]
     if workload.task == "infer":
         if (reason := family_of(architecture).why_no_actions(architecture)) is not None:
             raise InputError(reason)
@@ -189,6 +197,63 @@ def _analysis_program(
         inputs["time"] = jax.ShapeDtypeStruct((count,), jnp.float32)
     batch = _placed(CalibrationBatch(inputs, jax.ShapeDtypeStruct((count,), jnp.bool_)), batch_sharding(mesh))
     return _inference_program(name, step.trace(_sharded(params, mesh), batch), params, batch, mesh, count, mesh.size)
+
+
+class _Healing(NamedTuple):
+    """The widest fit of a cut: that of the branch with the most channels.
+
+    Attributes:
+      step: adds a batch to the sums.
+      batch: of observations, with their draws.
+      sums: per tower.
+    """
+
+    step: Any
+    batch: Any
+    sums: Mapping[str, Any]
+
+
+def _widest(workload: Workload, smaller: Architecture, params: Tree, mesh: jax.sharding.Mesh) -> _Healing:
+    full, full_params = workload.cut_from
+    count = math.ceil(workload.batch_size / mesh.size) * mesh.size
+    inputs = _observations(workload, full, count)
+    if full.action_dim is not None:
+        draws = count, DRAWS
+        inputs["noise"] = jax.ShapeDtypeStruct((*draws, *inputs["actions"].shape[1:]), jnp.float32)
+        inputs["time"] = jax.ShapeDtypeStruct(draws, jnp.float32)
+    batch = _placed(CalibrationBatch(inputs, jax.ShapeDtypeStruct((count,), jnp.bool_)), batch_sharding(mesh))
+    found = []
+    for group in (group for group in full.groups if full.depths[group[0]] != smaller.depths[group[0]]):
+        writes = [write for write in family_of(full).WRITES if write.tower in group]
+        for branch in dict.fromkeys(write.branch for write in writes):
+            towers = tuple(write.tower for write in writes if write.branch == branch)
+            step, nothing = sums_step(full, smaller, towers, branch, mesh)
+            sums = jax.eval_shape(nothing, full_params, params, batch, *_PLACES)
+            found.append(_Healing(step, batch, _sharded(sums, mesh)))
+    return max(found, key=lambda one: max(sums.gram.size for sums in one.sums.values()))
+
+
+def _sums(workload: Workload, smaller: Architecture, params: Tree, mesh: jax.sharding.Mesh) -> Program:
+    work = _widest(workload, smaller, params, mesh)
+    models = tuple(_sharded(tree, mesh) for tree in (workload.cut_from[1], params))
+    others = jax.tree.map(lambda _: False, (work.batch, *_PLACES))
+    weights = (jax.tree.map(lambda _: False, work.sums), *jax.tree.map(lambda _: True, models), *others)
+    held = {"parameters": _on_one(models), "sums": _on_one(work.sums), "inputs": _on_one(work.batch)}
+    traced = work.step.trace(work.sums, *models, work.batch, *_PLACES)
+    return Program("sums", traced, held, jax.tree.leaves(weights), work.batch.present.shape[0], mesh.size)
+
+
+def _fit(workload: Workload, smaller: Architecture, params: Tree, mesh: jax.sharding.Mesh) -> Program:
+    """Its own memory: both models stay on the chips beside it. The factorisation's operations are not counted."""
+    widest = max(_widest(workload, smaller, params, mesh).sums.values(), key=lambda sums: sums.gram.size)
+    traced = solve.trace(widest, widest, jax.ShapeDtypeStruct((), jnp.float32))
+    held = {"sums": 2 * _on_one(widest)}
+    flat = jax.tree.leaves((widest, widest, 0.0))
+    return Program("fit", traced, held, [False] * len(flat), 0, 1)
+
+
+_PLACES = (jax.ShapeDtypeStruct((), jnp.int32),) * 2
+"""The block and the state of a fit."""
 
 
 def _sampling(workload: Workload, architecture: Architecture, params: Tree, mesh: jax.sharding.Mesh) -> Program:
