@@ -116,7 +116,8 @@ def programs(
     if workload.task == "heal":
         if workload.cut_from is None or workload.cut_from[0].depths == architecture.depths:
             raise InputError("--task heal is of a cut beside the full model: give --keep-layers, or --against.")
-        return [lambda: _sums(workload, architecture, params, mesh), lambda: _fit(workload, architecture, params, mesh)]
+        models = workload.cut_from, (architecture, params)
+        return [lambda: _sums(workload, *models, mesh), lambda: _fit(workload, *models, mesh)]
     if workload.task == "infer":
         if (reason := family_of(architecture).why_no_actions(architecture)) is not None:
             raise InputError(reason)
@@ -199,6 +200,9 @@ def _analysis_program(
     return _inference_program(name, step.trace(_sharded(params, mesh), batch), params, batch, mesh, count, mesh.size)
 
 
+_Model = tuple[Architecture, Tree]
+
+
 class _Healing(NamedTuple):
     """The widest fit of a cut: that of the branch with the most channels.
 
@@ -213,8 +217,8 @@ class _Healing(NamedTuple):
     sums: Mapping[str, Any]
 
 
-def _widest(workload: Workload, smaller: Architecture, params: Tree, mesh: jax.sharding.Mesh) -> _Healing:
-    full, full_params = workload.cut_from
+def _widest(workload: Workload, whole: _Model, cut: _Model, mesh: jax.sharding.Mesh) -> _Healing:
+    (full, full_params), (smaller, params) = whole, cut
     count = math.ceil(workload.batch_size / mesh.size) * mesh.size
     inputs = _observations(workload, full, count)
     if full.action_dim is not None:
@@ -233,9 +237,9 @@ def _widest(workload: Workload, smaller: Architecture, params: Tree, mesh: jax.s
     return max(found, key=lambda one: max(sums.gram.size for sums in one.sums.values()))
 
 
-def _sums(workload: Workload, smaller: Architecture, params: Tree, mesh: jax.sharding.Mesh) -> Program:
-    work = _widest(workload, smaller, params, mesh)
-    models = tuple(_sharded(tree, mesh) for tree in (workload.cut_from[1], params))
+def _sums(workload: Workload, whole: _Model, cut: _Model, mesh: jax.sharding.Mesh) -> Program:
+    work = _widest(workload, whole, cut, mesh)
+    models = tuple(_sharded(params, mesh) for _, params in (whole, cut))
     others = jax.tree.map(lambda _: False, (work.batch, *_PLACES))
     weights = (jax.tree.map(lambda _: False, work.sums), *jax.tree.map(lambda _: True, models), *others)
     held = {"parameters": _on_one(models), "sums": _on_one(work.sums), "inputs": _on_one(work.batch)}
@@ -243,9 +247,9 @@ def _sums(workload: Workload, smaller: Architecture, params: Tree, mesh: jax.sha
     return Program("sums", traced, held, jax.tree.leaves(weights), work.batch.present.shape[0], mesh.size)
 
 
-def _fit(workload: Workload, smaller: Architecture, params: Tree, mesh: jax.sharding.Mesh) -> Program:
+def _fit(workload: Workload, whole: _Model, cut: _Model, mesh: jax.sharding.Mesh) -> Program:
     """Its own memory: both models stay on the chips beside it. The factorisation's operations are not counted."""
-    widest = max(_widest(workload, smaller, params, mesh).sums.values(), key=lambda sums: sums.gram.size)
+    widest = max(_widest(workload, whole, cut, mesh).sums.values(), key=lambda sums: sums.gram.size)
     traced = solve.trace(widest, widest, jax.ShapeDtypeStruct((), jnp.float32))
     held = {"sums": 2 * _on_one(widest)}
     flat = jax.tree.leaves((widest, widest, 0.0))
