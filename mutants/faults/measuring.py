@@ -155,7 +155,7 @@ MUTANTS: list[Mutant] = [
         "tests/test_least_squares.py",
         ("fit-no-ridge", "+ ridge * jnp.eye(len(scale))", "+ 1e-7 * jnp.eye(len(scale))"),
         ("fit-reads-padding", "(jnp.where(counted > 0, y, 0.0) for y in (x, error, wanted))", "(x, error, wanted)"),
-        ("fit-chosen-on-its-own-data", "_tried(sums, held_out, strength)", "_tried(sums, sums, strength)"),
+        ("fit-chosen-on-its-own-data", "solve(sums, held_out, strength)", "solve(sums, sums, strength)"),
         ("fit-held-out-error-once", "held_out.error - 2 * jnp.sum", "held_out.error - jnp.sum"),
         (
             "fit-forgets-gates",
