@@ -31,9 +31,9 @@ OTHERS_FLAGS = {
         "--lora-full-model",
         "--pruned",
     ),
-    *("--signal", "--targets", "--work", "--xla_backend_optimization_level"),
+    *("--signal", "--targets", "--work", "--xla_backend_optimization_level", "--logdir"),
 }
-"""Flags of openpi, NVIDIA, gcloud, pip, XLA and our own tools for developers that pages mention in their sentences."""
+"""Flags of other programs, and of our own tools for developers, that pages mention in their sentences."""
 JOINS = {"&&", "|", ";", "&", "||"}
 
 
