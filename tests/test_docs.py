@@ -137,7 +137,7 @@ def test_flags_that_pages_mention_exist():
         if page == "CHANGELOG.md" or page.startswith("studies"):
             continue
         prose = re.sub(r"```.*?```", "", (ROOT / page).read_text(encoding="utf-8"), flags=re.DOTALL)
-        prose = re.sub(r"`(make|ARGS|pip|python -m pip|MUJOCO)[^`]*`|\(`ARGS=[^)]*\)|<!--.*?-->", "", prose)
+        prose = re.sub(r"`(make|ARGS|pip|python -m pip|MUJOCO|tensorboard)[^`]*`|\(`ARGS=[^)]*\)|<!--.*?-->", "", prose)
         mentioned = {
             flag for code in re.findall(r"`([^`]*)`", prose) for flag in re.findall(r"(?<![\w-])--[a-z][\w-]*", code)
         }
