@@ -20,6 +20,7 @@ Axes: l states (depth + 1), n samples, d width, a and b rows of two tiles of t r
 Sources: Kornblith et al. 2019 (arXiv 1905.00414) for CKA; Song et al. 2012 (JMLR 13) for the debiased HSIC_1.
 """
 
+import math
 from typing import NamedTuple
 
 import jax
@@ -39,6 +40,9 @@ either sign, that averages out over the n^2 entries of a Gram matrix. Not so on 
 
 _HIGHEST = jax.lax.Precision.HIGHEST
 """Of the products between Gram matrices, where the parts left out would all be positive; they are a hundredth."""
+
+_BAND = 32
+"""Rows of a Gram matrix's tile that are multiplied at a time, or a divisor of it."""
 
 _EPS = float(jnp.finfo(jnp.float32).eps)
 
@@ -119,13 +123,14 @@ def gram_sums(states: Float[Array, "l n d"], valid: Bool[Array, " n"], *, tile: 
     """
     tiles = Tiles.of(states, valid, tile)
     tokens, noise = _tokens(tiles)
-    diagonal = jnp.eye(tiles.rows, dtype=bool)
+    diagonal, bands = jnp.eye(tiles.rows, dtype=bool), tiles.rows // math.gcd(tiles.rows, _BAND)
 
-    def products(gram: Float[Array, "l t t"], *, own: Array) -> Float[Array, "t l l"]:
-        """Row by row, so that few large entries do not swallow many small ones."""
+    def products(gram: Float[Array, "l t t"], *, own: Array) -> Float[Array, "bands l l"]:
+        """In bands of some rows, so that few large entries do not swallow many small ones."""
         # Behind the barrier because XLA on CPU would lay out all that comes before for this product.
-        rows = jax.lax.optimization_barrier(jnp.where(own & diagonal, 0, gram))
-        return jnp.where(own, 1.0, 2.0) * jnp.einsum("lab,mab->alm", rows, rows, precision=_HIGHEST)
+        entries = jax.lax.optimization_barrier(jnp.where(own & diagonal, 0, gram))
+        banded = entries.reshape(len(entries), bands, -1)
+        return jnp.where(own, 1.0, 2.0) * jnp.einsum("lbk,mbk->blm", banded, banded, precision=_HIGHEST)
 
     def add_pair(sums: list[tuple[Array, Array]], pair: tuple[Array, Array]) -> tuple[list[tuple[Array, Array]], None]:
         grams = tokens.grams(*pair)
@@ -133,10 +138,10 @@ def gram_sums(states: Float[Array, "l n d"], valid: Bool[Array, " n"], *, tile: 
 
     # One loop, not two nested ones: jax 0.5.3 on CPU computes nested loops wrongly once its compilation cache is on.
     pairs = tuple(jnp.asarray(x, jnp.int32) for x in np.triu_indices(tiles.blocks))
-    zeros = jnp.zeros((tiles.rows, len(states), len(states)), jnp.float32)
+    zeros = jnp.zeros((bands, len(states), len(states)), jnp.float32)
     sums, _ = jax.lax.scan(add_pair, [(zeros, zeros)] * 2, pairs)
     norms = tokens.raw_norms, tokens.rms_norms
-    inner = [rows.sum(axis=0) for rows, _ in sums]
+    inner = [of_bands.sum(axis=0) for of_bands, _ in sums]
     return Scales(*(_sums(*scale, tiles.count) for scale in zip(inner, norms, noise, strict=True)))
 
 
