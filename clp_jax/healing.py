@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from clp_jax.aliases import Array, Tree
+from clp_jax.aliases import Array, Leaf, Tree
 from clp_jax.data import CalibrationData, arrange
 from clp_jax.errors import InputError
 from clp_jax.least_squares import Sums, fit, sums_of
@@ -284,7 +284,7 @@ class Work:
                 return path, blocks.index(place)
         raise AssertionError(f"no leaf holds block {place} of tower {tower}")
 
-    def _add(self, tower: str, branch: str, place: int, change: Array) -> None:
+    def _add(self, tower: str, branch: str, place: int, change: np.ndarray) -> None:
         """Add a change [f or f + 1, d] to the weights, and its last row to the bias."""
         leaves = flatten(self.params)
         kernel, row = self._leaf_of(tower, branch, place)
@@ -361,7 +361,7 @@ def _batch_sums(
 
 
 @functools.partial(jax.jit, static_argnums=1)
-def _add_to_row(leaf: Array, row: int, change: Array) -> Array:
+def _add_to_row(leaf: Array, row: int, change: Leaf) -> Array:
     """Added in float32, then rounded to the leaf's own dtype: later fits see what will be stored."""
     wide = leaf[row].astype(jnp.float32) + change.reshape(leaf.shape[1:])
     return leaf.at[row].set(wide.astype(leaf.dtype))

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from clp_jax.least_squares import fit, sums_of
+from clp_jax import least_squares
+from clp_jax.least_squares import fit, solve, sums_of
 
 ROWS, FEATURES, CHANNELS = 200, 7, 3
 
@@ -81,3 +82,18 @@ def test_sums_of_two_batches_are_those_of_both():
     whole = sums(x, error, valid, gate)
     parts = [sums(x[i], error[i], valid[i], gate[i]) for i in (slice(0, 1), slice(1, 4))]
     jax.tree.map(lambda a, b, c: np.testing.assert_allclose(a + b, c, rtol=1e-4), *parts, whole)
+
+
+def test_sums_of_a_tpu_are_solved_on_its_host(monkeypatch):
+    here = fit(sums(*case()), sums(*case(1)), [0.01, 0.1])
+    assert least_squares.solved_on_host("tpu") and not least_squares.solved_on_host("gpu")
+    monkeypatch.setattr(least_squares, "solved_on_host", lambda platform: True)
+    mesh = jax.sharding.Mesh(jax.devices(), ("x",))
+    everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    spread = [jax.device_put(sums(*one), everywhere) for one in (case(), case(1))]
+    solved = []
+    monkeypatch.setattr(least_squares, "solve", lambda *a: solved.append(a[0].gram.devices()) or solve(*a))
+    there = fit(*spread, [0.01, 0.1])
+    assert solved == [{jax.local_devices(backend="cpu")[0]}] * 2
+    for one, other in zip(here, there, strict=True):
+        np.testing.assert_allclose(other, one, rtol=1e-6)

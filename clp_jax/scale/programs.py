@@ -12,7 +12,7 @@ from clp_jax.aliases import Leaf, Tree
 from clp_jax.data.dataset import chosen_lengths
 from clp_jax.errors import InputError
 from clp_jax.healing import DRAWS, sums_step
-from clp_jax.least_squares import solve
+from clp_jax.least_squares import solve, solved_on_host
 from clp_jax.models import Architecture, Lengths, abstract_params, family_of
 from clp_jax.sensitivity import gate_step
 from clp_jax.serving.policy import abstract_rows, check_sizes, trace_sampling
@@ -117,7 +117,8 @@ def programs(
         if workload.cut_from is None or workload.cut_from[0].depths == architecture.depths:
             raise InputError("--task heal is of a cut beside the full model: give --keep-layers, or --against.")
         models = workload.cut_from, (architecture, params)
-        return [lambda: _sums(workload, *models, mesh), lambda: _fit(workload, *models, mesh)]
+        on_host = solved_on_host(mesh.devices.flat[0].platform)
+        return [lambda: _sums(workload, *models, mesh), *([] if on_host else [lambda: _fit(workload, *models, mesh)])]
     if workload.task == "infer":
         if (reason := family_of(architecture).why_no_actions(architecture)) is not None:
             raise InputError(reason)
