@@ -4,10 +4,10 @@ import dataclasses
 import importlib.util
 import os
 from collections.abc import Mapping
-from pathlib import Path
 
 from clp_jax.errors import InputError
 from clp_jax.evaluation.rollouts import Make
+from clp_jax.memory import free_memory
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,13 +78,4 @@ class Suite:
         """
         if asked is not None:
             return asked
-        return max(1, min(max(4, os.cpu_count() or 1), _free_memory() // self.memory))
-
-
-def _free_memory() -> int:
-    """Bytes that programs could have now; caches that the kernel would give back count as free on Linux alone."""
-    try:
-        fields = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines())
-        return int(fields["MemAvailable"].split()[0]) * 1024
-    except (OSError, KeyError):
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        return max(1, min(max(4, os.cpu_count() or 1), free_memory() // self.memory))
