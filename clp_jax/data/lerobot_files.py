@@ -1,7 +1,7 @@
 """The files of a LeRobot data set's meta: JSON and parquet, read or refused in one line."""
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +34,8 @@ def read_json_lines(file: Path) -> list[dict[str, Any]]:
     return found
 
 
-def read_rows(file: Path, columns: list[str] | None = None) -> list[dict[str, Any]]:
-    """The rows of a parquet file; of all columns, or of those.
+def read_rows(file: Path, columns: list[str] | None = None, optional: Sequence[str] = ()) -> list[dict[str, Any]]:
+    """The rows of a parquet file; of all columns, or of those and of the optional ones that it has.
 
     Raises:
       InputError: the file is absent or broken, or has not these columns, once each.
@@ -46,6 +46,8 @@ def read_rows(file: Path, columns: list[str] | None = None) -> list[dict[str, An
         raise InputError(f"there is no {file}.")
     with readable(file), pyarrow.parquet.ParquetFile(file) as table:
         names = table.schema_arrow.names
+        if columns is not None:
+            columns = [*columns, *(key for key in optional if key in names)]
         check_columns(file, names, names if columns is None else columns)
         return table.read(columns=columns).to_pylist()
 

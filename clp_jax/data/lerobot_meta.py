@@ -36,6 +36,7 @@ class Episode:
       videos: video file by key.
       offset: seconds in the video file at which the episode begins, by key.
       first: the number that its first row should have in the column ``index``; None where meta does not say.
+      tasks: texts of its tasks, in no order; none where meta does not list them.
     """
 
     index: int
@@ -44,6 +45,7 @@ class Episode:
     videos: Mapping[str, Path]
     offset: Mapping[str, float]
     first: int | None = None
+    tasks: frozenset[str] = frozenset()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -202,7 +204,8 @@ def _read_v2(folder: Path, info: Mapping[str, Any], videos: list[str]) -> tuple[
         files = {key: _place(folder, info, "video_path", video_key=key, **names) for key in videos}
         table = _place(folder, info, "data_path", **names)
         length = _count(line["length"], f"length of episode {index}")
-        episodes.append(Episode(index, length, table, files, dict.fromkeys(videos, 0.0)))
+        starts = dict.fromkeys(videos, 0.0)
+        episodes.append(Episode(index, length, table, files, starts, tasks=_listed_texts(line.get("tasks"))))
     file = folder / "meta" / "tasks.jsonl"
     lines = read_json_lines(file) if file.is_file() else []
     return episodes, _texts(file, [(line["task_index"], line.get("task")) for line in lines])
@@ -227,7 +230,7 @@ def _read_v3(folder: Path, info: Mapping[str, Any], videos: list[str]) -> tuple[
         raise InputError(f"{folder}/meta/episodes holds no episodes table.")
     places = [f"videos/{key}/{name}" for key in videos for name in ("chunk_index", "file_index", "from_timestamp")]
     columns = ["episode_index", "length", "dataset_from_index", "data/chunk_index", "data/file_index", *places]
-    rows = [row for file in files for row in read_rows(file, columns)]
+    rows = [row for file in files for row in read_rows(file, columns, optional=("tasks",))]
     episodes = []
     for row in sorted(rows, key=lambda row: _count(row["dataset_from_index"], "dataset_from_index")):
         index = _count(row["episode_index"], "episode_index")
@@ -239,10 +242,16 @@ def _read_v3(folder: Path, info: Mapping[str, Any], videos: list[str]) -> tuple[
             paths[key] = _place(folder, info, "video_path", video_key=key, **numbers)
         offset = {key: float(row[f"videos/{key}/from_timestamp"]) for key in videos}
         length = _count(row["length"], f"length of episode {index}")
-        episodes.append(Episode(index, length, table, paths, offset, int(row["dataset_from_index"])))
+        texts = _listed_texts(row.get("tasks"))
+        episodes.append(Episode(index, length, table, paths, offset, int(row["dataset_from_index"]), texts))
     file = folder / "meta" / "tasks.parquet"
     rows = read_rows(file) if file.is_file() else []
     return episodes, _texts(file, [(row["task_index"], one_text(file, row)) for row in rows])
+
+
+def _listed_texts(value: Any) -> frozenset[str]:
+    """An episode's texts as meta lists them; whatever is no list of texts says nothing."""
+    return frozenset(x for x in value if isinstance(x, str)) if isinstance(value, list) else frozenset()
 
 
 def _texts(file: Path, pairs: list[tuple[Any, Any]]) -> dict[int, str | None]:

@@ -192,6 +192,9 @@ NOTES = {
         "frame_index", lambda i: i + 5
     ),
     "1 episodes begin at another time than 0, first episode 2 at 3": counter("timestamp", lambda t: t + np.float32(3)),
+    "the rows of episode 1 have the task 'open the_drawer', which is used; meta/episodes lists 'fly'": (
+        lambda f: sets.edit_episodes(f, lambda e: [e[0], e[1] | {"tasks": ["fly"]}, e[2]])
+    ),
     "total_tasks 5, the list of tasks has 2": lambda f: sets.edit_info(f, total_tasks=5),
 }
 

@@ -149,7 +149,8 @@ def _checks(
     yield Check("order of rows", f"{rows.ends[-1]:,} rows", limited(row_checks.counters(meta, rows)))
     times = limited(row_checks.timestamps(meta, rows, tolerance))
     yield Check("timestamps", f"{meta.fps:g} fps", times)
-    tasks = [*row_checks.tasks(meta, rows, task), *(row_checks.nameless_tasks(meta, rows, task) if texts else ())]
+    tasks = [*row_checks.tasks(meta, rows, task), *row_checks.other_tasks(meta, rows, task)]
+    tasks += row_checks.nameless_tasks(meta, rows, task) if texts else ()
     yield Check("tasks", f"{len(meta.tasks):,} texts", limited(tasks))
     for key in cameras:
         yield _camera(data, rows, key, picture_bytes)

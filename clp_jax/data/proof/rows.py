@@ -97,6 +97,23 @@ def tasks(meta: Meta, rows: Rows, key: str) -> Iterator[Finding]:
         yield Finding(f"{_where(rows, episode, row)}: {key} is {values[row]:g}{_more(count)}, the list has {listed}.")
 
 
+def other_tasks(meta: Meta, rows: Rows, key: str) -> Iterator[Finding]:
+    """Episodes whose rows name other tasks than the list of episodes does; training reads the rows."""
+    if key != "task_index":
+        return
+    starts = _starts(rows)
+    for episode, start, end in zip(rows.episodes, starts, rows.ends, strict=True):
+        numbers = np.unique(rows.columns[key][start:end, 0])
+        texts = {meta.tasks.get(int(number)) for number in numbers.tolist()}
+        if episode.tasks and None not in texts and texts != episode.tasks:
+            told, listed = (", ".join(map(repr, sorted(some))) for some in (texts, episode.tasks))
+            yield Finding(
+                f"the rows of episode {episode.index} have the task {told}, which is used; "
+                f"meta/episodes lists {listed}.",
+                fatal=False,
+            )
+
+
 def nameless_tasks(meta: Meta, rows: Rows, key: str) -> Iterator[Finding]:
     """Tasks that occur and have no text."""
     for number in np.unique(rows.columns[key][:, 0].astype(np.int64)).tolist():
