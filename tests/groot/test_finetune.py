@@ -12,6 +12,7 @@ from groot_recordings import GOLDEN
 from clp_jax.checkpoint import read_params, read_spec
 from clp_jax.cli import main
 from clp_jax.loading import load_model, read_architecture
+from clp_jax.training.logs import read_log
 from clp_jax.trees import flatten
 
 METADATA = {"new_embodiment": {"statistics": {}}}
@@ -65,8 +66,7 @@ def test_settings_are_nvidias_and_the_backbone_is_frozen(run, checkpoint):
     assert (config["peak_lr"], config["b1"], config["b2"], config["clip_norm"]) == (1e-4, 0.95, 0.999, 1.0)
     assert (config["schedule"], config["weight_decay"], config["ema_decay"]) == ("zero-warmup-cosine", 1e-5, None)
     assert config["dropout"]
-    rates = [json.loads(line)["learning_rate"] for line in (run / "metrics.jsonl").read_text().splitlines()]
-    assert rates == pytest.approx([0.0, 1e-4, 5e-5])
+    assert read_log(run)["learning_rate"].values == pytest.approx([0.0, 1e-4, 5e-5])
     before, after = flatten(load_model(checkpoint, dtype="float32").params), flatten(read_params(read_spec(run / "2")))
     moved = {path for path, leaf in after.items() if not np.array_equal(leaf, before[path])}
     assert {path.split("/")[0] for path in moved} == {"action_head"}
