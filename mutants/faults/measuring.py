@@ -41,6 +41,7 @@ MUTANTS: list[Mutant] = [
         "clp_jax/cka.py",
         f"{_CKA}::test_is_within_its_promise_of_float64_on_difficult_states_on_any_machine",
         ("cka-one-bfloat16-part", "BF16_BF16_F32_X3", "BF16_BF16_F32"),
+        ("cka-mean-of-inverse-lengths", "count / jnp.sum(scale, ", "1 / count * jnp.sum(inverse, "),
     ),
     *faults(
         "clp_jax/similarity.py",
