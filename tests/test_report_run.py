@@ -152,6 +152,29 @@ def test_a_run_without_numbers_has_a_page(tmp_path):
     assert "<b>0 of 100 steps</b>" in text
 
 
+def test_shares_of_the_time_are_not_told_before_a_step_was_measured(tmp_path):
+    record = whole_record()
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "metrics.jsonl").write_text('{"step": 0, "loss": 1.0}\n{"step": 1, "save_seconds": 3.0}\n')
+    assert "Where the time went" not in page(folder, record)
+
+
+def test_settings_that_are_zero_or_off_are_shown(tmp_path):
+    record = whole_record(seed=0, augment=False, weights=[], wandb=None)
+    shown = page(run(tmp_path / "run", record), record).rpartition("Settings and versions")[2]
+    assert "<dt>seed</dt><dd>0</dd>" in shown
+    assert "<dt>augment</dt><dd>False</dd>" in shown
+    assert "weights" not in shown
+    assert "wandb" not in shown
+
+
+def test_a_run_before_that_has_no_log_yet_is_left_out(tmp_path):
+    full = run(tmp_path / "full", whole_record())
+    (full / "metrics.jsonl").write_text("")
+    assert run_before(cut_record(full / "99" / "params")) is None
+
+
 def test_what_is_no_run_is_refused(tmp_path):
     with pytest.raises(InputError, match="no run of clp finetune"):
         read_run(tmp_path)

@@ -13,8 +13,8 @@ def write_whole(file: epath.Path, text: str) -> None:
       text: its content.
     """
     if is_remote(file):
-        file.write_text(text)
+        file.write_text(text, encoding="utf-8")
         return
     partial = file.with_name(file.name + ".partial")
-    partial.write_text(text)
+    partial.write_text(text, encoding="utf-8")
     partial.replace(file)

@@ -12,6 +12,7 @@ from clp_jax.report.scales import limits, logarithmic
 from clp_jax.training.logs import Curve
 
 HELD_OUT, STEP_SECONDS, DATA_SECONDS = "held_out_loss", "step_seconds", "data_seconds"
+STEPS = "training steps"
 _MOST = 250
 """Points of a curve; of more neighbours are averaged."""
 _WIDE = 5.0
@@ -87,7 +88,7 @@ def seconds(log: Log, steps: np.ndarray) -> np.ndarray:
 
 def parts_of_time(log: Log) -> dict[str, float]:
     """Seconds that a run took so far, by what it did; what nothing was measured of is left out."""
-    within = {"training steps": STEP_SECONDS, "of these, waiting for data": DATA_SECONDS}
+    within = {STEPS: STEP_SECONDS, "of these, waiting for data": DATA_SECONDS}
     between = {"held-out losses": "held_out_seconds", "saving, before training goes on": "save_seconds"}
     found = {what: float(_seconds_of(log, name)[-1]) for what, name in within.items() if name in log}
     return found | {what: float(log[name].values.sum()) for what, name in between.items() if name in log}

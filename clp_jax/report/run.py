@@ -16,7 +16,17 @@ from clp_jax.outputs import write_whole
 from clp_jax.plan import PrunePlan
 from clp_jax.provenance import conventions_of, healing, versions
 from clp_jax.report.canvas import inline_svg, style
-from clp_jax.report.curves import HELD_OUT, STEP_SECONDS, Log, losses, parts_of_time, scalar, seconds, training_loss
+from clp_jax.report.curves import (
+    HELD_OUT,
+    STEP_SECONDS,
+    STEPS,
+    Log,
+    losses,
+    parts_of_time,
+    scalar,
+    seconds,
+    training_loss,
+)
 from clp_jax.report.document import card, change_of, document, link
 from clp_jax.report.tables import compact, cut_strips, cuts_of, settings_list, table
 from clp_jax.training.logs import LOG_FILE, Curve, read_log
@@ -105,8 +115,9 @@ def run_before(record: Mapping[str, Any]) -> RunView | None:
     item = epath.Path(pruned[-1].source if pruned and pruned[-1].source else "")
     for folder in item.parents[:2]:
         before = saved_record(folder) if (folder / LOG_FILE).exists() else None
-        if before is not None and not _unlike(record["steps"][-1], before["steps"][-1]):
-            return read_run(folder)
+        log = {} if before is None else read_log(folder)
+        if before is not None and log and not _unlike(record["steps"][-1], before["steps"][-1]):
+            return RunView(folder, before, log)
     return None
 
 
@@ -235,9 +246,9 @@ def _held_out(run: RunView, other: RunView | None) -> str:
 
 def _time(run: RunView) -> str:
     parts = parts_of_time(run.log)
-    if not parts:
+    step = parts.get(STEPS)
+    if not step:
         return ""
-    step = next(iter(parts.values()))
     rows = [[html.escape(what), _clock(value), f"{value / step:.1%}"] for what, value in parts.items()]
     head = ["", "time", "of the time of<br>training steps"]
     return (
@@ -277,5 +288,5 @@ def _told(step: Step, run: RunView) -> str:
 
 
 def _settings(run: RunView) -> str:
-    config = {name: value for name, value in run.entry["config"].items() if value not in (None, [], (), False)}
+    config = {name: value for name, value in run.entry["config"].items() if value is not None and value != []}
     return f"<footer><h2>Settings and versions</h2>{settings_list(config)}{settings_list(versions())}</footer>"
