@@ -50,7 +50,8 @@ def run(
 
     Returns:
       ``samples_per_second`` per loader (the median of its rounds; None where lerobot is not installed), ``ratio``,
-      ``needed``: what 8 H100 read in a training step of each released model at 40 % of their peak; and the conditions.
+      ``needed``: samples per second that 8 H100 read when they train each released model at 40 % of their peak; and the
+      conditions.
 
     Raises:
       InputError: the data set cannot be read, or has too few rows or no pictures.

@@ -20,12 +20,12 @@ from clp_jax.processing.robots import Robot
 from clp_jax.trees import flatten
 
 FAMILIES: dict[str, Any] = {"pi0": pi0, "smolvla": smolvla, "groot": groot}
+"""Every family by the name of its package; a new one is a package and a line here."""
 
 RELEASED: dict[str, Architecture] = {
     name: architecture for family in FAMILIES.values() for name, architecture in family.RELEASED.items()
 }
 """Sizes of the published models of all families, by the names that people give them."""
-"""Every family by the name of its package; a new one is a package and a line here."""
 
 
 def family_of(architecture: Architecture) -> Any:
