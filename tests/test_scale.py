@@ -336,6 +336,7 @@ def test_a_teacher_is_held_and_read_in_the_dtype_of_activations():
         ("--topology v5e:1 --checkpoint pi0", "no slice of v5e"),
         ("--topology cpu:8 --checkpoint pi0-fast --task infer", "π0-FAST answers with tokens"),
         ("--topology cpu:8 --checkpoint pi0 --task heal", "give --keep-layers, or --against"),
+        ("--topology cpu:8 --checkpoint smolvla --against pi0 --task heal", "give --keep-layers, or --against"),
         ("--topology cpu:8 --checkpoint pi0 --keep-layers 19", "numbers from 1 to 18"),
         ("--topology cpu:8 --checkpoint pi0 --batch-size 9", "not a multiple of 8"),
         ("--topology cpu:8 --checkpoint gr00t-n1.5 --keep-layers 4", "write --keep-layers llm=4+vl=4+dit=4"),

@@ -40,7 +40,8 @@ _HELD = ("parameters", "optimiser", "average")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PlanScale(ModelFlags):
-    """Compile what analyse, finetune or serve run for TPU slices, and print what they need. No TPU is touched.
+    """Compile what analyse, prune --heal, finetune or serve run for TPU slices, and print what they need; no TPU is
+    touched.
 
     Times are lower bounds from the makers' numbers, not predictions. One program takes a minute or two to compile.
     """
@@ -73,7 +74,7 @@ class PlanScale(ModelFlags):
     remat: Remat = "all"
     """finetune: what the backward pass computes again."""
     params_dtype: Literal["keep", "float32", "bfloat16"] = "keep"
-    """analyse and infer: parameters as stored, or in another dtype. Training always keeps float32."""
+    """analyse, heal and infer: parameters as stored, or in another dtype. Training always keeps float32."""
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     """Dtype of activations."""
     num_steps: int | None = None

@@ -1,4 +1,4 @@
-"""What ``analyse``, ``finetune`` and ``serve`` run, traced on shapes with shardings instead of arrays."""
+"""What ``analyse``, ``prune --heal``, ``finetune`` and ``serve`` run, traced on shapes instead of arrays."""
 
 import dataclasses
 import math
@@ -114,7 +114,8 @@ def programs(
             lambda: _gates(workload, architecture, params, mesh),
         ]
     if workload.task == "heal":
-        if workload.cut_from is None or workload.cut_from[0].depths == architecture.depths:
+        full = None if workload.cut_from is None else workload.cut_from[0]
+        if full is None or full.kind != architecture.kind or not _cut_groups(full, architecture):
             raise InputError("--task heal is of a cut beside the full model: give --keep-layers, or --against.")
         models = workload.cut_from, (architecture, params)
         on_host = solved_on_host(mesh.devices.flat[0].platform)
@@ -218,6 +219,11 @@ class _Healing(NamedTuple):
     sums: Mapping[str, Any]
 
 
+def _cut_groups(full: Architecture, smaller: Architecture) -> list[tuple[str, ...]]:
+    """Towers that are cut, those that keep the same blocks as one group."""
+    return [group for group in full.groups if full.depths[group[0]] != smaller.depths[group[0]]]
+
+
 def _widest(workload: Workload, whole: _Model, cut: _Model, mesh: jax.sharding.Mesh) -> _Healing:
     (full, full_params), (smaller, params) = whole, cut
     count = math.ceil(workload.batch_size / mesh.size) * mesh.size
@@ -228,7 +234,7 @@ def _widest(workload: Workload, whole: _Model, cut: _Model, mesh: jax.sharding.M
         inputs["time"] = jax.ShapeDtypeStruct(draws, jnp.float32)
     batch = _placed(CalibrationBatch(inputs, jax.ShapeDtypeStruct((count,), jnp.bool_)), batch_sharding(mesh))
     found = []
-    for group in (group for group in full.groups if full.depths[group[0]] != smaller.depths[group[0]]):
+    for group in _cut_groups(full, smaller):
         writes = [write for write in family_of(full).WRITES if write.tower in group]
         for branch in dict.fromkeys(write.branch for write in writes):
             towers = tuple(write.tower for write in writes if write.branch == branch)
