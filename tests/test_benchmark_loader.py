@@ -1,10 +1,14 @@
 """The benchmark of reading data, on a toy set."""
 
+import time
+
+import numpy as np
 import pytest
 from rich.console import Console
 
 from clp_jax.benchmarks import loader
 from clp_jax.cli import main
+from clp_jax.data.loader import BatchIterator
 from clp_jax.errors import InputError
 from scripts.make_lerobot_toy import write
 
@@ -27,6 +31,15 @@ def test_samples_are_read_by_turns_and_counted(tmp_path, monkeypatch):
     console = Console(record=True, width=120)
     loader.show(result, console)
     assert "samples/s" in console.export_text()
+
+
+def test_what_workers_have_ready_when_the_clock_starts_is_not_counted():
+    def read(rows):
+        time.sleep(0.05)
+        return {"rows": rows}
+
+    batches = BatchIterator(read, np.arange(100), 1, seed=0, workers=4)
+    assert loader._batches_per_second(batches, 2, workers=4) < 1.3 * 4 / 0.05
 
 
 def test_what_eight_h100_read_is_their_operations_over_those_of_a_sample():

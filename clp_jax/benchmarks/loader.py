@@ -4,6 +4,7 @@ A sample is the pictures of all cameras at one row and a chunk of actions from t
 reads. Rounds alternate, so that a busy machine disturbs both alike.
 """
 
+import math
 import os
 import statistics
 import time
@@ -45,7 +46,7 @@ def run(
       batch_size: samples of a batch.
       workers: threads of ours, processes of PyTorch's; as many as there are cores if None.
       horizon: actions of a sample.
-      batches: of a round, after one that is not timed.
+      batches: of a round at least, after one of each worker that are not timed.
       rounds: of each loader.
 
     Returns:
@@ -71,7 +72,7 @@ def run(
     rates: dict[str, list[float]] = {name: [] for name in loaders}
     for _ in range(rounds):
         for name, loader in loaders.items():
-            rates[name].append(batch_size * _batches_per_second(loader(), batches))
+            rates[name].append(batch_size * _batches_per_second(loader(), batches, workers))
     medians = {name: statistics.median(found) for name, found in rates.items()}
     ours, theirs = medians["clp_jax"], medians.get("lerobot")
     return {
@@ -124,8 +125,15 @@ def _without_end(loader: Any) -> Iterator[Any]:
         yield from loader
 
 
-def _batches_per_second(batches: Iterator[Any], count: int) -> float:
-    next(batches)
+def _batches_per_second(batches: Iterator[Any], count: int, workers: int) -> float:
+    """Over so many batches at least, in whole turns of the workers, who begin together and are ready together.
+
+    The first turn is not timed.
+    """
+    turn = max(workers, 1)
+    for _ in range(turn):
+        next(batches)
+    count = turn * math.ceil(count / turn)
     start = time.perf_counter()
     for _ in range(count):
         next(batches)
