@@ -40,10 +40,10 @@ _HELD = ("parameters", "optimiser", "average")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PlanScale(ModelFlags):
-    """Compile what analyse, prune --heal, finetune or serve run for TPU slices, and print what they need; no TPU is
-    touched.
+    """Compile what analyse, prune --heal, finetune or serve run for TPU slices, and print what it needs.
 
-    Times are lower bounds from the makers' numbers, not predictions. One program takes a minute or two to compile.
+    No TPU is touched. Times are lower bounds from the makers' numbers, not predictions. One program takes a
+    minute or two to compile.
     """
 
     checkpoint: str
