@@ -52,6 +52,24 @@ def test_a_container_has_what_its_limit_leaves(tmp_path, files, free):
     assert free_memory(write(tmp_path, files)) == free
 
 
+@pytest.mark.parametrize(
+    ("line", "folder", "limit", "used"),
+    [
+        ("0::/slurm/job_1/task_0", "sys/fs/cgroup/slurm/job_1", "memory.max", "memory.current"),
+        (
+            "5:cpu,memory:/slurm/job_1/task_0",
+            "sys/fs/cgroup/memory/slurm/job_1",
+            "memory.limit_in_bytes",
+            "memory.usage_in_bytes",
+        ),
+    ],
+    ids=["version 2", "version 1"],
+)
+def test_a_job_has_what_the_limit_of_a_group_above_its_own_leaves(tmp_path, line, folder, limit, used):
+    files = {f"{folder}/{limit}": "3000\n", f"{folder}/{used}": "2000\n", f"{folder}/memory.stat": "anon 1\n"}
+    assert free_memory(write(tmp_path, files | {"proc/self/cgroup": f"1:name=systemd:/\n{line}\n"})) == 1000
+
+
 def test_elsewhere_it_is_all_memory(tmp_path):
     assert free_memory(tmp_path) == os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
