@@ -5,17 +5,18 @@ RMS-normalised ones (rms). With centred features X_l [n, d] and their Gram matri
 estimators follow from <K_i, K_j> off the diagonal, the diagonals of the K_l and their traces. `gram_sums` reduces
 states to those [l, l] sums and never holds more than one tile of each layer's Gram matrix.
 
-One product per tile gives the Gram matrices of both scales. Write r_a for 1 / RMS of token x_a, m for the mean token,
-s for 1 / mean RMS and c for the mean of r_a x_a - s m. The centred tokens of the two scales, the raw one divided by its
-RMS, are
+One product per tile gives the Gram matrices of both scales. Write r_a for 1 / RMS of token x_a, p for the mean of the
+tokens weighted by r_a, and q for the mean token less p. The centred tokens of the two scales, the raw one divided by
+its RMS, are
 
-    z_a = r_a (x_a - m)        and        y_a = z_a - w_a,   w_a = c - (r_a - s) m,
+    y_a = r_a (x_a - p) + (r_a - mean of r) p        and        z_a = r_a (x_a - p - q) = y_a - w_a,
+    w_a = (r_a - mean of r) p + r_a q,
 
-so that with v_a = (y_a + z_a) / 2 the raw product is z_a . z_b = y_a . y_b + v_a . w_b + w_a . v_b, where each w_a is
+so that with v_a = (y_a + z_a) / 2 the raw product is z_a . z_b = y_a . y_b - v_a . w_b - w_a . v_b, where each w_a is
 made of two vectors: four numbers per token (`_Tokens`) turn the one matrix into the other. That direction is safe, the
 other is not: RMS takes away what only makes tokens of a common direction longer or shorter. The products that are left
-are no larger than raw ones (|x| |x/|x| - y/|y|| <= 2 |x - y|, Dunkl and Williams 1964), so rounding stays rounding. The
-equations hold for any s; with this one c is no longer than two normalised tokens, however the lengths are spread.
+are no larger than raw ones (|x| |x/|x| - y/|y|| <= 2 |x - y|, Dunkl and Williams 1964), so rounding stays rounding. And
+p is a safe place to count from: no token, however long, moves it far from the others.
 
 Axes: l states (depth + 1), n samples, d width, a and b rows of two tiles of t rows, i, j, l and m layers.
 
@@ -82,27 +83,29 @@ class _Tokens(NamedTuple):
     Attributes:
       features: y.
       scale: 1 / r.
-      apart: r - s: what w has of -m.
-      along_mean: v . m.
-      along_rest: v . c.
-      raw_norms: |x - m|^2.
+      inverse: r.
+      apart: r - mean of r.
+      along_centre: v . p.
+      along_shift: v . q.
+      raw_norms: |z / r|^2.
       rms_norms: |y|^2.
     """
 
     features: Float[Array, "blocks l t d"]
     scale: Float[Array, "blocks l t"]
+    inverse: Float[Array, "blocks l t"]
     apart: Float[Array, "blocks l t"]
-    along_mean: Float[Array, "blocks l t"]
-    along_rest: Float[Array, "blocks l t"]
+    along_centre: Float[Array, "blocks l t"]
+    along_shift: Float[Array, "blocks l t"]
     raw_norms: Float[Array, "blocks l t"]
     rms_norms: Float[Array, "blocks l t"]
 
     def grams(self, a: Array, b: Array) -> tuple[Float[Array, "l t t"], Float[Array, "l t t"]]:
         """Tile (a, b) of the Gram matrices of all layers: raw and rms."""
         rms = jnp.einsum("lad,lbd->lab", self.features[a], self.features[b], precision=_SPLIT)
-        across = _outer(self.apart[a], self.along_mean[b]) + _outer(self.along_mean[a], self.apart[b])
-        along = self.along_rest[a][:, :, None] + self.along_rest[b][:, None, :]
-        return _outer(self.scale[a], self.scale[b]) * (rms + along - across), rms
+        across = _outer(self.apart[a], self.along_centre[b]) + _outer(self.along_centre[a], self.apart[b])
+        across += _outer(self.inverse[a], self.along_shift[b]) + _outer(self.along_shift[a], self.inverse[b])
+        return _outer(self.scale[a], self.scale[b]) * (rms - across), rms
 
 
 def gram_sums(states: Float[Array, "l n d"], valid: Bool[Array, " n"], *, tile: int = ROWS) -> Scales:
@@ -210,7 +213,7 @@ def channel_share(states: Float[Array, "l n d"], valid: Bool[Array, " n"], *, ti
       Between 1/d (evenly spread) and 1; NaN for constant features.
     """
     tiles = Tiles.of(states, valid, tile)
-    means = _means(tiles)
+    means = _means(tiles, tiles.map(tiles.mask)[:, None, :].astype(jnp.float32))
     variance = tiles.sum(lambda block: jnp.sum(_minus(tiles, block, *means) ** 2, axis=1))
     total = variance.sum(axis=-1)
     noise = tiles.count * jnp.sum((_EPS * means[0]) ** 2, axis=-1)
@@ -221,35 +224,31 @@ def _tokens(tiles: Tiles) -> tuple[_Tokens, tuple[Float[Array, " l"], Float[Arra
     """What the Gram matrices are made of, and how much of the squared deviation of each scale may be rounding."""
     count = jnp.maximum(tiles.count, 1)
     mask = tiles.map(tiles.mask)[:, None, :]
-    means = _means(tiles)
-    mean = means[0] + means[1]
     square = tiles.map(lambda block: jnp.mean(tiles(block) ** 2, axis=-1))
     inverse = jnp.where(mask, jax.lax.rsqrt(jnp.where(square > 0, square, 1)), 0)
-
-    def centred(block: Array) -> Array:
-        """z."""
-        return _minus(tiles, block, *means) * inverse[block][:, :, None]
-
-    scale = jnp.where(mask, 1 / jnp.where(mask, inverse, 1), 0)
-    apart = jnp.where(mask, inverse - count / jnp.sum(scale, axis=(0, 2), keepdims=True), 0)
-    rest = tiles.sum(lambda block: jnp.sum(centred(block), axis=1)) / count
-    rest = rest + (jnp.sum(apart, axis=(0, 2)) / count)[:, None] * mean
-    ways = jnp.stack([mean, rest])
+    centres = _means(tiles, inverse)
+    centre = centres[0] + centres[1]
+    shift = tiles.sum(lambda block: jnp.sum(_minus(tiles, block, *centres), axis=1)) / count
+    apart = inverse
+    for _ in range(2):  # the second time takes away the rounding of the first mean
+        apart = jnp.where(mask, apart - jnp.sum(apart, axis=(0, 2), keepdims=True) / count, 0)
+    ways = jnp.stack([centre, shift])
     of_ways = jnp.einsum("wld,vld->wvl", ways, ways, precision=_HIGHEST)
 
     def of_tile(block: Array) -> tuple[Array, ...]:
-        raw = _minus(tiles, block, *means)
-        between = rest[:, None, :] - _outer(apart[block], mean)
-        features = jnp.where(mask[block][:, :, None], raw * inverse[block][:, :, None] - between, 0)
+        rows = _minus(tiles, block, *centres)
+        features = rows * inverse[block][:, :, None] + _outer(apart[block], centre)
         # Of v, that is, of y and half of w.
         along = jnp.einsum("wld,ltd->wlt", ways, features, precision=_HIGHEST)
-        along = along + (of_ways[:, 1, :, None] - of_ways[:, 0, :, None] * apart[block]) / 2
+        along = along - (of_ways[:, 0, :, None] * apart[block] + of_ways[:, 1, :, None] * inverse[block]) / 2
+        raw = jnp.where(mask[block][:, :, None], rows - shift[:, None, :], 0)
         return features, *along, jnp.sum(raw**2, axis=-1), jnp.sum(features**2, axis=-1)
 
-    features, along_mean, along_rest, raw_norms, rms_norms = tiles.map(of_tile)
-    size = of_ways[0, 0]
+    features, along_centre, along_shift, raw_norms, rms_norms = tiles.map(of_tile)
+    scale = jnp.where(mask, 1 / jnp.where(mask, inverse, 1), 0)
+    size = jnp.sum((centre + shift) ** 2, axis=-1)
     rounding = _EPS**2 * jnp.sum(inverse**2 * (raw_norms + size[:, None]), axis=(0, 2))
-    tokens = _Tokens(features, scale, apart, along_mean, along_rest, raw_norms, rms_norms)
+    tokens = _Tokens(features, scale, inverse, apart, along_centre, along_shift, raw_norms, rms_norms)
     return tokens, (_EPS**2 * count * size, rounding)
 
 
@@ -267,16 +266,22 @@ def _sums(inner: Array, norms: Float[Array, "blocks l t"], noise: Float[Array, "
     )
 
 
-def _means(tiles: Tiles) -> tuple[Float[Array, "l d"], Float[Array, "l d"]]:
-    """The mean of each layer and the mean of what is left without it.
+def _means(tiles: Tiles, weights: Float[Array, "blocks _ t"]) -> tuple[Float[Array, "l d"], Float[Array, "l d"]]:
+    """The weighted mean of each layer and that of what is left without it.
 
     The second takes away the rounding of the first, which matters once the mean is many times the spread. What both
     leave of constant features is at most one rounding of the mean per value.
     """
-    count = jnp.maximum(tiles.count, 1)
-    # By tiles: a reduction of the whole array would first write all of it in float32 on CPU.
-    mean = tiles.sum(lambda block: jnp.sum(tiles(block), axis=1)) / count
-    return mean, tiles.sum(lambda block: jnp.sum(_minus(tiles, block, mean), axis=1)) / count
+    total = jnp.sum(weights, axis=(0, 2))[:, None]
+    total = jnp.where(total > 0, total, 1)
+
+    def mean_without(*means: Float[Array, "l d"]) -> Float[Array, "l d"]:
+        # By tiles: a reduction of the whole array would first write all of it in float32 on CPU.
+        weighted = tiles.sum(lambda block: jnp.sum(_minus(tiles, block, *means) * weights[block][:, :, None], axis=1))
+        return weighted / total
+
+    mean = mean_without()
+    return mean, mean_without(mean)
 
 
 def _minus(tiles: Tiles, block: Array, *means: Float[Array, "l d"]) -> Float[Array, "l t d"]:

@@ -95,6 +95,9 @@ DIFFICULT = {
     "spikes": spiked(walk(3, 256, 192, step=0.3), 300, drift=0.05),
     "spikes of neighbours at 0.99999": spiked(walk(3, 256, 192, step=0.003, mean=10.0), 300, drift=0.003),
     "half of the tokens 10,000 times as long": walk(3, 256, 192, step=0.3).at[:, ::2].multiply(1e4),
+    "half of them 1,000 times, in a common direction": (
+        (walk(3, 256, 192, step=0.1) + 3 * walk(1, 1, 192, seed=3)).at[:, ::2].multiply(1e3)
+    ),
     "a common direction of any length": lengthened(walk(3, 256, 192, step=0.03) + 3 * walk(1, 1, 192, seed=3), 1.5),
 }
 

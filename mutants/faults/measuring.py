@@ -19,8 +19,8 @@ MUTANTS: list[Mutant] = [
         ("cka-tiles-off-the-diagonal", "jnp.where(own, 1.0, 2.0)", "1.0"),
         ("cka-diagonal-left-in", "jnp.where(own & diagonal, 0, gram)", "gram"),
         ("cka-biased-without-diagonal", "(sums.inner + sums.diagonal) / jnp", "sums.inner / jnp"),
-        ("cka-raw-without-its-mean", "along - across)", "along)"),
-        ("cka-raw-without-its-rest", "(rms + along - across)", "(rms - across)"),
+        ("cka-raw-like-rms", "(rms - across)", "rms"),
+        ("cka-raw-around-another-mean", "        across += ", "        across + "),
     ),
     *faults(
         "clp_jax/tiles.py",
@@ -35,13 +35,13 @@ MUTANTS: list[Mutant] = [
     *faults(
         "clp_jax/cka.py",
         f"{_CKA}::test_keeps_its_digits_when_the_mean_is_100000_times_the_spread",
-        ("cka-rounded-mean", "return mean, tiles.sum(", "return mean, 0 * tiles.sum("),
+        ("cka-rounded-mean", "return mean, mean_without(mean)", "return mean, 0 * mean"),
     ),
     *faults(
         "clp_jax/cka.py",
         f"{_CKA}::test_is_within_its_promise_of_float64_on_difficult_states_on_any_machine",
         ("cka-one-bfloat16-part", "BF16_BF16_F32_X3", "BF16_BF16_F32"),
-        ("cka-mean-of-inverse-lengths", "count / jnp.sum(scale, ", "1 / count * jnp.sum(inverse, "),
+        ("cka-rms-around-the-raw-mean", "centres = _means(tiles, inverse)", "centres = _means(tiles, 1.0 * mask)"),
     ),
     *faults(
         "clp_jax/similarity.py",
