@@ -76,11 +76,19 @@ def reports_of(spec: Spec) -> dict[str, bool]:
     record = spec.plan_record
     if record is None:
         return {}
-    found = {step.report: epath.Path(step.report).exists() for step in steps_of(record) if step.report is not None}
+    found = {step.report: _is_there(step.report) for step in steps_of(record) if step.report is not None}
     page = spec.path.parent.parent / REPORT
     if record.get("training") is not None and page.exists():
         found[os.fspath(page)] = True
     return found
+
+
+def _is_there(path: str) -> bool:
+    """Whether a page can be looked at from here; without a network, or the package for gs://, it cannot."""
+    try:
+        return epath.Path(path).exists()
+    except Exception:  # noqa: BLE001
+        return False
 
 
 def places_of(reports: Mapping[str, bool]) -> list[str]:

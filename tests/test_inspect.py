@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from safetensors_folders import GOLDEN, GROOT, SMOLVLA, WEIGHTS
 
+from clp_jax import history
 from clp_jax.checkpoint import fingerprint, read_params, read_spec, write_params
 from clp_jax.checkpoint.orbax.spec import read_spec as read_step
 from clp_jax.checkpoint.safetensors.folder import read_folder
@@ -279,3 +280,11 @@ def test_damaged_statistics_are_told_and_do_not_hide_the_rest(tmp_path):
     file.write_text("{}")
     (statistics,) = inspect_checkpoint(tmp_path / "1").statistics
     assert statistics.dimensions == {} and "no norm_stats.json of openpi" in (statistics.problem or "")
+
+
+def test_a_page_that_cannot_be_reached_is_not_found(monkeypatch):
+    def unreachable(self):
+        raise ImportError("Please install gcsfs")
+
+    monkeypatch.setattr(type(history.epath.Path("report.html")), "exists", unreachable)
+    assert not history._is_there("report.html")
