@@ -3,6 +3,8 @@
 import dataclasses
 import errno
 import importlib
+import json
+import math
 import os
 import runpy
 import signal
@@ -15,6 +17,7 @@ from types import ModuleType
 import pytest
 
 from clp_jax import cli
+from clp_jax.commands.results import print_json
 from clp_jax.errors import InputError
 
 ROOT = Path(__file__).parent.parent
@@ -218,6 +221,7 @@ BREAKS_OFF = """
 import dataclasses, signal, sys, threading, time
 from types import ModuleType
 from clp_jax import cli
+from clp_jax.commands.results import print_json
 from clp_jax.outputs import staged
 
 @dataclasses.dataclass(frozen=True)
@@ -256,3 +260,12 @@ def test_a_signal_ends_the_process_at_once_and_leaves_nothing_behind(tmp_path, n
             process.kill()
     assert process.returncode == code
     assert list(tmp_path.iterdir()) == []
+
+
+def test_json_has_no_word_for_what_is_not_finite(capsys):
+    print_json({"loss": math.nan, "ratios": [1.5, math.inf], "name": "π0"})
+    assert json.loads(capsys.readouterr().out, parse_constant=pytest.fail) == {
+        "loss": None,
+        "ratios": [1.5, None],
+        "name": "π0",
+    }

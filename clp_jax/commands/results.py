@@ -9,8 +9,9 @@ from typing import Any
 
 
 def print_json(value: Any) -> None:
-    """Print a JSON value for programs."""
-    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    """Print a JSON value for programs; a number that is not finite, for which JSON has no word, as null."""
+    value = json.loads(json.dumps(value), parse_constant=lambda _: None)
+    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
 @contextlib.contextmanager
