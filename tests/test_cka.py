@@ -73,6 +73,8 @@ def test_keeps_its_digits_when_the_mean_is_100000_times_the_spread():
     exact = np.asarray(states, np.float64)
     wanted = reference.cka_matrix(exact - exact.mean(axis=1, keepdims=True), debiased=False)
     all_equal(matrix_of(states, everything(1000), False, 64), wanted, SMALL_SIZE)
+    wanted = reference.cka_matrix(reference.rms_normalise(states), debiased=True)
+    all_equal(matrix_of(states, everything(1000), True, 64, "rms"), wanted, SMALL_SIZE)
 
 
 def spiked(states, height, drift):
