@@ -178,3 +178,13 @@ def test_a_run_before_that_has_no_log_yet_is_left_out(tmp_path):
 def test_what_is_no_run_is_refused(tmp_path):
     with pytest.raises(InputError, match="no run of clp finetune"):
         read_run(tmp_path)
+
+
+def test_the_lowest_of_many_held_out_losses_is_among_those_shown(tmp_path):
+    record = cut_record()
+    folder = run(tmp_path / "run", record)
+    lines = [{"step": step, "held_out_loss": 0.0123 if step == 31 else 0.5} for step in range(1, 100)]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    text = page(folder, record)
+    rows = re.findall(r"<tr[^>]*>.*?</tr>", text[text.index("<h2>Held-out loss</h2>") :], re.DOTALL)
+    assert sum("0.0123" in row for row in rows) == 1

@@ -7,14 +7,12 @@ of one run, not seconds of different runs.
 
 import dataclasses
 import functools
-import importlib
 import importlib.metadata
 import itertools
 import os
 import platform
 import time
 from collections.abc import Callable
-from types import ModuleType
 from typing import Any
 
 import jax
@@ -24,6 +22,7 @@ from jaxtyping import Float
 from rich.table import Table
 
 from clp_jax import cka
+from clp_jax.benchmarks.peers import optional
 
 SGEMM_SIZE = 2048
 """Side of the square float32 product whose rate defines the floor."""
@@ -211,14 +210,6 @@ def _error(candidate: Candidate, states: np.ndarray, exact: dict[bool, np.ndarra
     if candidate.pairs is not None:
         wanted = np.array([wanted[i, j] for i, j in candidate.pairs])
     return float(np.abs(candidate.call(candidate.put(states)) - wanted).max())
-
-
-def optional(name: str) -> ModuleType | None:
-    """A peer's module; None where the package is not installed."""
-    try:
-        return importlib.import_module(name)
-    except ModuleNotFoundError:
-        return None
 
 
 def _machine() -> dict[str, Any]:

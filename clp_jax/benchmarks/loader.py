@@ -15,7 +15,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from clp_jax.benchmarks.cka_peers import optional
+from clp_jax.benchmarks.peers import optional
 from clp_jax.data.lerobot import LeRobotData
 from clp_jax.data.lerobot_meta import find_folder, read_meta
 from clp_jax.data.loader import BatchIterator

@@ -33,6 +33,7 @@ from clp_jax.training.logs import LOG_FILE, Curve, read_log
 from clp_jax.training.saving import saved_record
 
 _ROWS = 12
+"""Held-out losses in the table; of more, so many evenly spaced ones and the lowest."""
 _SAME = ("data_fingerprint", "statistics_fingerprint", "conventions")
 _SAME_FLAGS = (
     "holdout_ratio",
@@ -229,8 +230,9 @@ def _held_out(run: RunView, other: RunView | None) -> str:
     curve = run.log.get(HELD_OUT)
     if curve is None:
         return ""
-    chosen = np.unique(np.linspace(0, len(curve.steps) - 1, min(len(curve.steps), _ROWS)).round().astype(int))
     spent, best = seconds(run.log, curve.steps), int(np.argmin(curve.values))
+    even = np.linspace(0, len(curve.steps) - 1, min(len(curve.steps), _ROWS)).round().astype(int)
+    chosen = np.union1d(even, [best])
     head = ["step", "time of<br>training steps", "held-out loss"]
     head += [] if other is None else [html.escape(other.name), "ratio"]
     rows = []

@@ -1,6 +1,7 @@
 """What ``analyse``, ``prune --heal``, ``finetune`` and ``serve`` run, traced on shapes instead of arrays."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
@@ -118,8 +119,9 @@ def programs(
         if full is None or full.kind != architecture.kind or not _cut_groups(full, architecture):
             raise InputError("--task heal is of a cut beside the full model: give --keep-layers, or --against.")
         models = workload.cut_from, (architecture, params)
+        widest = functools.cache(lambda: _widest(workload, *models, mesh))  # traces every branch of the cut towers
         on_host = solved_on_host(mesh.devices.flat[0].platform)
-        return [lambda: _sums(workload, *models, mesh), *([] if on_host else [lambda: _fit(workload, *models, mesh)])]
+        return [lambda: _sums(widest(), *models, mesh), *([] if on_host else [lambda: _fit(widest())])]
     if workload.task == "infer":
         if (reason := family_of(architecture).why_no_actions(architecture)) is not None:
             raise InputError(reason)
@@ -244,8 +246,7 @@ def _widest(workload: Workload, whole: _Model, cut: _Model, mesh: jax.sharding.M
     return max(found, key=lambda one: max(sums.gram.size for sums in one.sums.values()))
 
 
-def _sums(workload: Workload, whole: _Model, cut: _Model, mesh: jax.sharding.Mesh) -> Program:
-    work = _widest(workload, whole, cut, mesh)
+def _sums(work: _Healing, whole: _Model, cut: _Model, mesh: jax.sharding.Mesh) -> Program:
     models = tuple(_sharded(params, mesh) for _, params in (whole, cut))
     others = jax.tree.map(lambda _: False, (work.batch, *_PLACES))
     weights = (jax.tree.map(lambda _: False, work.sums), *jax.tree.map(lambda _: True, models), *others)
@@ -254,9 +255,9 @@ def _sums(workload: Workload, whole: _Model, cut: _Model, mesh: jax.sharding.Mes
     return Program("sums", traced, held, jax.tree.leaves(weights), work.batch.present.shape[0], mesh.size)
 
 
-def _fit(workload: Workload, whole: _Model, cut: _Model, mesh: jax.sharding.Mesh) -> Program:
+def _fit(work: _Healing) -> Program:
     """Its own memory: both models stay on the chips beside it. The factorisation's operations are not counted."""
-    widest = max(_widest(workload, whole, cut, mesh).sums.values(), key=lambda sums: sums.gram.size)
+    widest = max(work.sums.values(), key=lambda sums: sums.gram.size)
     traced = solve.trace(widest, widest, jax.ShapeDtypeStruct((), jnp.float32))
     held = {"sums": 2 * _on_one(widest)}
     flat = jax.tree.leaves((widest, widest, 0.0))
