@@ -4,7 +4,7 @@
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo test test-openpi-pins test-lerobot test-groot test-libero test-nightly docs dist attack mutants lint format clean
+.PHONY: help install demo test test-all test-openpi-pins test-lerobot test-groot test-libero test-nightly docs dist attack mutants lint format clean
 
 # $(call python,VERSION...): the first interpreter of these versions that runs, from the path (where a version manager's
 # stand-ins exist for Pythons that do not run) or from the folders of pyenv and uv, which need not be on it.
@@ -38,10 +38,13 @@ install: .venv/.installed ## clp_jax in .venv, with the newest releases
 demo: .venv/.installed-demo ## analyse, prune, fine-tune and roll out the small example model
 	@.venv/bin/python -m clp_jax demo $(ARGS)
 
-test: .venv/.installed-test ## all tests and doctests, with the newest releases
+test: .venv/.installed-test ## tests and doctests with the newest releases, but for the slow ones
+	@.venv/bin/python $(PYTEST_ALL) $(if $(ARGS),$(ARGS),-m "not slow")
+
+test-all: .venv/.installed-test ## all of them, as CI runs them
 	@.venv/bin/python $(PYTEST_ALL) $(ARGS)
 
-test-openpi-pins: .venv-openpi/.installed-test ## the same tests with openpi's versions, on Python 3.11
+test-openpi-pins: .venv-openpi/.installed-test ## all tests with openpi's versions, on Python 3.11
 	@CI_HAS=openpi_client$(if $(DRAWS),$(comma)gym_aloha) .venv-openpi/bin/python $(PYTEST_ALL) $(ARGS)
 
 test-lerobot: .venv-lerobot/.installed-test ## the lerobot exports against the real lerobot (6 GB on disk), on Python 3.12

@@ -25,6 +25,7 @@ DRAWS = 3
 CASES = {"pi0": toys.architecture(), "pi05, LoRA": with_adapters(toys.architecture("pi05"), (2, 3))}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_loss_and_gradient_of_separate_passes(case):
     arch = CASES[case]
@@ -60,6 +61,7 @@ def test_one_draw_is_openpis_and_all_are_different():
     assert len(np.unique(np.asarray(several[1]))) == several[1].size
 
 
+@pytest.mark.slow
 def test_a_step_averages_over_draws_and_microbatches():
     arch = toys.architecture()
     params, data = toys.params(arch), toys.data(arch, 4)
@@ -93,6 +95,7 @@ def test_more_draws_cost_only_the_action_expert():
     assert 1.0 < eight / one < 1.1
 
 
+@pytest.mark.slow
 def test_gradient_noise_falls_with_the_draws():
     """On fixed observations its variance is divided by the number of draws; 48 pairs estimate that to some 20 %."""
     arch = toys.architecture()

@@ -18,6 +18,8 @@ from clp_jax.checkpoint import write_params
 from clp_jax.commands.advise_output import show
 from clp_jax.plan import PrunePlan
 
+pytestmark = pytest.mark.slow
+
 DEPTHS = {"vlm": 4, "action": 4}
 
 

@@ -2,6 +2,7 @@
 
 import json
 
+import pytest
 import toys
 from rich.console import Console
 from served import loaded, params
@@ -11,6 +12,7 @@ from clp_jax.cli import main
 from clp_jax.commands import benchmark
 
 
+@pytest.mark.slow
 def test_both_are_served_and_measured(monkeypatch):
     model = loaded(toys.architecture(), params(toys.architecture()))
     monkeypatch.setattr(serving, "load_model", lambda _: model)

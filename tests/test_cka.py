@@ -67,6 +67,7 @@ def test_keeps_its_digits_when_the_mean_is_100_times_the_spread(debiased, dtype)
     all_equal(matrix_of(states, everything(200), debiased, 64), wanted, BFLOAT16_STATES)
 
 
+@pytest.mark.slow
 def test_keeps_its_digits_when_the_mean_is_100000_times_the_spread():
     """There the rounding of the mean itself, which a second pass takes away, is as large as the spread's digits."""
     states = walk(3, 1000, 24, mean=1e5)
@@ -122,6 +123,7 @@ def on_bfloat16_matrix_unit(subscripts, x, y, *, precision, einsum=jnp.einsum):
     return product(x_high, y_high) + sum(product(*pair) for pair in passes[precision])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("machine", ["CPU", "bfloat16 matrix unit"])
 @pytest.mark.parametrize("states", DIFFICULT.values(), ids=DIFFICULT)
 def test_is_within_its_promise_of_float64_on_difficult_states_on_any_machine(states, machine, monkeypatch):
@@ -142,6 +144,7 @@ def test_keeps_its_digits_over_thousands_of_tiles():
     np.testing.assert_allclose(sums.inner + sums.diagonal, wanted, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_is_within_its_promise_of_float64_at_full_size():
     states = walk(18, 2048, 512, step=0.3)
     layers = [0, 1, 8, 17]
@@ -180,6 +183,7 @@ def test_debiased_cka_of_unrelated_features_is_near_zero_and_biased_is_not():
     assert biased.min() > 0.75
 
 
+@pytest.mark.slow
 def test_debiased_groups_add_up_to_the_whole_and_biased_groups_keep_their_bias():
     # 64 groups of 16 rows; layers 0 and 1 are related, 2 is not.
     states = jnp.concatenate([walk(2, 1024, 64, step=1.0), walk(1, 1024, 64, seed=9)])
@@ -290,6 +294,7 @@ def sharded(mesh):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("uncached")
 def test_groups_stay_on_their_devices_and_only_layer_by_layer_sums_travel():
     mesh = jax.sharding.Mesh(jax.devices(), ("batch",))
@@ -324,6 +329,7 @@ def test_rms_normalise_gives_float32_tokens_of_unit_mean_square_and_keeps_zeros(
     all_equal(jnp.mean(actual**2, axis=-1), wanted, 1e-6)
 
 
+@pytest.mark.slow
 def test_massive_channel_hides_change_from_raw_cka_but_not_from_rms_normalised():
     states = jax.random.normal(jax.random.key(6), (2, 200, 32))  # unrelated layers
     states = states.at[:, :4, 5].set(3000)
@@ -333,6 +339,7 @@ def test_massive_channel_hides_change_from_raw_cka_but_not_from_rms_normalised()
     assert matrix_of(states, valid, True, 64, "rms")[0, 1] < 0.6
 
 
+@pytest.mark.slow
 def test_channel_share_is_the_largest_share_of_the_centred_variance_of_valid_rows():
     states, valid = walk(3, 50, 4, mean=100.0).at[2].set(7.0), jnp.arange(50) % 3 > 0
     states = jnp.where(valid[None, :, None], states, jnp.nan)

@@ -15,6 +15,8 @@ from clp_jax.commands import analyse as analyse_command
 from clp_jax.plan import PrunePlan
 from clp_jax.trees import flatten
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory):

@@ -29,6 +29,7 @@ def test_noise_and_time_of_the_file_are_kept(tmp_path):
     assert len(loaded.fingerprint) == 64
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["pi0", "pi05"])
 def test_cameras_that_no_observation_has_are_left_out_and_nobody_misses_them(tmp_path, kind):
     arch = toys.architecture(kind)

@@ -63,6 +63,7 @@ def computed(arch, params=None, *, sample: bool = True):
     return losses, flatten(gradient), actions
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_neither_outputs_nor_gradients_change(case):
     arch, remat = CASES[case]
@@ -92,6 +93,7 @@ def poisoned(arch):
     return unflatten(flat)
 
 
+@pytest.mark.slow
 def test_what_is_dead_is_not_computed():
     """NaN in it would spoil the gradients of all below it, as it does when the whole block runs."""
     _, gradient, _ = computed(
@@ -103,6 +105,7 @@ def test_what_is_dead_is_not_computed():
     assert not np.isfinite(gradient["PaliGemma/img/embedding/kernel"]).all()
 
 
+@pytest.mark.slow
 def test_heads_that_share_one_einsum():
     arch = fused(toys.architecture())
     on, off = (
@@ -115,6 +118,7 @@ def test_heads_that_share_one_einsum():
     assert not queries.any() and keys.any() and values.any()
 
 
+@pytest.mark.slow
 def test_captured_states_are_those_of_the_whole_block():
     arch, data = dataclasses.replace(toys.architecture(), skip_dead=True), toys.data(toys.architecture(), 2)
     params = toys.params(arch)

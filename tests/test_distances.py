@@ -42,6 +42,7 @@ def test_pair_statistics_of_a_valid_token_without_direction_is_nan():
     assert np.isfinite(pair_means(states, jnp.arange(5) != 2)["cosine"]).all()
 
 
+@pytest.mark.slow
 def test_rotation_that_cka_does_not_see_is_seen_by_the_pairs():
     (first,) = walk(1, 500, 32)
     states = jnp.stack([first, 3 * first @ rotation(32)])

@@ -160,6 +160,7 @@ def test_actions_that_no_robot_should_see_are_refused(actions):
         checked_actions(actions, 3)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_acts(checkpoint, counting, tmp_path, capsys):
     out = tmp_path / "found"
     words = ["evaluate", *FLAGS, "--checkpoint", str(checkpoint), "--episodes", "3", "--out", str(out)]
@@ -178,6 +179,7 @@ def test_a_checkpoint_acts(checkpoint, counting, tmp_path, capsys):
     assert "is not empty; go on with --resume" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_server_and_its_checkpoint_act_alike(policy):
     """Noise comes from task, episode and step, so neither batches nor the network change what is done."""
     asking = Asking(replan=6, noise_shape=tuple(policy.metadata["noise_shape"]))

@@ -68,6 +68,7 @@ def export(checkpoint, out, to, *words) -> int:
     return main(["export", *flags, "--prompt-length", "5", *words])
 
 
+@pytest.mark.slow
 def test_an_openpi_export_is_the_checkpoint_again(checkpoint, tmp_path, capsys):
     assert export(checkpoint, tmp_path / "e", "openpi") == 0
     assert "Largest difference" in capsys.readouterr().out
@@ -79,6 +80,7 @@ def test_an_openpi_export_is_the_checkpoint_again(checkpoint, tmp_path, capsys):
     assert record["architecture"]["vlm"]["depth"] == 2
 
 
+@pytest.mark.slow
 def test_an_openpi_export_in_another_dtype_says_how_far_it_is(checkpoint, tmp_path):
     assert export(checkpoint, tmp_path / "e", "openpi", "--dtype", "bfloat16") == 0
     expected = jax.tree.map(lambda x: x.astype(ml_dtypes.bfloat16), read_params(read_spec(checkpoint)))
@@ -86,6 +88,7 @@ def test_an_openpi_export_in_another_dtype_says_how_far_it_is(checkpoint, tmp_pa
     assert 0 < json.loads((tmp_path / "e" / "export.json").read_text())["check"]["largest_difference"] < 0.1
 
 
+@pytest.mark.slow
 def test_adapters_can_be_merged_on_the_way(tmp_path):
     arch = toys.architecture()
     arch = dataclasses.replace(arch, vlm=dataclasses.replace(arch.vlm, attn_lora_rank=2, ffn_lora_rank=3))
@@ -115,6 +118,7 @@ def test_raw_takes_the_live_weights_of_the_training_state(tmp_path, capsys):
     assert "leave out --raw" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_run_is_exported_with_the_lengths_that_it_was_trained_with(checkpoint, tmp_path):
     """Not with upstream's chunk of 50 actions and 48 tokens, which nobody trained."""
     step = shutil.copytree(checkpoint, tmp_path / "8")

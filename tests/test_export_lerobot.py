@@ -98,6 +98,7 @@ def exported(recorded, tmp_path):
     return shutil.copytree(recorded, tmp_path / "e")
 
 
+@pytest.mark.slow
 def test_the_folder_has_lerobots_files(step, tmp_path):
     assert export(step, tmp_path / "e", "lerobot", "--check", "bits") == 0
     kind = json.loads((step / "clp.json").read_text())["kind"]

@@ -28,6 +28,7 @@ def loader(folder):
     return module
 
 
+@pytest.mark.slow
 def test_the_folder_is_what_create_trained_policy_reads(tmp_path):
     step = pruned("pi05", tmp_path / "step", llm=[0, 5, 9], vision=[1])
     assert export(step, tmp_path / "e", "openpi-pytorch", "--check", "bits") == 0

@@ -10,6 +10,8 @@ import pytest
 import toys
 from test_export import export, save
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("safetensors", reason="needs safetensors")
 pytest.importorskip("flatbuffers", reason="needs flatbuffers")
 

@@ -154,6 +154,7 @@ def test_towers_groups_and_depths_agree(family, name):
 # Cuts
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "group"), GROUPS)
 def test_gate_zero_is_a_branch_that_writes_nothing(kind, group):
     arch, arrays = cases.architecture(kind), cases.inputs(cases.architecture(kind))
@@ -165,6 +166,7 @@ def test_gate_zero_is_a_branch_that_writes_nothing(kind, group):
     assert not np.allclose(gated, cases.whole(kind)[0], atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_gate_zero_is_the_pruned_model(kind):
     """Of all groups at once, each without other blocks: one program more, and no tower can pass for another."""
@@ -191,6 +193,7 @@ def zeroed(arch, removed):
     return unflatten(leaves)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("family", "name"), RELEASED)
 def test_two_cuts_are_their_composition(family, name):
     architecture = FAMILIES[family].RELEASED[name].with_depths(dict.fromkeys(FAMILIES[family].RELEASED[name].depths, 8))
@@ -221,6 +224,7 @@ def test_a_cut_that_leaves_blocks_at_places_of_another_kind_is_refused(kind):
             plan_of_blocks(arch, {tower.name: [0, 2, 3]})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_other_gates_compile_nothing(kind):
     """One program is the loss of every set of blocks; each removal changes it, so none was ignored."""
@@ -256,6 +260,7 @@ def compilations():
 # Inputs, losses, samples
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_losses_are_finite_and_states_are_those_of_the_towers(kind):
     arch = cases.architecture(kind)
@@ -296,6 +301,7 @@ def test_weights_of_the_error_make_the_loss(kind):
     assert np.allclose(np.sum(weights, axis=(1, 2)), 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_sample_has_the_shape_of_a_chunk(kind):
     arch, family = cases.architecture(kind), family_of(cases.architecture(kind))
@@ -325,6 +331,7 @@ def test_fixed_draw_is_fixed_and_starts_alike_for_more_observations(kind):
         assert np.array_equal(array, more[key][:2]), key
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_draw_follows_its_key(kind):
     arch, family = cases.architecture(kind), family_of(cases.architecture(kind))
@@ -340,6 +347,7 @@ def test_draw_follows_its_key(kind):
 # Teaching
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_model_learns_nothing_from_itself(kind):
     arch, family = cases.architecture(kind), family_of(cases.architecture(kind))
@@ -359,6 +367,7 @@ def test_a_model_learns_nothing_from_itself(kind):
     assert max(np.abs(leaf).max() for leaf in flatten(gradient).values()) < NO_SLOPE
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_pruned_model_is_taught_by_the_difference_of_two_passes(kind):
     arch, arrays = cases.architecture(kind), cases.inputs(cases.architecture(kind))
@@ -440,6 +449,7 @@ def stored_as_run(name, params, target):
     return target
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FOLDERS)
 def test_both_stored_forms_are_the_same_model_and_are_cut_alike(name, tmp_path):
     folder = load_model(FOLDERS[name] / "ckpt", dtype="float32")
@@ -460,6 +470,7 @@ def test_both_stored_forms_are_the_same_model_and_are_cut_alike(name, tmp_path):
     assert_bit_equal(expected, load_model(tmp_path / "run_cut", dtype="float32").params)
 
 
+@pytest.mark.slow
 def test_an_openpi_checkpoint_written_again_is_the_same_model(tmp_path):
     released = load_model(RECORDED / "pi0_released", dtype="float32")
     write_params(tmp_path / "run", released.params)
@@ -475,6 +486,7 @@ def test_an_openpi_checkpoint_written_again_is_the_same_model(tmp_path):
 # Healing
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_blocks_add_to_a_stream_is_their_writes_times_the_last_weights(kind):
     arch = cases.architecture(kind)

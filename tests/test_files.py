@@ -78,6 +78,7 @@ def test_text_that_is_none(tmp_path):
     refused(file, read_json_object, r"must hold a JSON object \{...\}, not \[1\]")
 
 
+@pytest.mark.slow
 def test_a_file_without_end_is_not_read_to_its_end(tmp_path):
     file = tmp_path / "file.json"
     file.touch()

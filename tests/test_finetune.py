@@ -28,6 +28,8 @@ from clp_jax.training.run_folder import run_folder
 from clp_jax.trees import flatten
 from scripts.make_lerobot_toy import write as write_toy_set
 
+pytestmark = pytest.mark.slow
+
 ARCH = toys.architecture()
 FAST = ("--peak-lr", "1e-2", "--warmup-steps", "1", "--log-every", "1", "--no-augment", "--keep-period", "None")
 

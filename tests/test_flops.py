@@ -13,6 +13,7 @@ from clp_jax.models import RELEASED, Gates, Lengths, abstract_params, build, fam
 from clp_jax.models.pi0 import PI0, PI0_FAST
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["pi0", "pi05"])
 def test_forward_flops_agree_with_the_compiler(kind):
     """One block per tower: the compiler counts the body of a scan once."""
@@ -35,6 +36,7 @@ def test_forward_flops_agree_with_the_compiler(kind):
     assert 0.85 < ours / counted < 1.0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RELEASED)
 def test_similarity_statistics_are_nearly_free_on_an_accelerator_at_full_size(name):
     """In GR00T the states of as many blocks of the same width come from a quarter of the operations."""
@@ -44,6 +46,7 @@ def test_similarity_statistics_are_nearly_free_on_an_accelerator_at_full_size(na
     assert overhead["TPU"] < overhead["H100"] < most["H100"]
 
 
+@pytest.mark.slow
 def test_nine_of_eighteen_blocks_halve_the_language_stack():
     shape = {"cameras": 3, "lengths": Lengths(50, 48)}
     half = PI0.with_depths({"vlm": 9, "action": 9})
@@ -56,6 +59,7 @@ def test_nine_of_eighteen_blocks_halve_the_language_stack():
     assert parameter_count(PI0) - parameter_count(half) == 9 * 127_408_128
 
 
+@pytest.mark.slow
 def test_dead_work_is_not_counted():
     """All of the VLM's last block but its keys and values."""
     shape = {"cameras": 3, "lengths": Lengths(50, 48)}

@@ -29,6 +29,8 @@ from clp_jax.prune import Changes, apply_plan, prune_checkpoint
 from clp_jax.sharding import make_mesh
 from clp_jax.trees import flatten
 
+pytestmark = pytest.mark.slow
+
 
 def toy(kind="pi0", **leaves):
     """A toy whose blocks change the stream little by little, as those of trained models do."""

@@ -99,6 +99,7 @@ def test_adapters_and_released_names_are_told(capsys):
     assert "names as released" in parsed(capsys, GOLDEN / "ckpt" / "pi0_released")["form"]
 
 
+@pytest.mark.slow
 def test_policy_folders_are_described(capsys):
     smolvla = parsed(capsys, SMOLVLA)
     assert (smolvla["kind"], smolvla["files"], smolvla["form"]) == ("smolvla", 1, "safetensors, a single file")
@@ -110,6 +111,7 @@ def test_policy_folders_are_described(capsys):
     assert groot["kind"] == "groot_n15" and towers(groot)["dit"]["period"] == 2 and groot["statistics"] == []
 
 
+@pytest.mark.slow
 def test_what_cannot_be_read_is_said_and_the_rest_shown(capsys, cuts):
     found = parsed(capsys, cuts / "smolvla")
     assert "--vlm-config" in found["not_read"] and found["action_horizon"] is None and found["cameras"] is None
@@ -120,6 +122,7 @@ def test_what_cannot_be_read_is_said_and_the_rest_shown(capsys, cuts):
     assert "nowhere" in refused(capsys, cuts / "smolvla", "--vlm-config", cuts / "nowhere")
 
 
+@pytest.mark.slow
 def test_the_tables_say_what_was_done(capsys, cuts):
     text = said(capsys, cuts / "pi0")
     assert "\N{HORIZONTAL ELLIPSIS}" not in text, "a number is cut off on a terminal of 80 columns"
@@ -131,6 +134,7 @@ def test_the_tables_say_what_was_done(capsys, cuts):
     assert vlm["original_depth"] == 18 and vlm["kept"] == list(PI0_KEPT) and len(vlm["removed"]) == 12
 
 
+@pytest.mark.slow
 def test_fine_tuning_is_told(capsys, cuts, tmp_path):
     record = json.loads((cuts / "pi0" / "clp.json").read_text())
     config = {"data": "my/robot", "steps": 3000}
@@ -160,6 +164,7 @@ def test_a_copy_is_the_same(capsys, tmp_path, source):
     assert "it is a copy of" in said(capsys, tmp_path / "copy", "--against", source)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "source", "keep"),
     [
@@ -184,6 +189,7 @@ def test_a_cut_is_recognised_from_both_sides(capsys, cuts, name, source, keep):
         assert "every kept block equals its block of" in text and "bit for bit" in text
 
 
+@pytest.mark.slow
 def test_one_changed_bit_of_a_cut_is_found_in_its_block(capsys, cuts, tmp_path):
     shutil.copytree(cuts / "smolvla", tmp_path / "cut")
     spec = read_folder(cuts / "smolvla")
@@ -221,6 +227,7 @@ def test_nan_of_the_same_bits_is_equal(tmp_path):
     assert found.same and found.values is not None and found.values.equal
 
 
+@pytest.mark.slow
 def test_a_policy_folder_and_a_step_of_ours_are_compared_in_the_models_names(capsys, tmp_path):
     model = load_model(SMOLVLA, dtype="float32")
     (tmp_path / "assets" / "policy").mkdir(parents=True)

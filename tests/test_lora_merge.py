@@ -55,6 +55,7 @@ def test_the_recorded_lora_checkpoint_becomes_a_model_without_adapters():
     check_same_structure(abstract_params(architecture), merged)
 
 
+@pytest.mark.slow
 def test_every_adapter_of_a_model_is_merged():
     arch = toys.architecture("pi05")
     adapted = {"vlm": dataclasses.replace(arch.vlm, attn_lora_rank=2, ffn_lora_rank=3, lora_scale=0.5)}

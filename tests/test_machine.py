@@ -29,12 +29,14 @@ def refused(done: subprocess.CompletedProcess) -> None:
     assert done.stderr.strip().split("\n")[-1].startswith(f"error: JAX finds no device of JAX_PLATFORMS={PLATFORM}: ")
 
 
+@pytest.mark.slow
 def test_a_platform_without_a_device_is_one_line(tmp_path):
     out = tmp_path / "out"
     refused(run(PLATFORM, "export", "--checkpoint", str(EXAMPLE), "--to", "stablehlo", "--out", str(out)))
     assert not any(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_prune_needs_no_device(tmp_path):
     done = run(PLATFORM, "prune", "--checkpoint", str(EXAMPLE), "--keep", "0,1", "--out", str(tmp_path / "p"))
     if jax.__version_info__ > (0, 5, 3):

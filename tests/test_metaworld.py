@@ -22,7 +22,7 @@ try:
 except InputError as error:
     pytest.skip(f"needs metaworld and a library to draw: {error}", allow_module_level=True)
 
-pytestmark = pytest.mark.filterwarnings("ignore:Constant.s. may be too high:UserWarning")
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:Constant.s. may be too high:UserWarning")]
 # The mean difference of a pixel of coarse and fine meshes, in levels of 255: some edges of the arm move by a pixel.
 MESH_TOLERANCE = 4
 

@@ -43,6 +43,7 @@ def released(request):
     return kind, recording(kind), run(kind, checkpoint(f"{kind}_released"))
 
 
+@pytest.mark.slow
 def test_hidden_states_of_every_block(released):
     _, theirs, ours = released
     assert largest_difference(ours["towers"]["action"].states, theirs["hidden_suffix"]) < HIDDEN_TOLERANCE
@@ -52,6 +53,7 @@ def test_hidden_states_of_every_block(released):
     assert largest_difference(states[:, valid], theirs["hidden_prefix"][:, valid]) < HIDDEN_TOLERANCE
 
 
+@pytest.mark.slow
 def test_prefix_tokens_and_masks(released):
     kind, theirs, ours = released
     tower = ours["towers"]["vlm"]
@@ -74,6 +76,7 @@ def test_sampled_actions(released):
     assert largest_difference(ours["sampled_actions"], theirs["sampled_actions"]) < SAMPLE_TOLERANCE
 
 
+@pytest.mark.slow
 def test_noise_and_times_are_those_of_openpi(released):
     _, theirs, _ = released
     noise, time = optimised(lambda key: draw_noise_and_time(key, theirs["actions"].shape))(jax.random.key(7))
@@ -81,6 +84,7 @@ def test_noise_and_times_are_those_of_openpi(released):
     np.testing.assert_allclose(time, theirs["time"], rtol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_kv_cache_of_the_prefix(kind):
     theirs, params = recording(kind), checkpoint(f"{kind}_released")
@@ -94,6 +98,7 @@ def test_kv_cache_of_the_prefix(kind):
         assert largest_difference(both[:, shown], theirs[name][:, shown]) < KV_TOLERANCE
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_pruned_to_nine_blocks(kind):
     theirs, ours = recording(f"{kind}_pruned9"), run(kind, pruned(checkpoint(f"{kind}_released")))
@@ -103,6 +108,7 @@ def test_pruned_to_nine_blocks(kind):
     assert largest_difference(ours["sampled_actions"], theirs["sampled_actions"]) < SAMPLE_TOLERANCE
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("bf16_params", [False, True])
 def test_bfloat16(kind, bf16_params):
@@ -119,6 +125,7 @@ def test_bfloat16(kind, bf16_params):
         assert np.abs(found - exact).mean() < BF16_ROUNDING * apart.mean(), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_trained_checkpoint(kind):
     theirs, ours = recording(f"{kind}_trained"), run(kind, checkpoint(f"{kind}_trained/1"))
@@ -127,6 +134,7 @@ def test_trained_checkpoint(kind):
     assert largest_difference(ours["sampled_actions"], theirs["sampled_actions"]) < SAMPLE_TOLERANCE
 
 
+@pytest.mark.slow
 def test_lora_checkpoint():
     theirs = recording("pi0_lora_trained")
     ours = run("pi0", checkpoint("pi0_lora_trained/1"), lora_scale=2.0)
@@ -135,6 +143,7 @@ def test_lora_checkpoint():
     assert largest_difference(ours["loss"], theirs["loss"]) < OUTPUT_TOLERANCE
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_gradients(kind):
     theirs, params = recording(kind), checkpoint(f"{kind}_released")

@@ -48,6 +48,7 @@ def repository(tmp_path):
     return root
 
 
+@pytest.mark.slow
 def test_a_fault_is_killed_or_survives_or_is_stale_and_the_source_stays(repository, tmp_path):
     clean, before = tmp_path / "clean", (repository / "sums.py").read_text()
     copy_tracked(repository, clean)

@@ -222,6 +222,7 @@ def test_the_environment_names_the_default(openpi, checkpoints, monkeypatch):
     assert depths_built(train_config("pi0")) == openpi_patches.Depths(llm=2, vision=2)
 
 
+@pytest.mark.slow
 @openpi_warns
 @pytest.mark.parametrize("missing", ["get_config", "behaviour"])
 def test_an_unknown_openpi_is_refused_and_left_alone(openpi, monkeypatch, missing):

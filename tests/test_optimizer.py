@@ -43,6 +43,7 @@ def test_learning_rate_of_every_step(schedule):
     np.testing.assert_allclose(found, [rate(step, schedule) for step in range(STEPS)], rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("schedule", ["warmup-cosine", "zero-warmup-cosine", "cosine-from-start"])
 def test_steps_are_those_of_adamw_on_gradients_clipped_together(schedule):
     """The norm is over all leaves; every second gradient is below it and stays; the decay does not go through Adam."""

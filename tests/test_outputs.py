@@ -127,6 +127,7 @@ while True:
 """
 
 
+@pytest.mark.slow
 def test_a_kill_at_any_moment_leaves_a_complete_folder_or_none(tmp_path):
     source, out = RECORDED / "pi0_fast_released", tmp_path / "out"
     expected = None

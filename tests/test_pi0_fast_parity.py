@@ -32,6 +32,7 @@ def case(request):
     return build(architecture_of(params, dtype="float32")), params, recording(request.param)
 
 
+@pytest.mark.slow
 def test_logits_loss_and_hidden_states(case):
     model, params, theirs = case
     g, obs = recording("pi0_fast"), observation("pi0_fast")
@@ -64,6 +65,7 @@ class Told(Pi0Fast):
 TOLD: list[np.ndarray] = []
 
 
+@pytest.mark.slow
 def test_tokens_and_logits_of_every_decoding_step_with_masked_cameras(case):
     """Two of the three observations lack a camera, whose tokens openpi reads with what they make of empty slots."""
     model, params, theirs = case

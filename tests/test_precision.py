@@ -86,6 +86,7 @@ def shared(x):
     return np.asarray(x, np.float32).repeat(HEADS, axis=2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("float32_queries", [False, True])
 def test_gemma_attention(float32_queries):
     keys, values = KEYS[:, :, :1], VALUES[:, :, :1]
@@ -94,6 +95,7 @@ def test_gemma_attention(float32_queries):
     assert_rounded_once(found, attended(QUERIES, shared(keys), shared(values)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("float32_queries", [False, True])
 def test_pi0_rounds_its_rotated_queries_and_pi0_fast_does_not(float32_queries):
     """Among many keys of all directions some are nearly equally good, and the rounding decides."""
@@ -156,6 +158,7 @@ def test_norms(norm):
     np.testing.assert_array_equal(norm(x), norm(x.astype(jnp.float32)).astype(BF16))
 
 
+@pytest.mark.slow
 def test_siglip_patches_and_positions():
     sizes = SiglipSizes(width=8, depth=1, mlp_dim=4, num_heads=1, patch_size=4, num_tokens=4)
     images = drawn(4, (B, 8, 8, 3), 0.0, 0.5)

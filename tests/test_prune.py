@@ -43,6 +43,7 @@ def velocity(params, gates=None):
     )(params)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["pi0", "pi05"])
 def test_pruned_model_equals_full_model_with_dropped_branches_zeroed(kind):
     params = toys.params(toys.architecture(kind))
@@ -55,6 +56,7 @@ def test_pruned_model_equals_full_model_with_dropped_branches_zeroed(kind):
     np.testing.assert_allclose(small, zeroed, atol=ROUNDING)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["pi0", "pi05"])
 def test_pruned_model_equals_full_model_with_gates_closed(kind):
     arch = toys.architecture(kind)
@@ -63,6 +65,7 @@ def test_pruned_model_equals_full_model_with_gates_closed(kind):
     np.testing.assert_allclose(small, gated, atol=ROUNDING)
 
 
+@pytest.mark.slow
 def test_sampling_from_the_pruned_model_equals_sampling_with_gates_closed():
     arch = toys.architecture()
     params, plan, data = toys.params(arch), coupled_plan((0, 3)), toys.data(toys.architecture(), 2)
@@ -76,6 +79,7 @@ def test_sampling_from_the_pruned_model_equals_sampling_with_gates_closed():
     np.testing.assert_allclose(ours, sample(params, {"gates": plan_gates(arch, plan)}), atol=ROUNDING)
 
 
+@pytest.mark.slow
 def test_pruned_scan_equals_kept_blocks_one_after_another():
     arch, keep = toys.architecture(), (0, 1, 3)
     params, data = toys.params(arch), toys.data(arch, 2)

@@ -109,6 +109,7 @@ def test_command_refuses_blocks_that_cannot_be(tmp_path, capsys, source, keep, m
     assert not (tmp_path / "cut").exists()
 
 
+@pytest.mark.slow
 def test_a_cut_computes_what_the_whole_model_computes_with_closed_gates(tmp_path):
     """From lerobot's folder to lerobot's folder, through the library as the README has it."""
     settings = {"dtype": "float32", "vlm_config": SMOLVLA.parent / "vlm"}

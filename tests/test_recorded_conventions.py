@@ -25,6 +25,8 @@ from clp_jax.processing.conventions import Conventions, conventions_of_json
 from clp_jax.provenance import conventions_of
 from scripts.make_lerobot_toy import write
 
+pytestmark = pytest.mark.slow
+
 ARCH = dataclasses.replace(toys.architecture(), vocab_size=512, action_dim=16)
 SPM = GOLDEN / "tokenizer/tiny_spm.model"
 LIBERO: Any = CONFIGURATIONS["pi0_libero"].conventions

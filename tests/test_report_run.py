@@ -132,6 +132,7 @@ def test_a_run_that_goes_while_another_is_trained_stays_as_it_was(tmp_path):
     assert "full (all blocks): held out" in (tmp_path / "run" / REPORT).read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_the_report_behind_the_plan_is_linked_where_it_is(tmp_path):
     report = tmp_path / "my analysis" / REPORT
     record = cut_record(report=str(report))

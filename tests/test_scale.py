@@ -24,6 +24,8 @@ from clp_jax.scale.forecast import Forecast, forecast, smallest
 from clp_jax.scale.programs import Workload, programs
 from clp_jax.trees import flatten
 
+pytestmark = pytest.mark.slow
+
 CPU8 = topologies.parse("cpu:8")
 DEPTH = toys.DEPTH
 BATCH, PROMPT, HORIZON = 16, 5, 4

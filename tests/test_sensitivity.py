@@ -30,6 +30,7 @@ def plan(arch, keep):
     return PrunePlan.of(arch.kind, arch.depths, {"vlm": keep, "action": keep}, coupled=arch.coupled)
 
 
+@pytest.mark.slow
 def test_loss_is_that_of_the_model(case):
     arch, params, data, _, loss = case
     a = data.arrays
@@ -45,6 +46,7 @@ def nested(arrays):
     return found | {p: {k.split("/")[1]: v for k, v in arrays.items() if k.startswith(f"{p}/")} for p in keys}
 
 
+@pytest.mark.slow
 def test_loss_with_gates_closed_is_the_loss_of_the_pruned_model(case):
     arch, params, _, fixed, loss = case
     chosen = plan(arch, [0, 3])
@@ -52,6 +54,7 @@ def test_loss_with_gates_closed_is_the_loss_of_the_pruned_model(case):
     np.testing.assert_allclose(loss(plan_gates(arch, chosen)), small(Gates()), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_gradient_equals_finite_differences(case):
     arch, params, _, fixed, loss = case
     found = measure_gates(arch, params, fixed, GROUP)
@@ -64,6 +67,7 @@ def test_gradient_equals_finite_differences(case):
     assert (found.sensitivity >= np.abs(found.gradient) - 1e-6).all()
 
 
+@pytest.mark.slow
 def test_gauss_newton_equals_the_jacobian_product(case):
     arch, params, data, fixed, _ = case
     found = measure_gates(arch, params, fixed, GROUP).gauss_newton
@@ -96,6 +100,7 @@ def test_greedy_finds_the_best_single_block_without_compiling_again(case):
     assert _loss_step(arch, rows)._cache_size() == compiled > 0
 
 
+@pytest.mark.slow
 def test_vision_gates_remove_vision_blocks(case):
     arch, params, _, fixed, loss = case
     chosen = PrunePlan.of(arch.kind, arch.depths, {"vision": [1]})

@@ -99,6 +99,7 @@ def direct(policy, requests, noises):
     return np.asarray(sample(params(arch), np.stack(noises)))
 
 
+@pytest.mark.slow
 def test_handshake_tells_what_is_served(connect):
     told = connect().get_server_metadata()
     assert told["model"] == "pi0"
@@ -108,6 +109,7 @@ def test_handshake_tells_what_is_served(connect):
     assert "tokenized_prompt" in told["keys"]
 
 
+@pytest.mark.slow
 def test_given_noise_gives_the_actions_of_the_model_itself(connect, policy):
     client, requests, noises = connect(), rows(3), [noise(i) for i in range(3)]
     expected = direct(policy, requests, noises)

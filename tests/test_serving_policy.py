@@ -53,6 +53,7 @@ def libero(request):
     return policy, chains
 
 
+@pytest.mark.slow
 def test_libero_actions_are_openpis(libero, monkeypatch):
     policy, chains = libero
     g = recording("transforms")

@@ -59,6 +59,7 @@ def pi0():
     return arch, toys.params(arch), toys.data(arch, 12)
 
 
+@pytest.mark.slow
 def test_one_group_equals_numpy_on_all_valid_tokens(case):
     arch, params, data, towers = case
     ours = measure(arch, params, one_episode(data), group_size=12)
@@ -74,6 +75,7 @@ def test_one_group_equals_numpy_on_all_valid_tokens(case):
             )
 
 
+@pytest.mark.slow
 def test_cosine_residual_and_mse_equal_numpy(case):
     arch, params, data, towers = case
     ours = measure(arch, params, one_episode(data), group_size=12)
@@ -89,6 +91,7 @@ def test_cosine_residual_and_mse_equal_numpy(case):
         np.testing.assert_allclose(tower.residual[1, 3], residual, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_result_depends_neither_on_devices_nor_on_batch_size(pi0):
     arch, params, data = pi0
     many = measure(arch, params, data, groups_per_batch=8)
@@ -98,6 +101,7 @@ def test_result_depends_neither_on_devices_nor_on_batch_size(pi0):
         np.testing.assert_allclose(many[name].clusters, one[name].clusters, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_second_pass_does_not_compile_again(pi0):
     arch, params, data = pi0
     measure(arch, params, data)
@@ -118,6 +122,7 @@ def test_padded_tokens_and_absent_cameras_do_not_count(pi0):
         np.testing.assert_allclose(after[name].cka, before[name].cka, atol=CKA_TOLERANCE)
 
 
+@pytest.mark.slow
 def test_pooled_rows_equal_numpy(pi0):
     arch, params, data = pi0
     towers = captured(arch, params, data)
@@ -132,6 +137,7 @@ def test_pooled_rows_equal_numpy(pi0):
         assert tower.samples == len(data)
 
 
+@pytest.mark.slow
 def test_tokens_per_observation_is_the_mean_of_single_ckas(pi0):
     arch, params, data = pi0
     towers = captured(arch, params, data)
@@ -154,11 +160,13 @@ def test_last_vlm_state_of_pi0_is_not_evidence(pi0):
     assert np.isfinite(towers["action"].evidence().similarity).all()
 
 
+@pytest.mark.slow
 def test_fast_reads_every_state():
     arch = toys.architecture("pi0_fast")
     assert measure(arch, toys.params(arch), toys.data(arch))["vlm"].read.all()
 
 
+@pytest.mark.slow
 def test_vision_tower_on_request(pi0):
     arch, params, data = pi0
     tower = measure(arch, params, data, sampling=Sampling(optional=True))["vision"]
@@ -175,6 +183,7 @@ def test_subsample_takes_valid_tokens_only():
     assert all(len(set(np.asarray(row).tolist())) == 10 for row in chosen)
 
 
+@pytest.mark.slow
 def test_subsampled_cka_is_close_to_the_full_one(pi0):
     arch, params, data = pi0
     data = one_episode(data)
@@ -194,6 +203,7 @@ def test_massive_channel_is_detected(pi0):
     assert not measure(arch, params, data)["vlm"].massive_states
 
 
+@pytest.mark.slow
 def test_too_few_samples_is_an_error(pi0):
     arch, params, data = pi0
     with pytest.raises(InputError, match="at most 3 valid samples"):

@@ -29,6 +29,8 @@ from clp_jax.training.teaching import Teaching, check_teacher, same_blocks
 from clp_jax.training.throughput import step_flops
 from clp_jax.trees import flatten
 
+pytestmark = pytest.mark.slow
+
 ARCH = toys.architecture()
 SHORT = ARCH.with_depths({"vlm": 3, "action": 3})
 KEPT = (0, 1, 3)

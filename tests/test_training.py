@@ -27,6 +27,8 @@ from clp_jax.training.step import train_step
 from clp_jax.training.throughput import peak_flops
 from clp_jax.trees import flatten
 
+pytestmark = pytest.mark.slow
+
 ARCH = toys.architecture()
 FAST = OptimizerSettings(peak_lr=1e-2, warmup_steps=1)
 FIRST, LATER = 5e-6, 1e-3

@@ -46,6 +46,7 @@ def recorded_batch() -> dict[str, np.ndarray]:
     return batch
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["pi0", "pi05"])
 def test_steps_equal_openpis(kind):
     sizes = {**SIZES, "kind": kind, "vocab_size": 64, "action_dim": 6, "dtype": "float32"}

@@ -7,6 +7,8 @@ import pytest
 from attack.running import OK, REFUSED, SECONDS, attack, prove
 from attack.targets import targets
 
+pytestmark = pytest.mark.slow
+
 ROUNDS = 2
 SLOW = {"messages", "export-record", "race-prune", "race-export", "race-analyse", "race-finetune", "killed-finetune"}
 """They compile a model for every attack or before the first, or start processes."""

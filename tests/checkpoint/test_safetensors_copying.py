@@ -125,6 +125,7 @@ def test_nan_in_a_block_that_goes_does_not_matter(tmp_path):
     assert tensors_of(tmp_path / "out") == tensors_of(GROOT_PRUNED)
 
 
+@pytest.mark.slow
 def test_tensors_longer_than_a_block_and_a_span(tmp_path, monkeypatch):
     monkeypatch.setattr("clp_jax.checkpoint.safetensors.copying.BLOCK_BYTES", 64)
     monkeypatch.setattr("clp_jax.checkpoint.safetensors.copying.SPAN_BYTES", 200)
@@ -224,6 +225,7 @@ while True:
 """
 
 
+@pytest.mark.slow
 def test_a_kill_at_any_moment_leaves_a_complete_folder_or_none(tmp_path):
     out, root = tmp_path / "out", str(Path(__file__).parent.parent.parent)
     random = np.random.default_rng(0)

@@ -20,6 +20,8 @@ from clp_jax.sharding import make_mesh
 from clp_jax.training.held_out import held_out_loss
 from scripts.make_lerobot_toy import write
 
+pytestmark = pytest.mark.slow
+
 ARCH = dataclasses.replace(toys.architecture("pi05"), vocab_size=512)
 SPM = str(GOLDEN / "tokenizer/tiny_spm.model")
 LENGTHS = {"a": (7, 4, 9), "b": (6, 5)}

@@ -220,6 +220,7 @@ def test_a_step_names_the_parts_as_upstream_does(stored, tmp_path):
         groot.norm_stats_of(epath.Path(tmp_path), architecture())
 
 
+@pytest.mark.slow
 def test_a_released_checkpoint_is_served_by_a_configurations_name(tmp_path):
     shutil.copytree(GOLDEN / "ckpt", tmp_path / "ckpt")
     shutil.copytree(GOLDEN / "eagle", tmp_path / "eagle")

@@ -20,6 +20,8 @@ from clp_jax.provenance import conventions_of
 from clp_jax.trees import flatten, unflatten
 from scripts.make_lerobot_toy import write
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("tokenizers")
 
 STOCK = {

@@ -51,6 +51,7 @@ def velocity():
     return jax.jit(lambda params, inputs: groot.forward(model, params, inputs)[0])
 
 
+@pytest.mark.slow
 def test_rows_keep_their_masks_in_any_batch():
     params, inputs = golden.checkpoint("ckpt_pruned"), golden.inputs()
     # One prompt for all, so that the rows differ by nothing but their seeds.
@@ -64,6 +65,7 @@ def test_rows_keep_their_masks_in_any_batch():
     np.testing.assert_allclose(turned[1], left[0], atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("field", ["vl", "dit"])
 def test_rates_are_those_of_the_config(field):
     a = golden.architecture("ckpt_pruned")

@@ -105,6 +105,7 @@ def test_what_is_asked_for_reaches_the_config(step, tmp_path):
     assert {dtype for dtype, _, _ in tensors_of(tmp_path / "e").values()} == {"BF16"}
 
 
+@pytest.mark.slow
 def test_the_recorded_actions_are_the_models(folder, tmp_path):
     """What check_groot.py compares with; its prompts are padded on the left and have a place for every image token."""
     assert export(folder, tmp_path / "e", "--prompt-length", "31") == 0

@@ -15,6 +15,8 @@ from clp_jax.loading import load_model, read_architecture
 from clp_jax.training.logs import read_log
 from clp_jax.trees import flatten
 
+pytestmark = pytest.mark.slow
+
 METADATA = {"new_embodiment": {"statistics": {}}}
 
 

@@ -25,6 +25,8 @@ from clp_jax.training.adapters import init_adapters, with_adapters
 from clp_jax.training.freezing import frozen_paths
 from clp_jax.trees import flatten, unflatten
 
+pytestmark = pytest.mark.slow
+
 RANKS = 2, 3, 4
 
 

@@ -24,6 +24,7 @@ def gates_of(architecture, kept):
     }
 
 
+@pytest.mark.slow
 def test_closed_gates_are_the_pruned_model():
     gated = golden.runner(golden.architecture("ckpt"))(
         golden.checkpoint("ckpt"), golden.inputs(), gates_of(golden.architecture("ckpt"), KEPT)
@@ -37,6 +38,7 @@ def test_closed_gates_are_the_pruned_model():
         assert largest_difference(states[np.array(after)], pruned["towers"][name].states) < SAME_TOLERANCE * 10, name
 
 
+@pytest.mark.slow
 def test_a_block_whose_branches_are_zero_is_a_removed_one():
     flat = {path: np.array(leaf) for path, leaf in flatten(golden.checkpoint("ckpt")).items()}
     outputs = ("o/kernel", "down/kernel", "down/bias", "out/kernel", "out/bias")
@@ -49,6 +51,7 @@ def test_a_block_whose_branches_are_zero_is_a_removed_one():
     assert largest_difference(zeroed["velocity"], golden.ours("ckpt_pruned")["velocity"]) < SAME_TOLERANCE
 
 
+@pytest.mark.slow
 def test_an_odd_number_of_dit_blocks_ends_with_one_that_reads_the_prompt():
     kept = {"dit": [0, 5, 8], "vision": [0, 2]}
     architecture = golden.architecture("ckpt")
@@ -64,6 +67,7 @@ def test_an_odd_number_of_dit_blocks_ends_with_one_that_reads_the_prompt():
     assert largest_difference(again["velocity"], shorter["velocity"]) < SAME_TOLERANCE
 
 
+@pytest.mark.slow
 def test_a_gate_per_observation_closes_a_block_for_that_observation():
     architecture, params, inputs = golden.architecture("ckpt_pruned"), golden.checkpoint("ckpt_pruned"), golden.inputs()
     model = groot.build(architecture)
@@ -75,6 +79,7 @@ def test_a_gate_per_observation_closes_a_block_for_that_observation():
     assert largest_difference(velocity[1], whole[1]) > 0.1
 
 
+@pytest.mark.slow
 def test_draws_of_noise_share_a_pass_over_the_prompt():
     architecture, params, inputs = golden.architecture("ckpt_pruned"), golden.checkpoint("ckpt_pruned"), golden.inputs()
     drawn = inputs | {
@@ -162,6 +167,7 @@ def test_inputs_are_completed_or_refused():
         groot.complete(architecture, inputs | {"embodiment_id": np.array([1, 31, 0])})
 
 
+@pytest.mark.slow
 def test_augmented_images_are_other_views_of_the_same_scene():
     image = golden.inputs()["image/ego_view"].astype(np.float32) / 127.5 - 1
     inputs = {"image/a": image, "image/b": image, "state": np.zeros((3, 10))}

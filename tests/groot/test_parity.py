@@ -32,6 +32,7 @@ def recorded(request):
     return recording(request.param), golden.ours("ckpt" if request.param == "golden" else "ckpt_pruned")
 
 
+@pytest.mark.slow
 def test_states_of_every_tower(recorded):
     theirs, ours = recorded
     towers = {name: tower.states for name, tower in ours["towers"].items()}
@@ -57,6 +58,7 @@ def test_velocity_loss_and_actions(recorded):
     assert largest_difference(ours["actions"], theirs["sampled_actions"]) < OUTPUT_TOLERANCE
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("index", [1, 2])
 def test_an_observation_alone_has_no_padding(index):
     run = golden.runner(golden.architecture("ckpt"), capture=False)
@@ -70,6 +72,7 @@ def test_the_longest_prompt_of_a_batch_is_as_if_it_were_alone():
     _assert_single(ours["velocity"][0], loss, ours["actions"][0], 0)
 
 
+@pytest.mark.slow
 def test_padding_that_the_action_head_does_not_read_changes_nothing():
     inputs = golden.inputs()
     inputs["context_mask"] = inputs["tokenized_prompt_mask"]
@@ -86,6 +89,7 @@ def _assert_single(velocity, loss, actions, index):
     assert largest_difference(actions, theirs["single_sampled_actions"][index]) < OUTPUT_TOLERANCE
 
 
+@pytest.mark.slow
 def test_eager_padding_is_the_mean_of_all_values():
     ours, theirs = golden.ours("ckpt", padding="eager"), recording("golden_eager")
     assert largest_difference(ours["towers"]["llm"].states[-1], theirs["backbone_features"]) < STATE_TOLERANCE
@@ -94,6 +98,7 @@ def test_eager_padding_is_the_mean_of_all_values():
     assert largest_difference(ours["actions"], theirs["sampled_actions"]) < OUTPUT_TOLERANCE
 
 
+@pytest.mark.slow
 def test_bfloat16_is_not_much_further_off_than_upstream_s():
     ours, theirs = golden.ours("ckpt", dtype="bfloat16"), recording("golden_bf16")
     features = ours["towers"]["llm"].states[-1]
@@ -109,6 +114,7 @@ def differentiated():
     return loss, each, golden.named(gradient)
 
 
+@pytest.mark.slow
 def test_losses_of_observations_and_of_the_batch(differentiated):
     loss, each, _ = differentiated
     inputs = golden.inputs()
@@ -118,6 +124,7 @@ def test_losses_of_observations_and_of_the_batch(differentiated):
     np.testing.assert_array_equal(each.weight, inputs["action_mask"].sum(axis=(1, 2)))
 
 
+@pytest.mark.slow
 def test_gradients(differentiated):
     ours = differentiated[2]
     for key, theirs in recording().items():

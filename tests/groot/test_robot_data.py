@@ -21,6 +21,8 @@ from clp_jax.serving.requests import ModelRequests, flat
 from clp_jax.training.assets import assets_writer
 from scripts.make_lerobot_toy import write
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("tokenizers")
 
 CKPT = GOLDEN / "ckpt_pruned"

@@ -17,6 +17,8 @@ from clp_jax.training.freezing import frozen_paths
 from clp_jax.training.optimizer import learning_rate
 from clp_jax.trees import flatten
 
+pytestmark = pytest.mark.slow
+
 # A leaf moves by 2.5e-4. Upstream's own float32 and float64 runs differ by 3.3e-6 in leaves after three steps, by 3e-6
 # in the loss and by 1.6e-5 in the norm of the gradient; a port's gradients may differ by 5e-5 and its outputs by 1e-4.
 LEAF_TOLERANCE = 2e-5

@@ -28,6 +28,8 @@ from clp_jax.serving.policy import Policy
 from clp_jax.serving.requests import ModelRequests, RobotRequests
 from scripts.make_lerobot_toy import write
 
+pytestmark = pytest.mark.slow
+
 ARCH = dataclasses.replace(toys.architecture("pi0_fast"), vocab_size=810)
 WORDS, FAST = GOLDEN / "tokenizer/tiny_paligemma.model", GOLDEN / "tokenizer/fast"
 HORIZON, TOKENS, STEPS = 4, 100, 3

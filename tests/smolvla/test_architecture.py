@@ -229,6 +229,7 @@ def test_cameras_that_nobody_has_are_dropped_but_for_one():
     assert set(smolvla.without_unseen(framed, absent)) == set(absent)
 
 
+@pytest.mark.slow
 def test_draws_follow_lerobots_distributions():
     batch = {"actions": np.zeros((4000, 1, 11), np.float32)}
     drawn, _ = smolvla.draw(architecture(), jax.random.key(0), batch)

@@ -32,6 +32,7 @@ def policy(tmp_path):
     return folder
 
 
+@pytest.mark.slow
 def test_a_smolvla_acts_with_its_own_robot_and_number_of_steps(policy, monkeypatch, tmp_path, capsys):
     suite = Suite("counting", ("3", "never"), simulated.Counting, robot="metaworld")
     monkeypatch.setattr(command, "open_suite", lambda config: suite)

@@ -113,6 +113,7 @@ def _as_bfloat16(tensor):
     return "BF16", shape, np.frombuffer(content, np.float32).astype(jnp.bfloat16).tobytes()
 
 
+@pytest.mark.slow
 def test_the_recorded_actions_are_the_models(folder, tmp_path):
     """What check_lerobot.py compares with, sampled here from the parameters of the recordings."""
     assert export(folder, tmp_path / "e", "lerobot") == 0
@@ -157,6 +158,7 @@ def test_an_export_may_lie_beside_its_source_but_not_in_it(folder, tmp_path, cap
     assert export(folder.parent / "beside", tmp_path / "e", "lerobot") == 2
 
 
+@pytest.mark.slow
 def test_a_program_runs_without_model_code_on_any_batch(folder, tmp_path):
     pytest.importorskip("safetensors", reason="needs safetensors")
     assert export(folder, tmp_path / "e", "stablehlo", "--activations", "float32", "--platforms", "cpu") == 0

@@ -14,6 +14,8 @@ from clp_jax.data.lerobot_writer import Recorded, png_of, write_lerobot
 from clp_jax.loading import read_architecture
 from clp_jax.processing.policy_files import read_vectors
 
+pytestmark = pytest.mark.slow
+
 CKPT = GOLDEN / "ckpt"
 SIZES = {"top": (60, 80), "wrist": (128, 128), "side": (96, 80)}
 

@@ -4,6 +4,7 @@ import functools
 
 import jax
 import numpy as np
+import pytest
 from smolvla_recordings import (
     KEEPS,
     SAMPLE_TOLERANCE,
@@ -57,6 +58,7 @@ def without_branches(drop, towers):
     return unflatten(leaves)
 
 
+@pytest.mark.slow
 def test_closed_gates_are_the_pruned_model_for_each_observation_by_itself():
     """Row by row: one cut of pairs, no cut, and one to an odd depth that starts and ends elsewhere."""
     plain, cuts = recording(), recording("_pruned")

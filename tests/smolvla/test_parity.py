@@ -102,6 +102,7 @@ def test_prefix_is_lerobots():
     np.testing.assert_array_equal(starts, g["prefix_att_mask"])
 
 
+@pytest.mark.slow
 def test_states_of_all_blocks_are_lerobots():
     g, (velocity, towers) = recording(), outputs()[0]
     valid = np.asarray(towers["vlm"].valid)
@@ -112,6 +113,7 @@ def test_states_of_all_blocks_are_lerobots():
     assert_close(velocity, g["v_t"], VELOCITY_TOLERANCE)
 
 
+@pytest.mark.slow
 def test_losses_are_lerobots():
     """Without captured states, so without the dead work of the VLM's last block."""
     g, loss = recording(), outputs()[1]
@@ -129,6 +131,7 @@ def test_weights_of_errors_give_lerobots_loss(padded, recorded):
     np.testing.assert_allclose((within * each).sum() / within.sum(), g[recorded], rtol=RELATIVE_TOLERANCE)
 
 
+@pytest.mark.slow
 def test_draws_of_one_observation_share_its_prefix():
     given, run = inputs(), program(architecture())
     other = {**given, "noise": given["noise"][::-1], "time": given["time"][::-1]}
@@ -154,6 +157,7 @@ def gradients():
     return dict(to_tensors(shapes, smolvla.layout(shapes), blocks, lambda path: parts(path, leaves)))
 
 
+@pytest.mark.slow
 def test_gradients_are_lerobots():
     recorded = {key.removeprefix("grad:"): g for key, g in recording().items() if key.startswith("grad:")}
     assert len(recorded) > 20
@@ -162,6 +166,7 @@ def test_gradients_are_lerobots():
         np.testing.assert_allclose(gradients()[name], theirs, rtol=0, atol=1e-5 * scale, err_msg=name)
 
 
+@pytest.mark.slow
 def test_norms_of_gradients_are_lerobots():
     norms = grad_norms()["norms"]
     assert norms.keys() == gradients().keys()
@@ -175,6 +180,7 @@ def test_norms_of_gradients_are_lerobots():
             np.testing.assert_allclose(ours, theirs, rtol=2 * RELATIVE_TOLERANCE, err_msg=name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("prefix", KEEPS)
 def test_pruned_model_is_lerobots(prefix):
     keep, g = KEEPS[prefix], recording("_pruned")
@@ -213,6 +219,7 @@ VARIANTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(VARIANTS.keys() - {"steps4"}))
 def test_variant_is_lerobots(name):
     change, pick = VARIANTS[name]
@@ -238,6 +245,7 @@ def test_unknown_camera_is_refused():
         cameras_of(architecture(), {})
 
 
+@pytest.mark.slow
 def test_bfloat16_is_lerobots_mixed_model():
     """Rounding is chaotic, so the yardstick is how far lerobot's bfloat16 is from its float32.
 
@@ -263,6 +271,7 @@ def test_bfloat16_is_lerobots_mixed_model():
     np.testing.assert_allclose(batch_loss(loss), exact["loss"], rtol=0, atol=furthest)
 
 
+@pytest.mark.slow
 def test_bfloat16_keeps_float32_where_lerobot_does():
     """The odd blocks' projections of keys and values, and those of state, time and actions, feel a float32 last bit."""
     step = np.float32(1 + 2.0**-12)

@@ -26,6 +26,7 @@ def request(**changes) -> dict:
     return {"observation/state": recording()["raw_state"][0], "prompt": TASK, **images, **changes}
 
 
+@pytest.mark.slow
 def test_answers_are_lerobots(policy):
     found = policy.infer(request(), noise=recording()["sample_noise"][0])["actions"]
     np.testing.assert_allclose(found, recording()["actions_unnormalised"][0], rtol=0, atol=ANSWER_TOLERANCE)

@@ -15,6 +15,8 @@ from clp_jax.training.freezing import frozen_paths
 from clp_jax.training.optimizer import learning_rate
 from clp_jax.trees import flatten
 
+pytestmark = pytest.mark.slow
+
 LEAF_ROUNDING, LEAF_SHARE = 1.2e-7, 2e-3
 """Largest difference of a parameter: a rounding of float32, and a share of the learning rates so far. AdamW's first
 updates are of their size whatever the gradient's, so where a gradient is near zero, its rounding moves the update."""
