@@ -147,7 +147,16 @@ def test_processes_change_nothing_but_the_order():
 
 @pytest.mark.parametrize(
     ("task", "error", "message"),
-    [("missing", InputError, "not installed; pip install"), ("crash", RuntimeError, "ZeroDivisionError: physics")],
+    [
+        ("missing", InputError, "^the simulator is not installed; pip install"),
+        (
+            "crash",
+            InputError,
+            r"broke in crash, episode 0: ZeroDivisionError: physics \(simulated.py, line \d+\); --debug",
+        ),
+        ("lost", InputError, "broke in lost, episode 0: ConnectionResetError: its own server"),
+        ("exit", ChildProcessError, "ended with exit code 9; if memory is short, take fewer --processes"),
+    ],
 )
 def test_a_broken_simulator_is_told(task, error, message):
     with pytest.raises(error, match=message):
@@ -217,6 +226,8 @@ def test_a_server_that_refuses_is_told(policy):
         remote = RemotePolicy(f"127.0.0.1:{port}", 1)
         with pytest.raises(InputError, match=r"refuses: .*lacks image"):
             remote([{"prompt": "nothing to see"}])
+        with pytest.raises(InputError, match="an observation cannot be sent: arrays of object"):
+            remote([{"state": np.array([None])}])
         remote.close()
     with pytest.raises(InputError, match=r"no policy answers at .*start one with clp serve"):
         RemotePolicy(f"127.0.0.1:{port}", 1)

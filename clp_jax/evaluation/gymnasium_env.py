@@ -60,10 +60,18 @@ def _make(task: str, *, name: str, takes_task: bool, seed: int, max_steps: int |
     if not callable(make):
         raise InputError(f"--env {name}: {module} has no function {factory}.")
     env = make(task) if takes_task else make()
-    limit = max_steps or getattr(getattr(env, "spec", None), "max_episode_steps", None)
+    if not (hasattr(env, "reset") and hasattr(env, "step")):
+        raise InputError(f"--env {name}: {factory} returns {type(env).__name__}, not a gymnasium.Env.")
+    limit = max_steps or _limit(env)
     if limit is None:
         raise InputError(f"--env {name}: the environment does not say how long an episode is; give --max-steps.")
     return GymnasiumEnvironment(env, task, seed=seed, max_steps=limit)
+
+
+def _limit(env: Any) -> int | None:
+    """Actions of an episode: as the environment was registered, or as a ``TimeLimit`` among its wrappers has it."""
+    told = getattr(getattr(env, "spec", None), "max_episode_steps", None) or getattr(env, "_max_episode_steps", None)
+    return told or (_limit(env.env) if hasattr(env, "env") else None)
 
 
 class GymnasiumEnvironment:
@@ -114,11 +122,19 @@ class GymnasiumEnvironment:
         return bool(np.asarray(told[0]).item())
 
     def request(self) -> dict[str, Any]:
-        """The observation, and the instruction."""
+        """The observation, and the instruction.
+
+        Raises:
+          InputError: it is neither a dict, nor a picture or a state.
+        """
         if isinstance(self._seen, Mapping):
             request = dict(self._seen)
+        elif (seen := np.asarray(self._seen)).ndim in _PLAIN:
+            request = {_PLAIN[seen.ndim]: seen}
         else:
-            request = {_PLAIN[np.ndim(self._seen)]: np.asarray(self._seen)}
+            raise InputError(
+                f"an observation of {self._task} has shape {seen.shape}; give a dict, a picture or a state."
+            )
         return request if self.instruction is None else {"prompt": self.instruction} | request
 
     def picture(self) -> UInt8[np.ndarray, "h w 3"]:

@@ -10,6 +10,9 @@ import multiprocessing
 import multiprocessing.connection
 import traceback
 from collections.abc import Iterable, Iterator
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -41,18 +44,17 @@ def run_episodes(
       Episodes as they end.
 
     Raises:
-      InputError: what an environment raises, for example that its simulator is not installed.
-      RuntimeError: a simulator broke.
-      ChildProcessError: a simulator's process was killed.
+      InputError: what an environment raises; of any other exception in one: task, episode, kind and place.
+      ChildProcessError: a simulator's process ended, as when memory is short.
     """
     left = collections.deque(jobs)
-    with _workers(make, asking, min(processes, len(left))) as pipes:
-        busy = [pipe for pipe in pipes if _give_job(pipe, left)]
+    with _workers(make, asking, min(processes, len(left))) as workers:
+        busy = [pipe for pipe in workers if _give_job(pipe, left)]
         while busy:
             waiting = []
             for pipe in multiprocessing.connection.wait(busy):
-                assert isinstance(pipe, multiprocessing.connection.Connection)
-                kind, content = _receive(pipe)
+                assert isinstance(pipe, Connection)
+                kind, content = _receive(pipe, workers[pipe])
                 if kind == "ask":
                     waiting.append((pipe, content))
                     continue
@@ -67,28 +69,26 @@ def run_episodes(
 
 
 @contextlib.contextmanager
-def _workers(make: Make, asking: Asking, count: int) -> Iterator[list[multiprocessing.connection.Connection]]:
-    """Processes that wait for jobs, and end with the block."""
+def _workers(make: Make, asking: Asking, count: int) -> Iterator[dict[Connection, BaseProcess]]:
+    """Processes that wait for jobs, by our end of each one's pipe; they end with the block."""
     spawn = multiprocessing.get_context("spawn")  # a fork would inherit JAX's threads
-    pipes, workers = [], []
+    workers: dict[Connection, BaseProcess] = {}
     try:
         for _ in range(count):
             ours, theirs = spawn.Pipe()
-            worker = spawn.Process(target=_work, args=(make, asking, theirs), daemon=True)
-            worker.start()
+            workers[ours] = spawn.Process(target=_work, args=(make, asking, theirs), daemon=True)
+            workers[ours].start()
             theirs.close()
-            pipes.append(ours)
-            workers.append(worker)
-        yield pipes
+        yield workers
     finally:
-        for pipe in pipes:
+        for pipe in workers:
             pipe.close()
-        for worker in workers:
+        for worker in workers.values():
             worker.terminate()
             worker.join()
 
 
-def _give_job(pipe: multiprocessing.connection.Connection, left: "collections.deque[tuple[str, int]]") -> bool:
+def _give_job(pipe: Connection, left: "collections.deque[tuple[str, int]]") -> bool:
     if not left:
         return False
     with contextlib.suppress(BrokenPipeError):  # it broke: `_receive` tells why
@@ -96,29 +96,31 @@ def _give_job(pipe: multiprocessing.connection.Connection, left: "collections.de
     return True
 
 
-def _receive(pipe: multiprocessing.connection.Connection) -> tuple[str, Any]:
+def _receive(pipe: Connection, worker: BaseProcess) -> tuple[str, Any]:
     try:
         kind, content = pipe.recv()
     except (EOFError, ConnectionResetError):
+        worker.join()
         raise ChildProcessError(
-            "a simulator's process was killed; if memory is short, take fewer --processes"
+            f"a simulator's process ended with exit code {worker.exitcode}; if memory is short, take fewer --processes"
         ) from None
     if kind == "input error":
         raise InputError(content)
     if kind == "broken":
-        raise RuntimeError(f"a simulator broke:\n{content}")
+        told, where = content
+        raise InputError(f"the simulator broke in {told}; --debug shows where") from RuntimeError(where)
     return kind, content
 
 
-def _work(make: Make, asking: Asking, pipe: multiprocessing.connection.Connection) -> None:
+def _work(make: Make, asking: Asking, pipe: Connection) -> None:
     """The life of a simulator's process: until the parent closes the pipe."""
-    task, environment = None, None
+    task = wanted = number = environment = None
 
     def ask(request: dict[str, Any]) -> np.ndarray:
         pipe.send(("ask", request))
         return pipe.recv()
 
-    with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError, KeyboardInterrupt):
+    with contextlib.suppress(BrokenPipeError, ConnectionResetError, KeyboardInterrupt):
         try:
             while True:
                 wanted, number = pipe.recv()
@@ -129,8 +131,11 @@ def _work(make: Make, asking: Asking, pipe: multiprocessing.connection.Connectio
                 pipe.send(("done", play(environment, wanted, number, asking, ask)))
         except InputError as error:
             pipe.send(("input error", str(error)))
-        except (EOFError, BrokenPipeError, ConnectionResetError):
-            raise
-        except Exception:
-            pipe.send(("broken", traceback.format_exc()))
-            raise
+        except Exception as error:  # noqa: BLE001, for simulators raise anything, and if the pipe did, nobody hears this
+            pipe.send(("broken", (f"{wanted}, episode {number}: {_in_a_line(error)}", traceback.format_exc())))
+
+
+def _in_a_line(error: Exception) -> str:
+    """Kind and first line of an exception, and the line of code that raised it."""
+    said, place = traceback.format_exception_only(error)[-1], traceback.extract_tb(error.__traceback__)[-1]
+    return f"{said.strip().splitlines()[0]} ({Path(place.filename).name}, line {place.lineno})"

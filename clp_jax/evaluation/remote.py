@@ -9,7 +9,7 @@ import numpy as np
 import websockets.exceptions
 import websockets.sync.client
 
-from clp_jax.errors import InputError
+from clp_jax.errors import InputError, blamed_on
 from clp_jax.serving import wire
 
 _SECONDS_TO_CONNECT = 10.0
@@ -72,8 +72,10 @@ class RemotePolicy:
 
     def _ask(self, socket: Any, request: Mapping[str, Any]) -> tuple[np.ndarray, float]:
         start = time.perf_counter()
+        with blamed_on("an observation", "let it hold numbers, arrays of them, and text", verb="cannot be sent"):
+            message = wire.pack(dict(request))
         try:
-            socket.send(wire.pack(dict(request)))
+            socket.send(message)
             answer = wire.unpack(_binary(socket.recv()))
         except (OSError, websockets.exceptions.WebSocketException) as error:
             raise InputError(f"the server at {self.address} is gone: {error}.") from error
