@@ -20,6 +20,8 @@ class Counting:
     max_steps: int = 12
     instruction: str = "count"
     over: bool = False
+    fps: float | None = None
+    draws_fast: bool = True
 
     def __post_init__(self):
         if self.task == "missing":

@@ -1,19 +1,16 @@
 """``clp evaluate``: let a policy act in a simulator. With ``--server`` nothing here imports JAX."""
 
-import contextlib
 import dataclasses
-import os
-import platform
 import re
-import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 from rich.console import Console
 
-from clp_jax.commands.evaluate_output import introduce, show, show_comparison, versions
-from clp_jax.commands.evaluate_policy import SHARED, check_there, identity, open_policy, reports
+from clp_jax.commands.evaluate_output import show, show_comparison
+from clp_jax.commands.evaluate_playing import play_all
+from clp_jax.commands.evaluate_policy import SHARED, check_there
 from clp_jax.commands.model_flags import ModelFlags
 from clp_jax.commands.processing_flags import ProcessingFlags
 from clp_jax.commands.results import print_json, standard_output_kept
@@ -21,16 +18,10 @@ from clp_jax.editable_json import write_json
 from clp_jax.errors import InputError
 from clp_jax.evaluation import aloha_sim, gymnasium_env, libero, metaworld, simpler
 from clp_jax.evaluation.comparison import check_comparable, compare
-from clp_jax.evaluation.parallel import run_episodes
 from clp_jax.evaluation.pictures import save_page_of_two
-from clp_jax.evaluation.rollouts import Answering, Asking
-from clp_jax.evaluation.saving import AGAINST, COMPARISON, FILMS, RESULTS, SETTINGS, Evaluation, Line, evaluation
+from clp_jax.evaluation.saving import AGAINST, COMPARISON, FILMS, RESULTS, SETTINGS
 from clp_jax.evaluation.suite import Asked, Suite
-from clp_jax.evaluation.summary import summary
 from clp_jax.files import read_json_object
-from clp_jax.outputs import check_apart
-from clp_jax.progress import progress
-from clp_jax.version import __version__
 
 _SUITES = {
     "metaworld": metaworld.suite,
@@ -39,23 +30,6 @@ _SUITES = {
     "simpler": simpler.suite,
 }
 _ADDRESS = re.compile(r"wss?://.+|[\w.-]+:\d+")
-_MAY_CHANGE = (
-    *(
-        "out",
-        "resume",
-        "overwrite",
-        "json",
-        "against",
-        "checkpoint",
-        "server",
-        "processes",
-        "tasks",
-        "episodes",
-        "filmed",
-    ),
-    "replan",
-)
-"""Flags that do not change what an episode is; the policy is compared by what it tells, --replan by its outcome."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -107,7 +81,8 @@ class Evaluate(ProcessingFlags, ModelFlags):
     blank_images: bool = False
     """Send black pictures, to see whether the task needs them."""
     filmed: int = 4
-    """Episodes a task on its page of pictures, and as videos; a picture whenever the policy is asked."""
+    """Episodes a task on its page of pictures, and as videos: a picture of every action; of every request in LIBERO and
+    ALOHA without --fast-rendering or MUJOCO_GL=egl."""
     resume: bool = False
     """Go on with the evaluation in --out; episodes and tasks may be more than before."""
     json: bool = False
@@ -147,12 +122,12 @@ def _run(config: Evaluate, console: Console) -> dict[str, Any]:
     suite.check_installed()
     suite.check_episodes(config.episodes)
     other = None if config.against is None else _other(config, suite)
-    result = evaluate(suite, config)
+    result = play_all(suite, config)
     show(result, console)
     if other is None:
         return result
     if isinstance(other, Evaluate):
-        second, folder = evaluate(suite, other), Path(other.out)
+        second, folder = play_all(suite, other), Path(other.out)
         show(second, console)
     else:
         second, folder = other, Path(str(config.against)).expanduser()
@@ -203,94 +178,6 @@ def open_suite(config: Evaluate) -> Suite:
         return gymnasium_env.suite(config.env, asked)
     assert config.suite is not None
     return _SUITES[config.suite](asked)
-
-
-def evaluate(suite: Suite, config: Evaluate) -> dict[str, Any]:
-    """Play all episodes that are not saved yet.
-
-    Args:
-      suite: what is played.
-      config: the flags.
-
-    Returns:
-      What is written to ``results.json``.
-    """
-    check_apart(config.out, [] if config.checkpoint is None else [config.checkpoint])
-    processes = suite.processes(config.processes)
-    policy = open_policy(config, suite.robot, processes)
-    try:
-        asking = _asking(suite, policy, config)
-        flags = {name: value for name, value in dataclasses.asdict(config).items() if name not in _MAY_CHANGE}
-        settings = {"suite": suite.name, "replan": asking.replan} | flags | identity(policy)
-        with evaluation(config.out, settings, suite.tasks, resume=config.resume, overwrite=config.overwrite) as found:
-            missing, total = found.missing(suite.tasks, config.episodes), len(suite.tasks) * config.episodes
-            if config.resume:
-                introduce(Console(), missing, total, suite.tasks)
-            with _saying_what_is_saved(found, missing, total):
-                _play(suite, missing, policy, asking, processes, found)
-            result = _results(suite, policy, asking, found.lines, config)
-            found.finish(result, suite.tasks)
-    finally:
-        policy.close()
-    return result
-
-
-def _asking(suite: Suite, policy: Answering, config: Evaluate) -> Asking:
-    horizon, shape = policy.metadata.get("action_horizon"), policy.metadata.get("noise_shape")
-    return Asking(
-        replan=config.replan or (min(suite.replan, horizon) if horizon else suite.replan),
-        seed=config.seed,
-        noise_shape=None if shape is None else tuple(shape),
-        prompt=config.prompt,
-        blank_images=config.blank_images,
-        filmed=config.filmed,
-    )
-
-
-def _play(
-    suite: Suite, jobs: Sequence[tuple[str, int]], policy: Answering, asking: Asking, processes: int, found: Evaluation
-) -> None:
-    """Play and save; answers and time are counted to the episode that ends next."""
-    last, answered = time.perf_counter(), len(policy.latencies)
-    with progress(suite.name, total=len(jobs), unit="episodes") as advance:
-        for episode in run_episodes(suite.make, jobs, policy, asking, processes=processes, max_batch=processes):
-            now, latencies = time.perf_counter(), policy.latencies
-            fps = None if suite.fps is None else suite.fps / asking.replan
-            found.add(Line(episode, now - last, tuple(latencies[answered:])), fps)
-            last, answered = now, len(latencies)
-            advance(1)
-
-
-@contextlib.contextmanager
-def _saying_what_is_saved(found: Evaluation, missing: Sequence[tuple[str, int]], total: int) -> Iterator[None]:
-    before = len(found.lines)
-    try:
-        yield
-    except (InputError, ChildProcessError) as error:
-        saved = total - len(missing) + len(found.lines) - before
-        if not saved:
-            raise
-        raise type(error)(
-            f"{str(error).rstrip('.')}; {saved} of {total} episodes are saved in {found.folder}, go on with --resume."
-        ) from error
-
-
-def _results(
-    suite: Suite, policy: Answering, asking: Asking, lines: Sequence[Line], config: Evaluate
-) -> dict[str, Any]:
-    asked = [line for line in lines if line.episode.task in suite.tasks and line.episode.number < config.episodes]
-    latencies = [seconds for line in asked for seconds in line.latencies]
-    return {
-        "suite": suite.name,
-        **summary(suite.tasks, [line.episode for line in asked], latencies),
-        "seconds": sum(line.seconds for line in asked),
-        "replan": asking.replan,
-        "policy": {key: value for key, value in policy.metadata.items() if key != "keys"},
-        "reports": {} if config.checkpoint is None else reports(config.checkpoint),
-        "flags": dataclasses.asdict(config),
-        "conditions": {"clp-jax": __version__, "python": platform.python_version(), "cpus": os.cpu_count()}
-        | versions(),
-    }
 
 
 def _other(config: Evaluate, suite: Suite) -> "Evaluate | Mapping[str, Any]":

@@ -7,6 +7,7 @@ aloha_sim       gym-aloha's tasks as openpi's client shows them
 gymnasium_env   any other environment with Gymnasium's interface
 rendering       small pictures of a MuJoCo scene in a few milliseconds on a CPU
 
+films           the video of an episode, written while it is played
 rollouts        one episode, and what it needs of a simulator and of a policy
 parallel        episodes in processes; who waits for actions is answered together
 remote          a policy behind a server

@@ -15,7 +15,7 @@ from jaxtyping import UInt8
 
 from clp_jax.errors import InputError
 from clp_jax.evaluation.gymnasium_env import GymnasiumEnvironment
-from clp_jax.evaluation.rendering import Renderer, import_mujoco, named_camera
+from clp_jax.evaluation.rendering import Renderer, draws_fast, import_mujoco, named_camera
 from clp_jax.evaluation.suite import Asked, Suite
 
 TASKS = {"transfer-cube": "transfer_cube", "insertion": "insertion"}
@@ -47,7 +47,7 @@ def suite(asked: Asked) -> Suite:
         fast=asked.fast,
     )
     needs = dict.fromkeys(("mujoco", "gym_aloha"), 'pip install "clp-jax[aloha-sim]"')
-    return Suite("aloha-sim", tasks, make, replan=_REPLAN, fps=FPS, memory=_MEMORY, robot="aloha-sim", needs=needs)
+    return Suite("aloha-sim", tasks, make, replan=_REPLAN, memory=_MEMORY, robot="aloha-sim", needs=needs)
 
 
 class AlohaSim(GymnasiumEnvironment):
@@ -78,6 +78,7 @@ class AlohaSim(GymnasiumEnvironment):
             "images": {"top": _UNDRAWN},
         }
         super().__init__(env, task, seed=seed, max_steps=max_steps)
+        self.fps, self.draws_fast = FPS, draws_fast(fast=fast)
         self._physics = env._env.physics
         model = self._physics.model.ptr
         self._renderer = Renderer(model, (height, height * 4 // 3), fast=fast)

@@ -90,7 +90,8 @@ class GymnasiumEnvironment:
 
     def __init__(self, env: Any, task: str, *, seed: int, max_steps: int):
         self._env, self._task, self._seed = env, task, seed
-        self.max_steps, self.over = max_steps, False
+        self.max_steps, self.over, self.draws_fast = max_steps, False, True
+        self.fps: float | None = (getattr(env, "metadata", None) or {}).get("render_fps")
         self.instruction: str | None = getattr(getattr(env, "unwrapped", env), "instruction", None)
         self._seen: Any = None
 

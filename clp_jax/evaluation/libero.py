@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from clp_jax.errors import InputError
-from clp_jax.evaluation.rendering import Renderer, import_mujoco, named_camera
+from clp_jax.evaluation.rendering import Renderer, draws_fast, import_mujoco, named_camera
 from clp_jax.evaluation.rollouts import start_seed
 from clp_jax.evaluation.suite import Asked, Suite
 
@@ -64,7 +64,7 @@ def suite(asked: Asked) -> Suite:
         max_steps=asked.max_steps,
         fast=asked.fast,
     )
-    return Suite("libero", tasks, make, starts=STARTS, fps=_FPS, memory=_MEMORY, robot="libero")
+    return Suite("libero", tasks, make, starts=STARTS, memory=_MEMORY, robot="libero")
 
 
 class Libero:
@@ -82,7 +82,7 @@ class Libero:
       InputError: no such task, or LIBERO or its renderer is missing.
     """
 
-    over = False
+    over, fps = False, _FPS
 
     def __init__(
         self,
@@ -96,7 +96,7 @@ class Libero:
     ):
         check_suite(suite, (task,))
         import_mujoco()  # before LIBERO does, so that it draws in memory
-        self.max_steps = max_steps or STEPS[suite]
+        self.max_steps, self.draws_fast = max_steps or STEPS[suite], draws_fast(fast=fast)
         self._seed, self._name, self._draw = seed, f"{suite}/{task}", (image_size, fast)
         with contextlib.redirect_stdout(io.StringIO()):  # it tells the order of its tasks
             benchmark, environments = _import("libero.libero.benchmark"), _import("libero.libero.envs.env_wrapper")

@@ -105,7 +105,7 @@ def suite(asked: Asked) -> Suite:
         max_steps=asked.max_steps or MAX_STEPS,
     )
     needs = dict.fromkeys(("mujoco", "metaworld"), 'pip install "clp-jax[metaworld]"')
-    return Suite("metaworld", tasks, make, fps=FPS, memory=_MEMORY, robot="metaworld", needs=needs)
+    return Suite("metaworld", tasks, make, memory=_MEMORY, robot="metaworld", needs=needs)
 
 
 class MetaWorld:
@@ -121,7 +121,7 @@ class MetaWorld:
       InputError: no such task, or MetaWorld or its renderer is missing.
     """
 
-    over = False
+    over, fps, draws_fast = False, FPS, True
 
     def __init__(self, task: str, *, seed: int = 0, image_size: int = IMAGE_SIZE, max_steps: int = MAX_STEPS):
         check_tasks([task])

@@ -101,6 +101,11 @@ class Renderer:
             self.close()
 
 
+def draws_fast(*, fast: bool) -> bool:
+    """Whether a picture costs little: drawn by `Renderer` as ``fast``, or by a GPU."""
+    return fast or os.environ.get("MUJOCO_GL") == "egl"
+
+
 def named_camera(model: Any, name: str) -> Any:
     """A camera of the model."""
     mujoco = import_mujoco()

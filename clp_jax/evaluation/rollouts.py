@@ -8,6 +8,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 from clp_jax.errors import InputError
+from clp_jax.evaluation.films import Camera, Film
 
 Answer = Callable[[Sequence[Mapping[str, Any]]], Sequence[np.ndarray]]
 """Requests in, a chunk of actions [horizon, d] for each out."""
@@ -42,11 +43,15 @@ class Environment(Protocol):
       instruction: what the robot is told; None leaves it to the policy's robot.
       max_steps: actions after which an episode has failed.
       over: whether the episode ended before that without success, as when something fell.
+      fps: actions per second of the robot's time; None is not known.
+      draws_fast: whether a picture costs little, so that films have one of every action.
     """
 
     instruction: str | None
     max_steps: int
     over: bool
+    fps: float | None
+    draws_fast: bool
 
     def reset(self, episode: int) -> None:
         """Begin the episode of this number, the same in every run."""
@@ -109,7 +114,7 @@ class Episode:
       success: whether it was solved.
       steps: actions done, the solving one included.
       asked: how often the policy was.
-      pictures: where it was filmed, one whenever the policy was asked and one at the end.
+      film: where it was filmed.
     """
 
     task: str
@@ -117,13 +122,13 @@ class Episode:
     success: bool
     steps: int
     asked: int
-    pictures: tuple[np.ndarray, ...] = ()
+    film: Film | None = None
 
 
 def play(
     environment: Environment, task: str, number: int, asking: Asking, ask: Callable[[dict[str, Any]], np.ndarray]
 ) -> Episode:
-    """One episode in this process.
+    """One episode in this process; its film has a picture of every action, or of every request where they are costly.
 
     Args:
       environment: of the task.
@@ -133,21 +138,21 @@ def play(
       ask: request in, actions out.
     """
     environment.reset(number)
-    pictures, steps, asked, success = [], 0, 0, False
-    filmed = number < asking.filmed
+    steps, asked, success = 0, 0, False
+    apart = 1 if environment.draws_fast else asking.replan
+    camera = Camera(environment.fps and environment.fps / apart) if number < asking.filmed else None
     while steps < environment.max_steps and not (success or environment.over):
-        request = environment.request()
-        if filmed:
-            pictures.append(environment.picture())
-        actions = ask(_as_asked(request, asking, task, number, steps))
+        actions = ask(_as_asked(environment.request(), asking, task, number, steps))
         asked += 1
         for action in actions[: min(asking.replan, environment.max_steps - steps)]:
+            if camera is not None and steps % apart == 0:
+                camera.shoot(environment.picture())
             success, steps = environment.step(action), steps + 1
             if success or environment.over:
                 break
-    if filmed:
-        pictures.append(environment.picture())
-    return Episode(task, number, success, steps, asked, tuple(pictures))
+    if camera is not None:
+        camera.shoot(environment.picture())
+    return Episode(task, number, success, steps, asked, None if camera is None else camera.film())
 
 
 def _as_asked(request: dict[str, Any], asking: Asking, task: str, number: int, step: int) -> dict[str, Any]:

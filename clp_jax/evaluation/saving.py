@@ -35,7 +35,7 @@ class Line(NamedTuple):
     """A line of ``episodes.jsonl``.
 
     Attributes:
-      episode: without pictures.
+      episode: without its film.
       seconds: since the line before it, or since the run began or went on.
       latencies: seconds of each answer in this time.
     """
@@ -61,18 +61,13 @@ class Evaluation:
         done = {(line.episode.task, line.episode.number) for line in self.lines}
         return [job for job in ((task, number) for task in tasks for number in range(episodes)) if job not in done]
 
-    def add(self, line: Line, fps: float | None) -> None:
-        """Save an episode, at last its line: whoever has the line has the film.
-
-        Args:
-          line: with the episode's pictures, if it was filmed.
-          fps: of the film.
-        """
-        if line.episode.pictures:
-            save_film(self.folder / FILMS, line.episode, fps)
-        episode = {name: value for name, value in vars(line.episode).items() if name != "pictures"}
+    def add(self, line: Line) -> None:
+        """Save an episode, at last its line: whoever has the line has the film."""
+        if line.episode.film is not None:
+            save_film(self.folder / FILMS, line.episode)
+        episode = {name: value for name, value in vars(line.episode).items() if name != "film"}
         append_line(self.folder / EPISODES, episode | {"seconds": line.seconds, "latencies": line.latencies})
-        self.lines.append(line._replace(episode=dataclasses.replace(line.episode, pictures=())))
+        self.lines.append(line._replace(episode=dataclasses.replace(line.episode, film=None)))
 
     def finish(self, result: Mapping[str, Any], tasks: Sequence[str]) -> None:
         """Write the pages of pictures and ``results.json``."""

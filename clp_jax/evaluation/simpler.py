@@ -40,6 +40,7 @@ _DOWNLOADS = {
     "widowx250s": "data/robots/widowx",
 }
 """What ``mani_skill.utils.download_asset`` fetches, and where to."""
+_INSTALL = "pip install mani-skill==3.0.1 torch"
 _SENT_SIZE = 224
 _FPS = 5
 _FINGERS = (0.015, 0.037)
@@ -68,8 +69,8 @@ def suite(asked: Asked) -> Suite:
         rotation=asked.rotation,
     )
     starts = min(TASKS[task].starts for task in tasks)
-    needs = {"mani_skill": "pip install mani-skill==3.0.1 and torch"}
-    return Suite("simpler", tasks, make, starts=starts, fps=_FPS, memory=3 * 2**30, needs=needs)
+    needs = {"mani_skill": _INSTALL}
+    return Suite("simpler", tasks, make, starts=starts, memory=3 * 2**30, needs=needs)
 
 
 def _check_downloads() -> None:
@@ -78,7 +79,10 @@ def _check_downloads() -> None:
     missing = [name for name, place in _DOWNLOADS.items() if not (home / place).exists()]
     if missing:
         todo = " and ".join(f"python -m mani_skill.utils.download_asset {name} -y" for name in missing)
-        raise InputError(f"SimplerEnv needs files that are not in {home}: run {todo}, or set $MS_ASSET_DIR.")
+        raise InputError(
+            f"SimplerEnv needs files that are not in {home}: where mani-skill is installed, run {todo}; or set "
+            "$MS_ASSET_DIR."
+        )
 
 
 def _make(task: str, *, seed: int, max_steps: int | None, size: int, rotation: str) -> "Simpler":
@@ -88,11 +92,17 @@ def _make(task: str, *, seed: int, max_steps: int | None, size: int, rotation: s
         gymnasium = importlib.import_module("gymnasium")
         importlib.import_module("mani_skill.envs")
     except ImportError as error:
-        raise InputError(f"ManiSkill is not installed ({error}); pip install mani-skill==3.0.1 and torch.") from error
+        raise InputError(f"ManiSkill is not installed ({error}); {_INSTALL}.") from error
+    steps = max_steps or TASKS[task].steps
     env = gymnasium.make(
-        TASKS[task].id, obs_mode="rgb+segmentation", num_envs=1, sim_backend="physx_cpu", render_backend="cpu"
+        TASKS[task].id,
+        max_episode_steps=steps,
+        obs_mode="rgb+segmentation",
+        num_envs=1,
+        sim_backend="physx_cpu",
+        render_backend="cpu",
     )
-    return Simpler(env, task, seed=seed, max_steps=max_steps or TASKS[task].steps, size=size, rotation=rotation)
+    return Simpler(env, task, seed=seed, max_steps=steps, size=size, rotation=rotation)
 
 
 class Simpler(GymnasiumEnvironment):
@@ -111,7 +121,7 @@ class Simpler(GymnasiumEnvironment):
         if rotation not in get_args(Rotation):
             raise InputError(f"--rotation {rotation} is unknown; give {' or '.join(get_args(Rotation))}.")
         super().__init__(env, task, seed=seed, max_steps=max_steps)
-        self._size, self._rotation = size, rotation
+        self._size, self._rotation, self.fps = size, rotation, _FPS
 
     def reset(self, episode: int) -> None:
         """Begin an episode."""

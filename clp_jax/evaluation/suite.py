@@ -43,7 +43,6 @@ class Suite:
       make: of their environments; a function that another process can import.
       starts: episodes that a task has; None are as many as anybody asks for.
       replan: actions done before the policy is asked again, where nobody says.
-      fps: actions per second of the robot's time; None is not known.
       memory: bytes of one simulator's process.
       robot: the robot whose keys its requests have; None where keys are the environment's own.
       needs: modules that its environments import, each with how to install it.
@@ -54,7 +53,6 @@ class Suite:
     make: Make
     starts: int | None = None
     replan: int = 5
-    fps: int | None = None
     memory: int = 2**30
     robot: str | None = None
     needs: Mapping[str, str] = dataclasses.field(default_factory=dict)

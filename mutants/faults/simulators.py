@@ -23,7 +23,7 @@ MUTANTS: list[Mutant] = [
         ),
     ),
     *faults(
-        "clp_jax/commands/evaluate.py",
+        "clp_jax/commands/evaluate_playing.py",
         f"{_EVALUATION}/test_saving.py",
         ("evaluate-other-policy", "| flags | identity(policy)", "| flags"),
         ("evaluate-silent-loss", "        if not saved:\n            raise", "        raise"),

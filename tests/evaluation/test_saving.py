@@ -159,7 +159,7 @@ def test_one_evaluation_at_a_time(tmp_path):
         pytest.raises(InputError, match="another process is evaluating into"),
         evaluation(tmp_path / "found", settings, ["a"], resume=True),
     ):
-        first.add(Line(Episode("a", 0, success=True, steps=1, asked=1), 1.0, (0.1,)), None)
+        first.add(Line(Episode("a", 0, success=True, steps=1, asked=1), 1.0, (0.1,)))
 
 
 def test_films_are_saved_with_their_episodes(whole):
@@ -168,6 +168,6 @@ def test_films_are_saved_with_their_episodes(whole):
     assert names == ["a-0000.mp4", "a-0000.png", "b-0000.mp4", "b-0000.png"]
     with av.open(str(whole / "films/a-0000.mp4")) as video:
         frames = [frame.to_ndarray(format="rgb24") for frame in video.decode(video=0)]
-    asked = read_lines(whole / "episodes.jsonl")[0].episode.asked
-    assert len(frames) == asked + 1 and frames[0].shape == (12, 16, 3)
+    steps = read_lines(whole / "episodes.jsonl")[0].episode.steps
+    assert len(frames) == steps + 1 and frames[0].shape == (12, 16, 3)
     assert np.all(np.diff([frame.mean() for frame in frames]) > 0)

@@ -1,5 +1,6 @@
 """SimplerEnv's conventions on an environment with ManiSkill's spaces; its assets are in no package."""
 
+import sys
 import types
 
 import numpy as np
@@ -93,6 +94,21 @@ def test_rotations_are_read_as_the_policy_means_them(rotation):
         environment.step(np.zeros(8))
 
 
+def test_the_limit_is_that_of_the_flag_and_not_of_maniskill(monkeypatch):
+    made = []
+
+    def make(name, **options):
+        made.append((name, options))
+        return Bridge()
+
+    monkeypatch.setitem(sys.modules, "gymnasium", types.SimpleNamespace(make=make))
+    monkeypatch.setitem(sys.modules, "mani_skill.envs", types.ModuleType("mani_skill.envs"))
+    for task, asked, steps in (("eggplant", None, 120), ("carrot", 99, 99)):
+        environment = simpler._make(task, seed=0, max_steps=asked, size=224, rotation="euler")
+        assert environment.max_steps == made[-1][1]["max_episode_steps"] == steps
+        assert made[-1][0] == simpler.TASKS[task].id and environment.fps == 5
+
+
 def test_missing_downloads_are_named_and_nothing_is_asked(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("MS_ASSET_DIR", str(tmp_path))
     words = ["evaluate", "--suite", "simpler", "--server", "b:1", "--out", str(tmp_path / "o")]
@@ -101,7 +117,7 @@ def test_missing_downloads_are_named_and_nothing_is_asked(tmp_path, monkeypatch,
     assert told.count("\n") == 1 and "download_asset bridge_v2_real2sim -y and python -m" in told
     (tmp_path / "data/tasks/bridge_v2_real2sim_dataset").mkdir(parents=True)
     assert main(words) == 2
-    assert "run python -m mani_skill.utils.download_asset widowx250s -y, or" in capsys.readouterr().err
+    assert "run python -m mani_skill.utils.download_asset widowx250s -y; or" in capsys.readouterr().err
     (tmp_path / "data/robots/widowx").mkdir(parents=True)
     assert simpler.suite(Asked()).starts == 24 and simpler.suite(Asked(tasks=("eggplant",))).starts == 64
     assert main([*words, "--tasks", "soup"]) == 2
