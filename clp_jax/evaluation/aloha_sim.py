@@ -11,7 +11,7 @@ import importlib
 from typing import Any
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Float, UInt8
 
 from clp_jax.errors import InputError
 from clp_jax.evaluation.gymnasium_env import GymnasiumEnvironment
@@ -69,7 +69,7 @@ class AlohaSim(GymnasiumEnvironment):
     ):
         import_mujoco()  # before dm_control does, so that it draws in memory
         try:
-            module = importlib.import_module("gym_aloha.env")
+            module, control = (importlib.import_module(name) for name in ("gym_aloha.env", "dm_control.rl.control"))
         except ImportError as error:
             raise InputError(f'gym-aloha is not installed ({error}); pip install "clp-jax[aloha-sim]".') from error
         env = module.AlohaEnv(TASKS[task], obs_type="pixels_agent_pos")
@@ -79,6 +79,7 @@ class AlohaSim(GymnasiumEnvironment):
         }
         super().__init__(env, task, seed=seed, max_steps=max_steps)
         self.fps, self.draws_fast = FPS, draws_fast(fast=fast)
+        self._broken: type[Exception] = control.PhysicsError
         self._physics = env._env.physics
         model = self._physics.model.ptr
         self._renderer = Renderer(model, (height, height * 4 // 3), fast=fast)
@@ -88,6 +89,18 @@ class AlohaSim(GymnasiumEnvironment):
         """The seed with which openpi's client resets in its place; the task does not matter."""
         rng = np.random.default_rng(self._seed)
         return [int(rng.integers(2**32 - 1)) for _ in range(episode + 1)][-1]
+
+    def step(self, action: Float[np.ndarray, " d"]) -> bool:
+        """Do an action; whether the task is solved. An action under which the simulation breaks ends the episode.
+
+        Raises:
+          InputError: it has not fourteen dimensions.
+        """
+        try:
+            return super().step(action)
+        except self._broken:
+            self.over = True
+            return False
 
     def picture(self) -> UInt8[np.ndarray, "h w 3"]:
         """What the camera above the table sees."""

@@ -6,6 +6,7 @@ which a picture of 64 pixels shows nothing.
 
 import contextlib
 import copy
+import ctypes
 import importlib
 import os
 from collections.abc import Sequence
@@ -97,7 +98,9 @@ class Renderer:
         self._context = None
 
     def __del__(self):
-        with contextlib.suppress(AttributeError, TypeError):  # half made, or at the interpreter's end
+        with contextlib.suppress(
+            AttributeError, TypeError, ctypes.ArgumentError
+        ):  # half made, or at the interpreter's end
             self.close()
 
 

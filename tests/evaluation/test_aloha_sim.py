@@ -71,6 +71,17 @@ def test_a_cube_in_the_other_hand_is_success(cube):
         del cube._env._env.task.get_reward
 
 
+def test_an_action_under_which_the_simulation_breaks_ends_the_episode(cube):
+    cube.reset(0)
+    for step in range(100):
+        assert cube.step(np.full(14, 10.0 * (-1) ** step, np.float32)) is False
+        if cube.over:
+            break
+    assert cube.over
+    cube.reset(0)
+    assert not cube.over and not cube.step(cube.request()["state"])
+
+
 def test_what_is_sent_is_what_openpis_client_sends(cube):
     tools = pytest.importorskip("openpi_client.image_tools", reason="needs openpi_client")
     picture = np.random.default_rng(0).integers(0, 256, (480, 640, 3)).astype(np.uint8)
