@@ -69,11 +69,12 @@ def show_comparison(found: Mapping[str, Any], names: tuple[str, str], console: C
       console: to print on.
     """
     table = Table(title="the same episodes: difference of the rates with 95 % intervals")
-    for column in ("task", "episodes", "first", "second", "only first", "only second", "difference", "interval", "p"):
-        table.add_column(column, justify="left" if column == "task" else "right")
+    table.add_column("task", overflow="fold")
+    for column in ("pairs", "first", "second", "only\nfirst", "only\nsecond", "difference", "p"):
+        table.add_column(column, justify="right", no_wrap=True)
     for name, row in [*found["tasks"].items(), ("all", found["all"])]:
         counts = (str(row[key]) for key in ("pairs", "first", "second", "only_first", "only_second"))
-        interval = f"{row['low']:+.0%} to {row['high']:+.0%}"
-        table.add_row(escape(name), *counts, f"{row['difference']:+.0%}", interval, f"{row['p']:.2g}")
+        difference = f"{row['difference']:+.0%} ({row['low']:+.0%} to {row['high']:+.0%})"
+        table.add_row(escape(name), *counts, difference, f"{row['p']:.2g}")
     console.print(table)
     console.print(f"first: {escape(names[0])}; second: {escape(names[1])}", soft_wrap=True, highlight=False)

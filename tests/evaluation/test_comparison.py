@@ -81,7 +81,7 @@ def test_a_second_policy_meets_the_same_episodes(tmp_path, capsys):
         told = capsys.readouterr().out
         found = json.loads((out / "comparison.json").read_text())
         assert found["all"]["only_first"] == 6 and found["all"]["difference"] == 1 and found["against"] == bad
-        assert f"first: {good}; second: {bad}" in told and "+100%" in told
+        assert f"first: {good}; second: {bad}" in told and "+100%" in told and "…" not in told
         with Image.open(out / "a-against.png") as both, Image.open(out / "a.png") as one:
             pages = np.asarray(both), np.asarray(one)
             assert both.size == (one.width, 2 * one.height)

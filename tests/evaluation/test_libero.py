@@ -8,7 +8,7 @@ import importlib.util
 
 import numpy as np
 import pytest
-from scripted_libero import Soup
+from scripted_libero import Picking
 
 from clp_jax.errors import InputError
 from clp_jax.evaluation.libero import STARTS, STEPS, Libero, suite
@@ -31,19 +31,23 @@ FAST_TOLERANCE = 4
 
 @pytest.fixture(scope="module")
 def soup():
-    environment = Soup("0", suite="libero_object")
+    environment = Picking("0", suite="libero_object")
     yield environment
     environment.close()
 
 
-def test_a_script_succeeds_and_doing_nothing_does_not(soup):
-    make = functools.partial(Soup, suite="libero_object", fast=True)
+@pytest.mark.parametrize(("task", "seed", "number"), [("0", 0, 0), ("3", 7, 4)])
+def test_a_script_succeeds(task, seed, number):
+    make = functools.partial(Picking, suite="libero_object", seed=seed, fast=True)
 
     def answer(requests):
         return [request["state"][None] for request in requests]
 
-    (episode,) = run_episodes(make, [("0", 0)], answer, Asking(replan=1), processes=1, max_batch=1)
+    (episode,) = run_episodes(make, [(task, number)], answer, Asking(replan=1), processes=1, max_batch=1)
     assert episode.success and episode.steps < STEPS["libero_object"] / 2
+
+
+def test_doing_nothing_does_not_succeed(soup):
     soup.reset(0)
     assert not any(soup.step(np.array([0.0] * 6 + [-1.0])) for _ in range(5))
 
