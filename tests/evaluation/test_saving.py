@@ -79,12 +79,13 @@ def test_a_killed_evaluation_goes_on(whole, tmp_path):
         words = [sys.executable, "-m", "clp_jax", "evaluate", *FLAGS, "--server", server, "--out", str(out)]
         paths = os.pathsep.join(path for path in sys.path if path)
         process = subprocess.Popen(words, env=os.environ | {"PYTHONPATH": paths}, stderr=subprocess.DEVNULL)
-        while not (out / "episodes.jsonl").exists():
+        lines = out / "episodes.jsonl"
+        while not (lines.exists() and b"\n" in lines.read_bytes()):  # killed before, it has saved nothing yet
             assert process.poll() is None
             time.sleep(0.001)
         process.send_signal(signal.SIGKILL)
         process.wait()
-        assert 0 < len(read_lines(out / "episodes.jsonl")) < 8 and not (out / "results.json").exists()
+        assert 0 < len(read_lines(lines)) < 8 and not (out / "results.json").exists()
         assert evaluate(server, out, "--resume") == 0
     assert found(out)[0] == found(whole)[0]
 
