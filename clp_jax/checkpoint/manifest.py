@@ -32,20 +32,21 @@ class Listed(NamedTuple):
 
 
 class Summed:
-    """An open file, with the checksum of what is written to it.
+    """An open file, with the checksum of what is written to it; without a file, the checksum alone.
 
     Attributes:
       crc32: of all bytes so far.
     """
 
-    def __init__(self, file: IO[bytes]):
+    def __init__(self, file: IO[bytes] | None = None):
         self._file = file
         self.crc32 = 0
 
     def write(self, content: bytes | memoryview) -> None:
         """Write some more bytes."""
         self.crc32 = zlib.crc32(content, self.crc32)
-        self._file.write(content)
+        if self._file is not None:
+            self._file.write(content)
 
 
 def list_arrays(folder: epath.Path, *, fingerprint: str | None = None, **items: Mapping[str, Listed]) -> None:

@@ -7,7 +7,6 @@ of it. Here a chunk is decompressed in blocks that stay in the processor's cache
 import contextlib
 import io
 import math
-import zlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -38,7 +37,8 @@ class ChunkStream:
         self._what = f"chunk {index} of {array.name}"
         self._crc32 = array.crc32.get(chunk_name(index))
         self._place, self._compressed = array.place(index), array.compressed
-        self._source = _Source(self._place, copy_to)
+        self._summed = Summed() if copy_to is None and self._crc32 is not None else copy_to
+        self._source = _Source(self._place, self._summed)
         self._stream: Any = self._source
         if array.compressed:
             decoder = zstandard.ZstdDecompressor()
@@ -69,7 +69,8 @@ class ChunkStream:
                 raise InputError(
                     f"{self._what} is longer than its shape, the checkpoint is damaged; copy or save it again"
                 )
-            check_part(self._what, self._crc32, self._source.crc32)
+            if self._summed is not None:
+                check_part(self._what, self._crc32, self._summed.crc32)
 
     def finish(self) -> None:
         """Proves the chunk by its check sums, for which all of it is read; Orbax's own chunks have none.
@@ -108,14 +109,13 @@ class ChunkStream:
 
 
 class _Source:
-    """Encoded bytes as what zstandard reads from."""
+    """Encoded bytes as what zstandard reads from; `copy_to` gets them, too."""
 
     def __init__(self, place: bytes | Span, copy_to: Summed | None):
         self._file, self._left = (
             (place.open(), place.length) if isinstance(place, Span) else (io.BytesIO(place), len(place))
         )
         self._copy_to = copy_to
-        self.crc32 = 0
 
     def read(self, size: int) -> bytes:
         try:
@@ -123,7 +123,6 @@ class _Source:
         except OSError as error:
             raise InputError(f"{self._file.name} cannot be read ({error}); the checkpoint is damaged") from error
         self._left -= len(content)
-        self.crc32 = zlib.crc32(content, self.crc32)
         if self._copy_to is not None:
             self._copy_to.write(content)
         return content

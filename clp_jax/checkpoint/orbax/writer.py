@@ -9,8 +9,9 @@ file that Orbax wrote, most flipped bits pass for another weight.
 import contextlib
 import json
 import math
+import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -34,11 +35,16 @@ ROW_BYTES = 2**20
 COMPRESSOR = {"id": "zstd", "level": 1}
 """Orbax's default."""
 
-# Float32 weights with random mantissas shrink by 8% at level 1, which takes 6 times the time to write and 4 times the
-# time to read of a frame that zstd stores as it is (any level far below zero does). So a chunk whose first block
-# shrinks by less than this fraction is stored as it is, still as a zstd frame with a checksum.
+# Float32 weights with random mantissas shrink by 8% at level 1, which takes 5 times the time to write and 6 times the
+# time to read of a frame that zstd stores as it is. So a chunk whose first block shrinks by less than this fraction is
+# stored as it is, still as a zstd frame with a checksum.
 _WORTHWHILE = 0.1
-_STORE_LEVEL = -1000
+
+# What zstd saves on weights lies in their exponents, and in the zeros behind bfloat16 in float32: Huffman codes find
+# both. A search for repetitions finds little more, so it gets the smallest table and the longest match. Of bfloat16 the
+# size is that of level 1; float32 that bfloat16 holds takes 7% more, and a third of the time to write, half to read.
+_HUFFMAN = {"strategy": zstandard.STRATEGY_FAST, "hash_log": 6, "min_match": 7, "window_log": 17}
+_STORE = {**_HUFFMAN, "target_length": zstandard.TARGETLENGTH_MAX}  # steps over whole blocks: nothing is searched
 
 _HANDLER = "orbax.checkpoint._src.handlers.pytree_checkpoint_handler.PyTreeCheckpointHandler"
 
@@ -168,11 +174,13 @@ class ItemWriter:
                     file.write(raw)
                     continue
                 if encoder is None:
-                    level = _level(raw, form.compressor.get("level", COMPRESSOR["level"]))
-                    encoder = zstandard.ZstdCompressor(level, write_checksum=True).compressobj(size=size)
-                file.write(encoder.compress(raw))
+                    # Equal pieces begin at pages of the file, which the kernel writes a third faster.
+                    encoder = _compressor(raw, form.compressor).chunker(size=size, chunk_size=BLOCK_BYTES)
+                for piece in encoder.compress(raw):
+                    file.write(piece)
             if encoder is not None:
-                file.write(encoder.flush())
+                for piece in encoder.finish():
+                    file.write(piece)
 
     def check(self, name: str, values: np.ndarray) -> None:
         """Raises an `InputError` that names the array if any value is NaN or infinite, unless that is allowed.
@@ -211,12 +219,14 @@ class ItemWriter:
 
 
 @contextlib.contextmanager
-def writing(path: epath.Path) -> Iterator[None]:
+def writing(path: str | os.PathLike[str]) -> Iterator[None]:
     """Turns a failure of the file system into an `InputError` of one line."""
     try:
         yield
     except OSError as error:
-        raise InputError(f"cannot write {path} ({error.strerror or error}); check the space left there") from error
+        raise InputError(
+            f"cannot write {os.fspath(path)} ({error.strerror or error}); check the space left there"
+        ) from error
 
 
 def _padded(blocks: Iterable[np.ndarray], size: int, dtype: np.dtype) -> Iterator[np.ndarray]:
@@ -230,10 +240,16 @@ def _padded(blocks: Iterable[np.ndarray], size: int, dtype: np.dtype) -> Iterato
         size -= zeros.nbytes
 
 
-def _level(block: memoryview, level: int) -> int:
-    """Returns the level to encode with: the one given if that makes the block smaller, else the one that stores it."""
-    shrunk = len(zstandard.ZstdCompressor(level).compress(block))
-    return level if shrunk <= (1 - _WORTHWHILE) * len(block) else _STORE_LEVEL
+def _compressor(block: memoryview, form: Mapping[str, Any]) -> zstandard.ZstdCompressor:
+    """What encodes a chunk that begins with a block: by the level of its array if that pays, else it stores it."""
+    level = form.get("level", COMPRESSOR["level"])
+    chosen = zstandard.ZstdCompressor(level, write_checksum=True) if level > COMPRESSOR["level"] else _with(_HUFFMAN)
+    return chosen if len(chosen.compress(block)) <= (1 - _WORTHWHILE) * len(block) else _with(_STORE)
+
+
+def _with(parameters: Mapping[str, int]) -> zstandard.ZstdCompressor:
+    form = zstandard.ZstdCompressionParameters(**parameters, write_content_size=True, write_checksum=True)
+    return zstandard.ZstdCompressor(compression_params=form)
 
 
 def _leaf_metadata(name: str) -> dict[str, Any]:

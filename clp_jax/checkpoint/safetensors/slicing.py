@@ -226,7 +226,7 @@ def _write_json(spec: FolderSpec, folder: Path, name: str, value: Any) -> None:
     second = text.strip().partition("\n")[2]
     indent = len(second) - len(second.lstrip(" ")) or None
     text = json.dumps(value, indent=indent, ensure_ascii=text.isascii()) + "\n" * text.endswith("\n")
-    with writing(epath.Path(folder / name)):
+    with writing(folder / name):
         (folder / name).write_text(text, encoding="utf-8")
 
 

@@ -1,0 +1,49 @@
+"""How chunks are encoded: which weights are shrunk, and that every reader decodes them."""
+
+import ml_dtypes
+import numpy as np
+import pytest
+import zstandard
+from checkpoints import restore_as_openpi
+from etils import epath
+
+from clp_jax.checkpoint.orbax.writer import COMPRESSOR, ArrayForm, ItemWriter
+
+COUNT = 2**18
+NORMAL = np.random.default_rng(0).standard_normal(COUNT, np.float32)
+WEIGHTS = {
+    "random float32": NORMAL,
+    "bfloat16": NORMAL.astype(ml_dtypes.bfloat16),
+    "float32 that bfloat16 holds": NORMAL.astype(ml_dtypes.bfloat16).astype(np.float32),
+}
+
+
+def stored(values: np.ndarray, folder, **compressor) -> bytes:
+    """The one chunk of an item that holds nothing but these values, which Orbax reads back."""
+    form = ArrayForm(values.shape, values.shape, values.dtype, {**COMPRESSOR, **compressor})
+    with ItemWriter(epath.Path(folder) / "params") as writer:
+        writer.add("params.w", form)
+        writer.write_chunk("params.w", (0,), np.split(values, 4))
+    restored = restore_as_openpi(folder / "params", restore_type=np.ndarray)["w"]
+    assert restored.dtype == values.dtype
+    assert restored.tobytes() == values.tobytes()
+    return (folder / "params" / "params.w" / "0").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("name", "least", "most"),
+    [("random float32", 1, 1.001), ("bfloat16", 0.7, 0.8), ("float32 that bfloat16 holds", 0.45, 0.55)],
+)
+def test_what_exponents_and_zeros_save_is_saved(name, least, most, tmp_path):
+    values = WEIGHTS[name]
+    frame = stored(values, tmp_path)
+    assert least <= len(frame) / values.nbytes <= most
+    head = zstandard.get_frame_parameters(frame)
+    assert head.has_checksum
+    assert head.content_size == values.nbytes
+
+
+def test_a_level_above_orbax_s_default_is_kept(tmp_path):
+    values = np.tile(NORMAL[: 2**14], 16)  # repeats lie farther apart than what is searched by default
+    assert len(stored(values, tmp_path / "19", level=19)) < 0.1 * values.nbytes
+    assert len(stored(values, tmp_path / "1")) > 0.5 * values.nbytes
