@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rich.console import Console
-from rich.table import Table
 
 from clp_jax.benchmarks import action_samples, analysis_overhead, checkpoint_io, cka_peers, depth, loader
 from clp_jax.checkpoint import read_spec
@@ -17,18 +16,17 @@ from clp_jax.editable_json import write_json
 from clp_jax.errors import InputError
 from clp_jax.loading import default_dtype, read_architecture
 from clp_jax.models import Architecture, abstract_params
-from clp_jax.models.pi0 import PI0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Benchmark(ModelFlags):
     """Measure one part.
 
-    cka: against other packages; checkpoint: pruning a full-size π0; analysis: its overhead; depth: training step,
-    memory and latency at 18, 12 and 9 blocks, or of your checkpoints; serving: latency and requests per second of your
-    checkpoints; action-samples: step time and gradient noise with several draws per observation; full-size: time and
-    memory of analysing, pruning, sampling and exporting a π0 of random weights; loader: samples per second of your data
-    set, beside lerobot's own reader where it is installed.
+    cka: against other packages; checkpoint: pruning and loading beside their floors, cp and Orbax; analysis: its
+    overhead; depth: training step, memory and latency at 18, 12 and 9 blocks, or of your checkpoints; serving: latency
+    and requests per second of your checkpoints; action-samples: step time and gradient noise with several draws per
+    observation; full-size: time and memory of analysing, pruning, sampling and exporting a π0 of random weights;
+    loader: samples per second of your data set, beside lerobot's own reader where it is installed.
     """
 
     part: Literal["cka", "checkpoint", "analysis", "depth", "serving", "action-samples", "full-size", "loader"]
@@ -48,7 +46,8 @@ class Benchmark(ModelFlags):
     json: bool = False
     """Print the numbers as JSON instead of tables."""
     scratch: str | None = None
-    """checkpoint and full-size: a folder with 30 GB of room, freed afterwards; the system's temporary one if absent."""
+    """checkpoint and full-size: a folder with 8 and 25 GB of room, freed afterwards; the system's temporary one if
+    absent."""
 
 
 def run(config: Benchmark) -> None:
@@ -101,8 +100,8 @@ def _measured(config: Benchmark, console: Console) -> Any:
         rows = full_size.run(scratch, console)
         full_size.show(rows, console)
     else:
-        rows = checkpoint_io.run(checkpoint_io.CheckpointIoConfig(scratch=scratch), abstract_params(PI0))
-        _show_checkpoint(rows, console)
+        rows = checkpoint_io.run(checkpoint_io.CheckpointIoConfig(scratch), abstract_params(checkpoint_io.MODEL))
+        checkpoint_io.show(rows, console)
     return [dataclasses.asdict(row) for row in rows]
 
 
@@ -114,20 +113,3 @@ def _models(config: Benchmark) -> dict[str, Architecture]:
     names = (config.against, config.checkpoint)
     settings = config.model_settings()
     return {name: read_architecture(read_spec(name), dtype=default_dtype(), **settings) for name in names}
-
-
-def _show_checkpoint(rows: list[checkpoint_io.CheckpointIoResult], console: Console) -> None:
-    table = Table(title="Pruning a full-size π0 (random float32) from 18 to 9 blocks")
-    for column in ("source chunks", "wall", "CPU", "MB/s kept", "peak memory", "cp -r of output", "x cp"):
-        table.add_column(column, justify="left" if column == "source chunks" else "right")
-    for row in rows:
-        table.add_row(
-            row.layout,
-            f"{row.prune_seconds:.1f} s",
-            f"{row.prune_cpu_seconds:.1f} s",
-            f"{row.kept_bytes / row.prune_seconds / 1e6:.0f}",
-            f"{row.prune_peak_bytes / 1e6:.0f} MB",
-            f"{row.copy_seconds:.1f} s",
-            f"{row.prune_seconds / row.copy_seconds:.1f}",
-        )
-    console.print(table)

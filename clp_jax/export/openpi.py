@@ -1,17 +1,20 @@
 """An inference checkpoint for openpi: one set of weights in one dtype, norm stats, nothing of the optimiser."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 from etils import epath
 
 from clp_jax.checkpoint import CheckpointSpec, LeafReader, read_params, read_spec, write_beside, write_stream
 from clp_jax.checkpoint.orbax.spec import RECORD_FILE
+from clp_jax.checkpoint.threads import run_in_threads
 from clp_jax.errors import InputError
 from clp_jax.export import reference
 from clp_jax.export.result import Check, Options, same_bits
 from clp_jax.export.weights import Weights
 from clp_jax.models import family_of
+from clp_jax.progress import in_megabytes, stage
 
 LOAD = """In openpi's environment, with clp_jax installed (its `openpi_patches` reads the depth from the weights):
 
@@ -46,10 +49,16 @@ def check(weights: Weights, folder: Path, options: Options) -> Check:
     assert isinstance(written, CheckpointSpec)
     assert isinstance(weights.spec, CheckpointSpec)
     reader = LeafReader(written)
-    for path in weights.leaves:
+
+    def compare(path: str) -> Iterator[int]:
         read = reader.layers(path) if weights.stacked(path) else iter([reader.whole(path)])
-        if not all(same_bits(a, b) for a, b in zip(weights.parts(path), read, strict=True)):
-            raise InputError(f"{path} does not read back as it was written; check the disk and export again.")
+        for expected, found in zip(weights.parts(path), read, strict=True):
+            if not same_bits(expected, found):
+                raise InputError(f"{path} does not read back as it was written; check the disk and export again.")
+            yield found.nbytes
+
+    with stage("reading back", total=None, unit="MB") as advance:
+        run_in_threads([compare(path) for path in weights.leaves], in_megabytes(advance))
     record = json.loads((folder / RECORD_FILE).read_text()) if (folder / RECORD_FILE).exists() else None
     assert record == weights.spec.plan_record
     acts = family_of(weights.source).why_no_actions(weights.source) is None

@@ -130,8 +130,5 @@ def check_tolerance(difference: float | None, tolerance: float = TOLERANCE) -> N
 
 def same_bits(a: np.ndarray, b: np.ndarray) -> bool:
     """Whether two arrays are equal in shape, dtype and every bit."""
-    return (
-        a.shape == b.shape
-        and a.dtype == b.dtype
-        and np.ascontiguousarray(a).tobytes() == np.ascontiguousarray(b).tobytes()
-    )
+    bits_a, bits_b = (np.ascontiguousarray(x).reshape(-1).view(np.uint8) for x in (a, b))
+    return a.shape == b.shape and a.dtype == b.dtype and np.array_equal(bits_a, bits_b)

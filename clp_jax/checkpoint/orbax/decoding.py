@@ -58,12 +58,33 @@ class ChunkStream:
         Raises:
           InputError: the chunk cannot be decoded, ends early, or does not end where it should.
         """
-        while self._position < start:
-            self._fill(self._scratch.data[: start - self._position])
+        self._skip_to(start)
         while self._position < start + size:
             block = self._scratch[: start + size - self._position]
             self._fill(block.data)
             yield block.view(self._dtype)
+        self._check_end()
+
+    def read_into(self, target: np.ndarray, start: int) -> None:
+        """Decodes elements to where they are wanted.
+
+        Args:
+          target: contiguous array to fill.
+          start: position of its first byte in the chunk, not before the last read.
+
+        Raises:
+          InputError: as `blocks`.
+        """
+        self._skip_to(start)
+        self._fill(target.reshape(-1).view(np.uint8).data)
+        self._check_end()
+
+    def _skip_to(self, start: int) -> None:
+        while self._position < start:
+            self._fill(self._scratch.data[: start - self._position])
+
+    def _check_end(self) -> None:
+        """Proves the chunk, if all of it was read."""
         if self._position == self._size:
             if self._read_into(memoryview(bytearray(1))):  # also verifies the checksum of the frame
                 raise InputError(
@@ -147,19 +168,18 @@ def read_array(array: StoredArray) -> np.ndarray:
     """
     values = np.empty(array.shape or (1,), array.dtype)
     row_bytes = math.prod(array.shape[1:]) * array.dtype.itemsize
-    start = 0
-    for slab in read_slabs(array, max(1, 16 * BLOCK_BYTES // max(1, row_bytes))):
-        values[start : start + len(slab)] = slab
-        start += len(slab)
+    for _ in read_slabs(array, max(1, 16 * BLOCK_BYTES // max(1, row_bytes)), out=values):
+        pass
     return values.reshape(array.shape)
 
 
-def read_slabs(array: StoredArray, step: int) -> Iterator[np.ndarray]:
+def read_slabs(array: StoredArray, step: int, *, out: np.ndarray | None = None) -> Iterator[np.ndarray]:
     """Reads an array from front to end without ever holding it.
 
     Args:
       array: where it is stored.
       step: rows of axis 0 to read at a time.
+      out: the whole array, if it is to be held: slabs are then views of it.
 
     Yields:
       Arrays of at most `step` rows, which never reach over the end of a chunk; together they are the array.
@@ -173,10 +193,14 @@ def read_slabs(array: StoredArray, step: int) -> Iterator[np.ndarray]:
             streams = [opened.enter_context(contextlib.closing(ChunkStream(array, (number, *at)))) for at in grid]
             for start in range(0, rows, step):
                 count = min(step, rows - start)
-                slab = np.empty((count, *shape[1:]), array.dtype)
+                first = number * chunk[0] + start
+                slab = np.empty((count, *shape[1:]), array.dtype) if out is None else out[first : first + count]
                 for at, stream in zip(grid, streams, strict=True):
-                    blocks = stream.blocks(start * row_bytes, count * row_bytes)
-                    part = np.concatenate([*map(np.copy, blocks)]).reshape(count, *chunk[1:])
+                    if chunk[1:] == shape[1:]:
+                        stream.read_into(slab, start * row_bytes)
+                        continue
+                    part = np.empty((count, *chunk[1:]), array.dtype)
+                    stream.read_into(part, start * row_bytes)
                     places = [
                         slice(i * c, min((i + 1) * c, n)) for i, c, n in zip(at, chunk[1:], shape[1:], strict=True)
                     ]
