@@ -176,6 +176,13 @@ def test_help_and_typing_errors_load_no_heavy_package():
     assert done.stderr == "error: there is no command 'prun': did you mean 'prune'?\n\n"
 
 
+def test_a_command_that_starts_loads_only_what_all_need():
+    rare = {"scipy", "orbax", "optax", "grain", "matplotlib", "PIL"}
+    program = f"import sys, clp_jax.commands.prune; sys.exit(', '.join({rare!r} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.stderr == "\n"
+
+
 def test_every_command_has_a_script_and_every_script_a_command():
     assert sorted(SCRIPTS.get(name, name.replace("-", "_")) for name in cli.COMMANDS) == LAUNCHERS
 

@@ -5,10 +5,10 @@ roll about x, pitch about y, yaw about z. The six dimensions are the first two r
 """
 
 import itertools
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
-from scipy.spatial.transform import Rotation
 
 from clp_jax.errors import InputError
 
@@ -37,7 +37,9 @@ def converted(x: Float[np.ndarray, "*n d"], source: str, target: str) -> Float[n
     return _vectors(rotations, target).reshape(*x.shape[:-1], -1).astype(np.float32)
 
 
-def _rotations(x: Float[np.ndarray, "n d"], source: str) -> Rotation:
+def _rotations(x: Float[np.ndarray, "n d"], source: str) -> Any:
+    from scipy.spatial.transform import Rotation  # a fifth of the time that a command takes to start
+
     if source == "quaternion":
         if not x.any(axis=-1).all():
             raise InputError("a quaternion of zeros is no rotation; repair or leave out its episode.")
@@ -51,7 +53,7 @@ def _rotations(x: Float[np.ndarray, "n d"], source: str) -> Rotation:
     return Rotation.from_euler(_EULER[source].translate(_AXES), x)
 
 
-def _vectors(rotations: Rotation, target: str) -> Float[np.ndarray, "n d"]:
+def _vectors(rotations: Any, target: str) -> Float[np.ndarray, "n d"]:
     if target == "quaternion":
         return np.roll(rotations.as_quat(canonical=True), 1, axis=-1)
     if target == "axis_angle":
