@@ -28,10 +28,11 @@ from etils import epath
 from rich.console import Console
 from rich.table import Table
 
-from clp_jax import checkpoint
 from clp_jax.aliases import Tree
 from clp_jax.benchmarks import checkpoint_floors as floors
 from clp_jax.checkpoint.orbax import spec as orbax_spec
+from clp_jax.checkpoint.orbax.params import read_params
+from clp_jax.checkpoint.orbax.slicing import rewrite
 from clp_jax.checkpoint.orbax.writer import COMPRESSOR, ArrayForm, ItemWriter
 from clp_jax.models import pi0
 from clp_jax.models.layers.siglip import SiglipSizes
@@ -213,7 +214,7 @@ def _copy(source: Path, keep: floors.Rows, out: Path) -> None:
 
 
 def _prune(source: Path, keep: floors.Rows, out: Path) -> None:
-    checkpoint.rewrite(orbax_spec.read_spec(source), out, take=keep)
+    rewrite(orbax_spec.read_spec(source), out, take=keep)
 
 
 def _prune_by_orbax(source: Path, keep: floors.Rows, out: Path) -> None:
@@ -228,7 +229,7 @@ def _floor_of_loading(source: Path, keep: floors.Rows, out: Path) -> None:
 def _load(source: Path, keep: floors.Rows, out: Path) -> None:
     del keep, out
     device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    jax.block_until_ready(checkpoint.read_params(orbax_spec.read_spec(source), sharding=device))
+    jax.block_until_ready(read_params(orbax_spec.read_spec(source), sharding=device))
 
 
 def _load_by_orbax(source: Path, keep: floors.Rows, out: Path) -> None:
