@@ -142,6 +142,7 @@ def choose(
     options: EvidenceOptions = EvidenceOptions(),
     *,
     loss: Callable[[Gates], float] | None = None,
+    inner: PrunePlan | None = None,
     seed: int = 0,
 ) -> PrunePlan:
     """Select with one criterion, each group of towers on its own.
@@ -152,6 +153,7 @@ def choose(
       depth: how deep.
       options: how matrices become evidence.
       loss: of the model on calibration data as a function of its gates, for the criterion greedy.
+      inner: a plan of a smaller model whose blocks are all to stay.
       seed: of the criterion random.
 
     Raises:
@@ -160,8 +162,49 @@ def choose(
     picks = {}
     for group, count in removals(analysis, depth, options).items():
         group_loss = None if loss is None else make_group_loss(group, loss)
-        picks[group] = select(criterion, analysis.evidence(group, options, loss=group_loss), remove=count, seed=seed)
+        evidence = analysis.evidence(group, options, loss=group_loss)
+        if inner is not None:
+            evidence = dataclasses.replace(evidence, protected=evidence.protected.union(inner.towers[group[0]].keep))
+        picks[group] = select(criterion, evidence, remove=count, seed=seed)
     return analysis.plan(picks, criterion)
+
+
+def choose_nested(
+    analysis: Analysis,
+    criterion: str,
+    depths: Sequence[Depth],
+    options: EvidenceOptions = EvidenceOptions(),
+    *,
+    seed: int = 0,
+) -> list[PrunePlan]:
+    """Plans of which each keeps all blocks that the next keeps: the smallest is chosen freely, the others around it.
+
+    Args:
+      analysis: what was measured.
+      criterion: a key of ``selection.CRITERIA``.
+      depths: how deep, in any order.
+      options: how matrices become evidence.
+      seed: of the criterion random.
+
+    Returns:
+      From the deepest to the smallest.
+
+    Raises:
+      InputError: two depths are the same or do not lie in each other, or what `choose` raises.
+    """
+
+    def removed(depth: Depth) -> tuple[int, ...]:
+        return tuple(removals(analysis, depth, options).values())
+
+    plans: list[PrunePlan] = []
+    before: tuple[int, ...] | None = None
+    for depth in sorted(depths, key=removed, reverse=True):
+        count = removed(depth)
+        if before is not None and (count == before or any(n > m for n, m in zip(count, before, strict=True))):
+            raise InputError("of two depths one must keep more blocks of a tower and no fewer of any other.")
+        plans.append(choose(analysis, criterion, depth, options, inner=plans[-1] if plans else None, seed=seed))
+        before = count
+    return plans[::-1]
 
 
 def plan_of_blocks(architecture: Architecture | Shape, keep: Sequence[int] | Mapping[str, Sequence[int]]) -> PrunePlan:

@@ -153,6 +153,15 @@ def adapters_scale(record: Mapping[str, Any] | None) -> float | None:
     return next((scale for scale in reversed(told) if scale is not None), None)
 
 
+def cuts_of(record: Mapping[str, Any] | None) -> list[Mapping[str, Any]]:
+    """Plans, as JSON values, of the cuts that the last step trained; none if it was no fine-tuning of several depths.
+
+    A cut, or a step of another run, after it leaves a model with which they have nothing to do.
+    """
+    last = None if record is None else list(record.get("steps", ()))[-1]
+    return (last.get("cuts") or []) if last is not None and last.get("command") == "finetune" else []
+
+
 def _last_training(record: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
     steps = [] if record is None else [step for step in record.get("steps", ()) if step.get("command") == "finetune"]
     return steps[-1] if steps else None

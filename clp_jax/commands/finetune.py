@@ -14,6 +14,7 @@ from rich.markup import escape
 
 from clp_jax.checkpoint import Spec, read_spec
 from clp_jax.commands.data_flags import DataFlags, open_data
+from clp_jax.commands.depths_flags import DepthsFlags, describe, open_cuts
 from clp_jax.commands.finetune_output import Log, conclude, introduce, report_writer
 from clp_jax.commands.model_flags import ModelFlags
 from clp_jax.commands.teacher_flags import TeacherFlags, open_teacher
@@ -31,6 +32,7 @@ from clp_jax.sharding import Rules, make_mesh
 from clp_jax.training import OptimizerSettings, Run, Steps, StepSettings, check_batch_size, train
 from clp_jax.training.adapters import with_adapters
 from clp_jax.training.assets import assets_writer
+from clp_jax.training.depths import WHOLE, Cut, cut_of, smaller
 from clp_jax.training.freezing import frozen_paths
 from clp_jax.training.held_out import held_out_loss
 from clp_jax.training.logs import BOARD, Logs, import_wandb
@@ -52,7 +54,7 @@ _MAY_CHANGE = (
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Finetune(TeacherFlags, DataFlags, ModelFlags, UpstreamFlags, DistributedFlags):
+class Finetune(TeacherFlags, DepthsFlags, DataFlags, ModelFlags, UpstreamFlags, DistributedFlags):
     """Train a checkpoint on data. Defaults are those of the model's authors.
 
     A killed run goes on with the same flags and --resume.
@@ -158,12 +160,14 @@ def _run(config: Finetune, lifetime: contextlib.ExitStack) -> None:
         new_run=begun is None,
     )
     held = _held_out(config, architecture, spec, data, begun)
+    plans = open_cuts(config, spec, architecture)
+    cuts = (WHOLE, *map(cut_of, plans))
     teacher = open_teacher(config, spec, architecture, data, lambda one: _as_asked(config, one))
     mesh = make_mesh(config.fsdp_devices)
     leaves = flatten(abstract_params(architecture))
     frozen, frozen_rows = _frozen(config, architecture, leaves)
     _check_not_decayed(asked, set(leaves) - frozen)
-    todo = _todo(config, frozen, frozen_rows, None if teacher is None else teacher.teaching)
+    todo = _todo(config, frozen, frozen_rows, cuts, None if teacher is None else teacher.teaching)
     check_batch_size(todo, mesh)
     trace = _trace(config, begun)
     out = lifetime.enter_context(run_folder(config.out, resume=config.resume, overwrite=config.overwrite))
@@ -176,20 +180,36 @@ def _run(config: Finetune, lifetime: contextlib.ExitStack) -> None:
         embodiment=config.embodiment,
     )
     saved = Steps(out, write_assets=write_assets, keep_period=config.keep_period)
-    entry = Entry.of(spec, data, dataclasses.asdict(config), teacher=None if teacher is None else teacher.spec)
+    entry = Entry.of(
+        spec, data, dataclasses.asdict(config), teacher=None if teacher is None else teacher.spec, cuts=plans
+    )
     start = 0 if saved.latest is None else saved.latest + 1
     trained, total = _counts(leaves, frozen, frozen_rows)
-    introduce(console, config, chosen, data, teacher, mesh, start, trained, total)
+    introduce(
+        console,
+        config,
+        chosen,
+        data,
+        teacher,
+        [describe(plan, architecture) for plan in plans],
+        mesh,
+        start,
+        trained,
+        total,
+    )
     if saved.latest is not None:
         _go_on(console, saved.record(saved.latest)["steps"][-1], entry)
-    flops = step_flops(
-        architecture,
-        trained / total,
-        _lengths(data),
-        cameras=len(data.cameras),
-        action_samples=config.action_samples,
-        teacher=None if teacher is None else teacher.teaching.architecture,
-    )
+    flops = [
+        step_flops(
+            smaller(architecture, cut),
+            trained / total,
+            _lengths(data),
+            cameras=len(data.cameras),
+            action_samples=config.action_samples,
+            teacher=None if teacher is None else teacher.teaching.architecture,
+        )
+        for cut in cuts
+    ]
     plan = PrunePlan.of(architecture.kind, architecture.depths, coupled=architecture.coupled)
     record = functools.partial(_record, spec, plan, entry)
     lines = Console(stderr=True, quiet=not is_first())
@@ -199,7 +219,7 @@ def _run(config: Finetune, lifetime: contextlib.ExitStack) -> None:
             Logs(out, start=start, wandb_project=config.wandb, config=entry.config) if is_first() else None,
             report_writer(out, record({}), config.against) if is_first() else None,
             advance,
-            flops,
+            sum(flops) / len(flops),
             start,
         )
         ended = train(
@@ -211,7 +231,7 @@ def _run(config: Finetune, lifetime: contextlib.ExitStack) -> None:
             mesh=mesh,
             record=record,
             log=log,
-            evaluate=held_out_loss(architecture, held, mesh, batch_size=config.batch_size),
+            evaluate=held_out_loss(architecture, held, mesh, batch_size=config.batch_size, cuts=cuts),
             teacher=None if teacher is None else teacher.spec,
             paused=log.paused,
             trace=trace,
@@ -303,6 +323,7 @@ def _todo(
     config: Finetune,
     frozen: frozenset[str],
     frozen_rows: Mapping[str, tuple[int, ...]],
+    cuts: tuple[Cut, ...],
     teaching: Teaching | None,
 ) -> Run:
     return Run(
@@ -317,6 +338,7 @@ def _todo(
             frozen=frozen,
             frozen_rows=tuple(sorted(frozen_rows.items())),
             teaching=teaching,
+            cuts=cuts,
         ),
         frozen_dtype=None if config.frozen_dtype == "keep" else config.frozen_dtype,
         sharding_rules=_rules(config.shard),

@@ -1,6 +1,6 @@
 """What ``clp finetune`` says: what a run is before it begins, its numbers on the way, and where its end lies."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -12,6 +12,7 @@ from clp_jax.commands.teacher_flags import Teacher
 from clp_jax.data import TrainingData
 from clp_jax.history import REPORT
 from clp_jax.report.run import read_run, run_before, write_run_report
+from clp_jax.training.held_out import HELD_OUT_AT
 from clp_jax.training.logs import BOARD, Logs
 from clp_jax.training.loop import Report
 from clp_jax.training.profiling import StepTrace
@@ -29,6 +30,7 @@ def introduce(
     chosen: str,
     data: TrainingData,
     teacher: Teacher | None,
+    cuts: Sequence[str],
     mesh: jax.sharding.Mesh,
     start: int,
     trained: int,
@@ -42,6 +44,7 @@ def introduce(
       chosen: settings that are upstream's, as text.
       data: what it is trained on.
       teacher: of the run, if it has one.
+      cuts: that are trained beside the whole model, a line each.
       mesh: of devices.
       start: first step.
       trained: parameters that are trained.
@@ -61,6 +64,8 @@ def introduce(
         console.print(f"Conventions: {data.conventions}", highlight=False, markup=False, soft_wrap=True)
     if teacher is not None:
         console.print(str(teacher), highlight=False, markup=False, soft_wrap=True)
+    for cut in cuts:
+        console.print(cut, highlight=False, markup=False, soft_wrap=True)
     console.print(f"{trained:,} of {total:,} parameters are trained")
     if trained < total and config.frozen_dtype != "keep":
         console.print(
@@ -110,7 +115,9 @@ class Log:
         self._logs.write(number, values)
         self._advance(number + 1 - self._shown)
         self._shown = number + 1
-        text = ", ".join(f"{name} {values[name]:.4g}" for name in _SHOWN if name in values)
+        shown = [name for name in _SHOWN if name in values]
+        shown += sorted(name for name in values if name.startswith(HELD_OUT_AT))
+        text = ", ".join(f"{name} {values[name]:.4g}" for name in shown)
         if text:
             self._console.print(f"step {number}: {text}", highlight=False, soft_wrap=True)
 

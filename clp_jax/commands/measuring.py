@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import tyro
 
 from clp_jax.analysis import Analysis, EvidenceOptions, analyse
-from clp_jax.checkpoint import fingerprint, read_spec
+from clp_jax.checkpoint import Spec, fingerprint, read_spec
 from clp_jax.commands.data_flags import DataFlags, open_data
 from clp_jax.commands.model_flags import ModelFlags
 from clp_jax.data import CalibrationData
@@ -47,8 +47,8 @@ class DepthFlags:
           InputError: a flag is no number, or no number for a tower.
         """
         return Depth(
-            keep_layers=_numbers(self.keep_layers, int, "--keep-layers", "9, or llm=5 dit=8"),
-            keep_ratio=_numbers(self.keep_ratio, float, "--keep-ratio", "0.5, or llm=0.5 dit=0.5"),
+            keep_layers=numbers(self.keep_layers, int, "--keep-layers", "9, or llm=5 dit=8"),
+            keep_ratio=numbers(self.keep_ratio, float, "--keep-ratio", "0.5, or llm=0.5 dit=0.5"),
             threshold=self.threshold,
             auto=self.auto,
             keep_optional=self.keep_vision_layers,
@@ -60,8 +60,12 @@ class DepthFlags:
         return self.criterion or ("jumps" if depth.auto or not depth.is_given else "clp")
 
 
-def _numbers(words: tuple[str, ...], convert: Any, flag: str, example: str) -> Any:
-    """One number, a number per tower, or None."""
+def numbers(words: tuple[str, ...], convert: Any, flag: str, example: str) -> Any:
+    """One number, a number per tower, or None.
+
+    Raises:
+      InputError: a word is neither.
+    """
     if not words:
         return None
     try:
@@ -112,6 +116,21 @@ class MeasureFlags(DataFlags, ModelFlags):
 def evidence_options(config: MeasureFlags) -> EvidenceOptions:
     """The flags that say how matrices become evidence."""
     return EvidenceOptions(config.states, config.estimator, config.couple)
+
+
+def analysis_of(folder: str, spec: Spec) -> Analysis:
+    """What ``clp analyse`` found out about a checkpoint.
+
+    Raises:
+      InputError: the folder holds no analysis, or that of another checkpoint.
+    """
+    analysis = Analysis.load(f"{folder}/similarity.npz")
+    if analysis.meta.get("checkpoint_fingerprint") != fingerprint(spec):
+        raise InputError(
+            f"{folder} is the analysis of {analysis.meta.get('checkpoint')}, whose content differs from {spec.path}; "
+            "analyse this checkpoint, or give the plan alone with --plan."
+        )
+    return analysis
 
 
 def load(

@@ -12,9 +12,9 @@ from rich.filesize import decimal
 from rich.markup import escape
 from rich.table import Table
 
-from clp_jax.analysis import Analysis, loss_of
-from clp_jax.checkpoint import FolderSpec, RewriteReport, Spec, fingerprint, read_spec
-from clp_jax.commands.measuring import DepthFlags, MeasureFlags, evidence_options, load, measure
+from clp_jax.analysis import loss_of
+from clp_jax.checkpoint import FolderSpec, RewriteReport, Spec, read_spec
+from clp_jax.commands.measuring import DepthFlags, MeasureFlags, analysis_of, evidence_options, load, measure
 from clp_jax.commands.results import print_json
 from clp_jax.data import CalibrationData
 from clp_jax.errors import InputError
@@ -24,10 +24,12 @@ from clp_jax.history import REPORT, REPORT_KEY
 from clp_jax.loading import LoadedModel, read_architecture
 from clp_jax.models import Architecture, Gates, Shape
 from clp_jax.plan import PrunePlan
-from clp_jax.planning import check_depth, check_plan, choose, plan_of_blocks
+from clp_jax.planning import check_depth, check_plan, choose, groups_of, per_group, plan_of_blocks
 from clp_jax.progress import progress, track
+from clp_jax.provenance import cuts_of
 from clp_jax.prune import Changes, prune_checkpoint
 from clp_jax.sensitivity import plan_gates
+from clp_jax.training.depths import cut_of, name_of
 from clp_jax.trees import flatten
 
 
@@ -35,7 +37,8 @@ from clp_jax.trees import flatten
 class Prune(MeasureFlags, DepthFlags):
     """Write a checkpoint without the blocks that go. Give one of --data, --analysis, --plan and --keep.
 
-    With --heal, --data may stand beside one of the others: it says what to heal on.
+    With --heal, --data may stand beside one of the others: it says what to heal on. A step of clp finetune --depths
+    needs none of them for a depth that it was trained at.
     """
 
     checkpoint: str
@@ -118,6 +121,8 @@ def _way(config: Prune) -> str:
         raise InputError("--heal needs observations: give --data, which may stand beside --plan, --keep or --analysis.")
     if config.heal and len(given) > 1:
         given.remove("data")
+    if not given and config.keep_layers:
+        return "trained"
     if len(given) != 1:
         raise InputError(
             f"give exactly one of --data, --analysis, --plan and --keep; given: {', '.join(given) or 'none'}."
@@ -237,6 +242,8 @@ def _plan(
         return PrunePlan.load(config.plan), None
     if config.keep:
         return plan_of_blocks(shape, blocks_of(config.keep)), None
+    if way == "trained":
+        return _plan_of_training(config, spec, shape), None
     if way == "analysis":
         return _plan_of_analysis(config, spec)
     assert measured is not None
@@ -255,17 +262,32 @@ def _plan(
 
 
 def _plan_of_analysis(config: Prune, spec: Spec) -> tuple[PrunePlan, dict]:
-    folder = config.analysis
-    analysis = Analysis.load(f"{folder}/similarity.npz")
-    if analysis.meta.get("checkpoint_fingerprint") != fingerprint(spec):
-        raise InputError(
-            f"{folder} is the analysis of {analysis.meta.get('checkpoint')}, whose content differs from {spec.path}; "
-            "analyse this checkpoint, or give the plan alone with --plan."
-        )
+    assert config.analysis is not None
+    analysis = analysis_of(config.analysis, spec)
     if not config.depth().is_given and config.keep_vision_layers is None:
-        return PrunePlan.load(f"{folder}/plan.json"), analysis.meta
+        return PrunePlan.load(f"{config.analysis}/plan.json"), analysis.meta
     options = evidence_options(config)
     return choose(analysis, config.rule(), config.depth(), options, seed=config.seed), analysis.meta
+
+
+def _plan_of_training(config: Prune, spec: Spec, shape: Architecture | Shape) -> PrunePlan:
+    """The cut of this depth that a run of ``clp finetune --depths`` trained.
+
+    Raises:
+      InputError: there was no such run, or it trained other depths.
+    """
+    known = [PrunePlan.from_json(plan) for plan in cuts_of(spec.plan_record)]
+    if not known:
+        raise InputError("give one of --data, --analysis, --plan and --keep: they say which blocks stay.")
+    asked = per_group(config.depth().keep_layers, groups_of(shape)[0], "keep_layers")
+    for plan in known:
+        if all(len(plan.towers[group[0]].keep) == asked.get(group, shape.depths[group[0]]) for group in shape.groups):
+            return plan
+    trained = " and ".join(name_of(cut_of(plan), shape.groups) for plan in known)
+    raise InputError(
+        f"the run of this checkpoint trained no cut of this depth, only {trained}: take one of these, or give --data, "
+        "--analysis, --plan or --keep for another."
+    )
 
 
 def blocks_of(words: tuple[str, ...]) -> list[int] | dict[str, list[int]]:

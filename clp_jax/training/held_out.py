@@ -1,7 +1,8 @@
 """The loss on held-out observations with fixed noise and times, which compares between steps and between runs."""
 
+import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 
@@ -9,6 +10,10 @@ from clp_jax.data import CalibrationData, arrange
 from clp_jax.models import Architecture, Gates
 from clp_jax.sensitivity import make_loss
 from clp_jax.similarity import CalibrationBatch, batches
+from clp_jax.training.depths import WHOLE, Cut, name_of, rows_of, smaller
+
+HELD_OUT_AT = "held_out_loss_at_"
+"""Begins the names of the losses of cuts; `depths.name_of` ends them."""
 
 
 def held_out_loss(
@@ -17,6 +22,7 @@ def held_out_loss(
     mesh: jax.sharding.Mesh,
     *,
     batch_size: int,
+    cuts: Sequence[Cut] = (WHOLE,),
 ) -> Callable[[dict], dict[str, float]] | None:
     """The mean loss of parameters on held-out observations; None where there are none.
 
@@ -25,20 +31,30 @@ def held_out_loss(
       held: observations by the number of the data set, with its weight.
       mesh: devices of all processes.
       batch_size: observations of one call at most, rounded up to a multiple of the number of devices.
+      cuts: of the model whose losses are wanted, too.
 
     Returns:
       From parameters to scalars of the log: ``held_out_loss``, the weighted mean over the sets, and, where there are
-      several, ``held_out_loss/<number>`` of each.
+      several, ``held_out_loss/<number>`` of each; for every cut ``held_out_loss_at_<blocks>``.
     """
     if not held:
         return None
+    take = {cut: jax.jit(functools.partial(rows_of, architecture, cut=cut)) for cut in cuts if cut}
     fixed = {number: _batches(data, mesh, batch_size) for number, (_, data) in held.items()}
     weights = {number: weight for number, (weight, _) in held.items()}
 
-    def evaluate(params: dict) -> dict[str, float]:
+    def of_model(architecture: Architecture, params: dict) -> tuple[float, dict[int, float]]:
         each = {number: make_loss(architecture, params, fixed[number])(Gates()) for number in held}
-        mean = sum(weights[number] * loss for number, loss in each.items()) / sum(weights.values())
-        return {"held_out_loss": mean} | ({f"held_out_loss/{n}": x for n, x in each.items()} if len(each) > 1 else {})
+        return sum(weights[number] * loss for number, loss in each.items()) / sum(weights.values()), each
+
+    def evaluate(params: dict) -> dict[str, float]:
+        mean, each = of_model(architecture, params)
+        found = {"held_out_loss": mean} | ({f"held_out_loss/{n}": x for n, x in each.items()} if len(each) > 1 else {})
+        for cut, rows in take.items():
+            found[HELD_OUT_AT + name_of(cut, architecture.groups)] = of_model(smaller(architecture, cut), rows(params))[
+                0
+            ]
+        return found
 
     return evaluate
 

@@ -2,17 +2,18 @@
 
 import dataclasses
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from clp_jax.checkpoint import Spec, fingerprint
 from clp_jax.data import TrainingData
 from clp_jax.errors import InputError
+from clp_jax.plan import PrunePlan
 from clp_jax.processing import norm_stats
 from clp_jax.processing.conventions import Conventions, conventions_of_json
 
-_CONTENT = ("source_fingerprint", "data_fingerprint", "teacher_fingerprint")
-_PLACES = ("checkpoint", "data", "teacher")
+_CONTENT = ("source_fingerprint", "data_fingerprint", "teacher_fingerprint", "cuts")
+_PLACES = ("checkpoint", "data", "teacher", "analysis")
 """Flags that say where something is: another path to the same content is the same run."""
 _DECIDES_CONVENTIONS = (
     *("openpi_config", "data_config", "robot", "image", "state_key", "action_key", "prompt", "asset_id", "norm_stats"),
@@ -34,6 +35,7 @@ class Entry:
       conventions: between the robot and the model, which several flags and files decide.
       statistics_fingerprint: identity of the values that normalise; None where the data are normalised.
       teacher_fingerprint: identity of the content of the checkpoint that teaches; None without.
+      cuts: plans of the smaller depths that are trained, as JSON values; None without.
     """
 
     source: str
@@ -44,9 +46,18 @@ class Entry:
     conventions: Conventions | None = None
     statistics_fingerprint: str | None = None
     teacher_fingerprint: str | None = None
+    cuts: Sequence[Mapping[str, Any]] | None = None
 
     @classmethod
-    def of(cls, spec: Spec, data: TrainingData, config: Mapping[str, Any], *, teacher: Spec | None = None) -> "Entry":
+    def of(
+        cls,
+        spec: Spec,
+        data: TrainingData,
+        config: Mapping[str, Any],
+        *,
+        teacher: Spec | None = None,
+        cuts: Sequence[PrunePlan] = (),
+    ) -> "Entry":
         """The entry of a run that begins from a checkpoint, with these data and flags."""
         return cls(
             str(spec.path),
@@ -57,6 +68,7 @@ class Entry:
             data.conventions,
             None if data.norm_stats is None else norm_stats.fingerprint(data.norm_stats),
             None if teacher is None else fingerprint(teacher),
+            [dataclasses.replace(plan, scores={}).to_json() for plan in cuts] or None,
         )
 
     def to_json(self) -> dict[str, Any]:

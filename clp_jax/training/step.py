@@ -1,6 +1,7 @@
 """One training step: a pure function of the state and a batch, which the loop jits and donates."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -11,6 +12,7 @@ from jaxtyping import Float
 
 from clp_jax.aliases import Array, Leaf, Tree
 from clp_jax.models import Architecture, Gates, Loss, Rows, build, family_of
+from clp_jax.training.depths import WHOLE, Cut, rows_of, smaller
 from clp_jax.training.freezing import merge_parts, split_frozen
 from clp_jax.training.state import TrainState
 from clp_jax.training.teaching import Teaching, taught_loss
@@ -31,6 +33,7 @@ class StepSettings:
       frozen: names of parameters that are not trained.
       frozen_rows: (name, rows on axis 0) of parameters that are trained but for these rows.
       teaching: by a frozen model whose output is a second target; None without.
+      cuts: that take turns, a step each.
     """
 
     ema_decay: float | None = 0.99
@@ -40,6 +43,7 @@ class StepSettings:
     frozen: frozenset[str] = frozenset()
     frozen_rows: tuple[tuple[str, tuple[int, ...]], ...] = ()
     teaching: Teaching | None = None
+    cuts: tuple[Cut, ...] = (WHOLE,)
 
 
 class Means(NamedTuple):
@@ -79,25 +83,34 @@ def train_step(
       The state after the step, and ``loss``, with a teacher the parts that it is made of, ``grad_norm`` (before
       clipping) and ``param_norm`` (of the kernels).
     """
-    family, model = family_of(architecture), build(architecture, rows)
+    family = family_of(architecture)
     trained, frozen = split_frozen(state.params, settings.frozen)
     key = jax.random.fold_in(rng, state.step)
     inputs, augmentation_key = family.draw(architecture, key, batch, settings.action_samples)
 
-    def loss(trained: Tree, inputs: Mapping[str, Leaf], number: Leaf) -> tuple[Float[Array, ""], Means]:
+    def loss(cut: Cut, trained: Tree, inputs: Mapping[str, Leaf], number: Leaf) -> tuple[Float[Array, ""], Means]:
         if settings.augment:
             own = augmentation_key if settings.accumulate == 1 else jax.random.fold_in(augmentation_key, number)
             inputs = family.augment(architecture, own, inputs)
-        params, parts = merge_parts(trained, frozen), {}
+        model, params = smaller(architecture, cut), rows_of(architecture, merge_parts(trained, frozen), cut)
+        parts = {}
         if settings.teaching is None:
-            whole = family.losses(model, params, inputs, gates=Gates())
+            found = family.losses(build(model, rows), params, inputs, gates=Gates())
         else:
             assert teacher is not None, "a teacher without parameters has nothing to say"
-            whole, parts = taught_loss(settings.teaching, architecture, rows, params, teacher, inputs)
-        means = Means({name: _weighted_mean(one) for name, one in {"loss": whole, **parts}.items()}, whole.weight.sum())
+            found, parts = taught_loss(settings.teaching, model, rows, params, teacher, inputs)
+        means = Means({name: _weighted_mean(one) for name, one in {"loss": found, **parts}.items()}, found.weight.sum())
         return means.values["loss"], means
 
-    means, gradient = _mean_gradient(loss, trained, inputs, settings.accumulate)
+    def of_cut(cut: Cut) -> Callable[..., Any]:
+        return functools.partial(_mean_gradient, functools.partial(loss, cut), parts=settings.accumulate)
+
+    turns = [of_cut(cut) for cut in settings.cuts]
+    means, gradient = (
+        turns[0](trained, inputs)
+        if len(turns) == 1
+        else jax.lax.switch(state.step % len(turns), turns, trained, inputs)
+    )
     gradient = _without_rows(gradient, settings.frozen_rows)  # no part of the norm to which it is clipped
     updates, opt_state = tx.update(gradient, state.opt_state, trained)
     updates = _without_rows(updates, settings.frozen_rows)  # which decay without a gradient

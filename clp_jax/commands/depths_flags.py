@@ -1,0 +1,62 @@
+"""``--depths``: nested cuts of one checkpoint that a fine-tuning trains in turn, and what must be true of them."""
+
+import dataclasses
+from typing import Any
+
+from clp_jax.checkpoint import Spec
+from clp_jax.commands.measuring import analysis_of, numbers
+from clp_jax.errors import InputError
+from clp_jax.models import Architecture
+from clp_jax.plan import PrunePlan
+from clp_jax.planning import Depth, check_depth, choose_nested
+from clp_jax.training.depths import cut_of, name_of
+
+_CRITERION = "jumps"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DepthsFlags:
+    """One training for several depths."""
+
+    depths: tuple[str, ...] = ()
+    """Depths to train in turn, a step each, beside the whole model: blocks that stay, e.g. 12 9, or where towers are
+    cut on their own llm=8,dit=12 llm=6,dit=8. clp prune then cuts any of them out of a saved step. Needs --analysis."""
+    analysis: str | None = None
+    """Folder of clp analyse on this checkpoint, by which --depths chooses blocks: every cut lies in the next larger."""
+
+
+def open_cuts(config: Any, spec: Spec, architecture: Architecture) -> list[PrunePlan]:
+    """The cuts of ``--depths``, from the deepest to the smallest, without the whole model; none without the flag.
+
+    Args:
+      config: the command's flags.
+      spec: the checkpoint that is trained.
+      architecture: of the model that is trained.
+
+    Raises:
+      InputError: only one of the flags, a teacher beside them, depths that are not nested, or another checkpoint's
+        analysis.
+    """
+    if bool(config.depths) != (config.analysis is not None):
+        raise InputError("--depths and --analysis go together: give both, or neither.")
+    if not config.depths:
+        return []
+    if config.teacher is not None:
+        raise InputError("--depths and --teacher cannot be had together; leave one out.")
+    depths = [Depth(keep_layers=numbers((word,), int, "--depths", "12 9, or llm=8,dit=12")) for word in config.depths]
+    for depth in depths:
+        check_depth(depth, _CRITERION, architecture)
+    plans = choose_nested(analysis_of(config.analysis, spec), _CRITERION, depths)
+    smaller = [plan for plan in plans if not plan.is_identity]
+    if not smaller:
+        raise InputError(f"--depths {' '.join(config.depths)} is the whole model alone; name a smaller depth, too.")
+    return smaller
+
+
+def describe(plan: PrunePlan, architecture: Architecture) -> str:
+    """A cut's name in the logs, and the blocks that stay."""
+    cut = dict(cut_of(plan))
+    kept = [
+        f"{'+'.join(group)} {' '.join(map(str, cut[group[0]]))}" for group in architecture.groups if group[0] in cut
+    ]
+    return f"Trained in turn, at {name_of(cut_of(plan), architecture.groups)} blocks: {'; '.join(kept)}"

@@ -1,0 +1,210 @@
+"""``clp finetune --depths``: cuts of one model that take turns, from their choice to the step that is cut out."""
+
+import functools
+import json
+
+import family_cases
+import jax
+import numpy as np
+import pytest
+import toys
+
+from clp_jax import sharding
+from clp_jax.analysis import Analysis
+from clp_jax.checkpoint import read_params, read_spec, write_params
+from clp_jax.cli import main
+from clp_jax.data import arrange
+from clp_jax.errors import InputError
+from clp_jax.models import Gates
+from clp_jax.plan import PrunePlan
+from clp_jax.planning import Depth, choose_nested
+from clp_jax.prune import apply_plan
+from clp_jax.sensitivity import make_loss
+from clp_jax.similarity import batches
+from clp_jax.training import OptimizerSettings, StepSettings, make_optimizer, make_state, train_step
+from clp_jax.training.depths import WHOLE, cut_of, smaller
+from clp_jax.training.held_out import held_out_loss
+from clp_jax.trees import flatten
+
+ARCH = toys.architecture()
+FAST = ("--peak-lr", "1e-2", "--warmup-steps", "1", "--log-every", "1", "--no-augment", "--keep-period", "None")
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory):
+    """A toy model of 4 blocks, its analysis, another model, and 24 observations."""
+    folder = tmp_path_factory.mktemp("depths")
+    np.savez(folder / "data.npz", **toys.data(ARCH, 24).arrays)
+    for name, seed in (("model", 0), ("other", 1)):
+        write_params(folder / name, toys.params(ARCH, seed=seed))
+    argv = ["analyse", "--checkpoint", folder / "model", "--data", folder / "data.npz", "--out", folder / "analysis"]
+    assert main([str(word) for word in (*argv, "--keep-layers", "2")]) == 0
+    return folder
+
+
+def words(inputs, out, *flags, checkpoint="model", analysis="analysis") -> list[str]:
+    paths = ["--checkpoint", inputs / checkpoint, "--data", inputs / "data.npz", "--out", out, "--batch-size", "8"]
+    chosen_by = [] if analysis is None else ["--analysis", inputs / analysis]
+    held = ["--holdout-ratio", "0.3", "--evaluate-every", "1"]
+    return [str(word) for word in ("finetune", *paths, *chosen_by, *held, *FAST, *flags)]
+
+
+@pytest.fixture(scope="module")
+def finished(inputs, tmp_path_factory):
+    out = tmp_path_factory.mktemp("finished") / "run"
+    assert main(words(inputs, out, "--depths", "4", "3", "2", "--steps", "4")) == 0
+    return out
+
+
+def cuts(run) -> list[PrunePlan]:
+    step = json.loads((run / "3" / "clp.json").read_text())["steps"][-1]
+    return [PrunePlan.from_json(plan) for plan in step["cuts"]]
+
+
+def entries(run, key: str) -> list[float]:
+    found = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [entry[key] for entry in found if key in entry]
+
+
+def refusal(capsys, argv: list[str]) -> str:
+    assert main(argv) == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1
+    return lines[0]
+
+
+# The run.
+
+
+def test_cuts_are_nested_recorded_and_judged(inputs, finished):
+    three, two = (plan.towers["vlm"].keep for plan in cuts(finished))
+    assert len(three) == 3
+    assert len(two) == 2
+    assert set(two) < set(three)
+    assert [plan.towers["action"].keep for plan in cuts(finished)] == [three, two]
+    losses = [entries(finished, key)[-1] for key in ("held_out_loss", "held_out_loss_at_3", "held_out_loss_at_2")]
+    assert len(set(losses)) == 3
+
+
+def test_a_trained_cut_comes_out_without_data(inputs, finished, tmp_path):
+    assert (
+        main(["prune", "--checkpoint", str(finished / "3"), "--keep-layers", "2", "--out", str(tmp_path / "two")]) == 0
+    )
+    whole, small = (read_params(read_spec(path)) for path in (finished / "3", tmp_path / "two"))
+    expected = flatten(apply_plan(whole, cuts(finished)[1]))
+    for path, leaf in flatten(small).items():
+        np.testing.assert_array_equal(leaf, expected[path], err_msg=path)
+
+
+def test_a_depth_that_was_not_trained_is_refused(inputs, finished, tmp_path, capsys):
+    argv = ["prune", "--checkpoint", str(finished / "3"), "--keep-layers", "1", "--out", str(tmp_path / "one")]
+    assert "trained no cut of this depth, only 3 and 2" in refusal(capsys, argv)
+    argv[2] = str(inputs / "model")
+    assert "give one of --data, --analysis, --plan and --keep" in refusal(capsys, argv)
+
+
+def test_a_cut_of_a_step_is_no_longer_trained_at_several_depths(finished, tmp_path, capsys):
+    argv = ["prune", "--checkpoint", str(finished / "3"), "--keep-layers", "3", "--out", str(tmp_path / "three")]
+    assert main(argv) == 0
+    again = ["prune", "--checkpoint", str(tmp_path / "three"), "--keep-layers", "2", "--out", str(tmp_path / "two")]
+    assert "give one of --data" in refusal(capsys, again)
+
+
+def test_a_run_resumes_to_the_same_bits_in_the_same_turn(inputs, finished, tmp_path):
+    for steps in ("2", "4"):  # so that the second part begins with the third depth
+        assert main(words(inputs, tmp_path / "run", "--depths", "4", "3", "2", "--steps", steps, "--resume")) == 0
+    assert entries(tmp_path / "run", "loss") == entries(finished, "loss")
+    one, other = (flatten(read_params(read_spec(folder / "3"))) for folder in (tmp_path / "run", finished))
+    for path, leaf in one.items():
+        np.testing.assert_array_equal(leaf, other[path], err_msg=path)
+
+
+@pytest.mark.parametrize(
+    ("flags", "given", "complaint"),
+    [
+        (("--depths", "2"), {"analysis": None}, "--depths and --analysis go together"),
+        ((), {}, "--depths and --analysis go together"),
+        (("--depths", "2"), {"checkpoint": "other"}, "is the analysis of"),
+        (("--depths", "4"), {}, "is the whole model alone"),
+        (("--depths", "2", "2"), {}, "one must keep more blocks"),
+        (("--depths", "5"), {}, "5"),
+        (("--depths", "two"), {}, "--depths two cannot be read"),
+        (("--depths", "2", "--teacher", "model"), {}, "--depths and --teacher"),
+    ],
+)
+def test_what_cannot_be_meant_is_said(inputs, tmp_path, capsys, flags, given, complaint):
+    flags = [str(inputs / word) if word == "model" else word for word in flags]
+    assert complaint in refusal(capsys, words(inputs, tmp_path / "run", *flags, "--steps", "1", **given))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_does_not_go_on_with_other_cuts(inputs, finished, capsys):
+    said = refusal(capsys, words(inputs, finished, "--depths", "3", "--steps", "5", "--resume"))
+    assert "depths was" in said
+    assert "cuts was" in said
+
+
+# The step.
+
+
+@pytest.mark.parametrize("kind", ["pi0", "groot_n15"])
+def test_a_step_trains_one_cut_as_if_it_were_alone(kind):
+    arch = family_cases.architecture(kind)
+    keep = {name: [0, 3] for group in arch.groups for name in group if name != "vision"}
+    plan = PrunePlan.of(arch.kind, arch.depths, keep, coupled=arch.coupled)
+    batch = {k: x for k, x in family_cases.inputs(arch).items() if k not in ("noise", "time")}
+    cut = cut_of(plan)
+    tx = make_optimizer(OptimizerSettings(peak_lr=1e-2, warmup_steps=1))
+    key = jax.random.key(7)
+
+    def after(architecture, params, turns, number):
+        settings = StepSettings(augment=False, ema_decay=None, cuts=turns)
+        state = make_state(params, tx, frozen=frozenset(), ema=False).replace(step=np.int32(number))
+        step = jax.jit(functools.partial(train_step, architecture, tx, settings))
+        return step(key, state, batch)
+
+    whole = family_cases.params(arch)
+    state, info = after(arch, whole, (WHOLE, cut), 1)
+    alone, expected = after(smaller(arch, cut), apply_plan(whole, plan), (WHOLE,), 1)
+    np.testing.assert_allclose(info["loss"], expected["loss"], rtol=1e-6)
+    np.testing.assert_allclose(info["grad_norm"], expected["grad_norm"], rtol=1e-5)
+    for path, leaf in flatten(apply_plan(state.params, plan)).items():
+        np.testing.assert_allclose(leaf, flatten(alone.params)[path], rtol=1e-4, atol=1e-6, err_msg=path)
+    gone = {name: tower.removed for name, tower in plan.towers.items() if tower.removed}
+    rest = PrunePlan.of(arch.kind, arch.depths, gone)
+    untouched = flatten(apply_plan(whole, rest))
+    moved = flatten(apply_plan(state.params, rest))
+    stacked = [path for path in moved if moved[path].shape != flatten(state.params)[path].shape]
+    assert stacked
+    for path in stacked:
+        np.testing.assert_allclose(moved[path], untouched[path], rtol=1e-6, err_msg=path)  # but for their decay
+
+
+def test_losses_of_cuts_are_those_of_the_cut_models():
+    data, mesh, params = toys.data(ARCH, 6), sharding.make_mesh(1), toys.params(ARCH)
+    plan = PrunePlan.of(ARCH.kind, ARCH.depths, {"vlm": [0, 2], "action": [0, 2]}, coupled=ARCH.coupled)
+    evaluate = held_out_loss(ARCH, {0: (1.0, data)}, mesh, batch_size=8, cuts=(WHOLE, cut_of(plan)))
+    assert evaluate is not None
+    found = evaluate(params)
+    size = jax.device_count()
+    fixed = list(batches(data, arrange(data.episodes, 1), size, mesh))
+    alone = make_loss(smaller(ARCH, cut_of(plan)), apply_plan(params, plan), fixed)(Gates())
+    assert found["held_out_loss_at_2"] == pytest.approx(alone, rel=1e-6)
+    assert found["held_out_loss"] != pytest.approx(alone, rel=1e-3)
+
+
+# The choice.
+
+
+def test_every_cut_lies_in_the_next_larger(inputs):
+    analysis = Analysis.load(f"{inputs}/analysis/similarity.npz")
+    plans = choose_nested(analysis, "jumps", [Depth(keep_layers=n) for n in (2, 4, 1, 3)])
+    kept = [set(plan.towers["vlm"].keep) for plan in plans]
+    assert [len(one) for one in kept] == [4, 3, 2, 1]
+    assert all(small < large for large, small in zip(kept, kept[1:], strict=False))
+
+
+def test_depths_that_do_not_lie_in_each_other_are_refused(inputs):
+    analysis = Analysis.load(f"{inputs}/analysis/similarity.npz")
+    with pytest.raises(InputError, match="of two depths"):
+        choose_nested(analysis, "jumps", [Depth(keep_layers=2), Depth(keep_ratio=0.5)])
