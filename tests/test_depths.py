@@ -1,6 +1,7 @@
 """``clp finetune --depths``: cuts of one model that take turns, from their choice to the step that is cut out."""
 
 import functools
+import itertools
 import json
 
 import family_cases
@@ -201,7 +202,7 @@ def test_every_cut_lies_in_the_next_larger(inputs):
     plans = choose_nested(analysis, "jumps", [Depth(keep_layers=n) for n in (2, 4, 1, 3)])
     kept = [set(plan.towers["vlm"].keep) for plan in plans]
     assert [len(one) for one in kept] == [4, 3, 2, 1]
-    assert all(small < large for large, small in zip(kept, kept[1:], strict=False))
+    assert all(small < large for large, small in itertools.pairwise(kept))
 
 
 def test_depths_that_do_not_lie_in_each_other_are_refused(inputs):

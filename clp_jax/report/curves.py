@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 
 from clp_jax.report.canvas import LIGHT, new_figure
 from clp_jax.report.scales import limits, logarithmic
+from clp_jax.training.held_out import HELD_OUT_AT
 from clp_jax.training.logs import Curve
 
 HELD_OUT, STEP_SECONDS, DATA_SECONDS = "held_out_loss", "step_seconds", "data_seconds"
@@ -29,6 +30,13 @@ Log = Mapping[str, Curve]
 def training_loss(log: Log) -> Curve | None:
     """The task's loss, which compares with the held-out one also where a teacher has a part in the whole loss."""
     return log.get("task_loss", log.get("loss"))
+
+
+def _held_out_at(log: Log) -> list[tuple[str, Curve]]:
+    """Held-out losses of the smaller depths that a run trains, by the names of these."""
+    return sorted(
+        (name.removeprefix(HELD_OUT_AT), curve) for name, curve in log.items() if name.startswith(HELD_OUT_AT)
+    )
 
 
 def losses(run: Log, other: Log | None, names: tuple[str, str], *, by_time: bool) -> Figure:
@@ -59,6 +67,11 @@ def losses(run: Log, other: Log | None, names: tuple[str, str], *, by_time: bool
             where = seconds(log, held.steps) / size if by_time else held.steps
             axes.plot(where, held.values, linewidth=1.5, marker=mark, markersize=3.5, label=f"{name}: held out", **look)
             shown.append(held.values)
+        for depth, cut in _held_out_at(log):
+            where = seconds(log, cut.steps) / size if by_time else cut.steps
+            label = f"{name}: held out at {depth} blocks"
+            axes.plot(where, cut.values, linewidth=1.2, marker=f"${depth[:2]}$", markersize=7, label=label, **look)
+            shown.append(cut.values)
     _scale(axes, np.concatenate(shown) if shown else np.zeros(0))
     if shown:
         figure.legend(loc="outside lower left", ncols=2)
