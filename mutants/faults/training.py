@@ -6,8 +6,29 @@ _TRAINING = "tests/test_training.py"
 _PARITY = "tests/test_training_parity.py::test_steps_equal_openpis[pi0]"
 _OPTIMIZER = "tests/test_optimizer.py"
 _STEP = "tests/test_training_step.py"
+_DEPTHS = "tests/test_depths.py"
 
 MUTANTS: list[Mutant] = [
+    *faults(
+        "clp_jax/training/step.py",
+        f"{_DEPTHS}::test_a_step_trains_one_cut_as_if_it_were_alone[pi0]",
+        ("depths-turn-never-changes", "state.step % len(turns)", "0 * state.step"),
+        ("depths-cut-of-another-size", "smaller(architecture, cut), rows_of(", "architecture, rows_of("),
+    ),
+    *faults(
+        "clp_jax/planning.py",
+        f"{_DEPTHS}::test_every_cut_lies_in_the_next_larger",
+        ("depths-not-nested", "inner=plans[-1] if plans else None", "inner=None"),
+    ),
+    *faults(
+        "clp_jax/training/held_out.py",
+        f"{_DEPTHS}::test_losses_of_cuts_are_those_of_the_cut_models",
+        (
+            "depths-loss-of-the-whole",
+            "of_model(smaller(architecture, cut), rows(params))",
+            "of_model(architecture, params)",
+        ),
+    ),
     *faults(
         "clp_jax/training/step.py",
         _STEP,
