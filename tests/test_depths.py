@@ -1,7 +1,6 @@
 """``clp finetune --depths``: cuts of one model that take turns, from their choice to the step that is cut out."""
 
 import functools
-import itertools
 import json
 
 import family_cases
@@ -17,9 +16,11 @@ from clp_jax.cli import main
 from clp_jax.data import arrange
 from clp_jax.errors import InputError
 from clp_jax.models import Gates
+from clp_jax.models.towers import Tower
 from clp_jax.plan import PrunePlan
-from clp_jax.planning import Depth, choose_nested
+from clp_jax.planning import Depth, choose, choose_nested
 from clp_jax.prune import apply_plan
+from clp_jax.selection import Evidence
 from clp_jax.sensitivity import make_loss
 from clp_jax.similarity import batches
 from clp_jax.training import OptimizerSettings, StepSettings, make_optimizer, make_state, train_step
@@ -197,15 +198,28 @@ def test_losses_of_cuts_are_those_of_the_cut_models():
 # The choice.
 
 
-def test_every_cut_lies_in_the_next_larger(inputs):
-    analysis = Analysis.load(f"{inputs}/analysis/similarity.npz")
-    plans = choose_nested(analysis, "jumps", [Depth(keep_layers=n) for n in (2, 4, 1, 3)])
-    kept = [set(plan.towers["vlm"].keep) for plan in plans]
-    assert [len(one) for one in kept] == [4, 3, 2, 1]
-    assert all(small < large for large, small in itertools.pairwise(kept))
+@pytest.fixture
+def analysis(monkeypatch):
+    """Of 4 blocks: the best two to keep are 0 and 3, the best three alone would be 0, 1 and 2."""
+    damage = np.full((5, 5), 9.0)
+    np.fill_diagonal(damage, 0)
+    for (start, end), cost in {(0, 1): 1.0, (1, 2): 0.5, (2, 3): 0.4, (3, 4): 0.2, (1, 3): 0.1}.items():
+        damage[start, end] = damage[end, start] = cost
+    evidence = Evidence(4, 1 - damage, damage)
+    monkeypatch.setattr(Analysis, "evidence", lambda *_, **__: evidence)
+    return Analysis("pi0", (Tower("vlm", 4), Tower("action", 4)), (("vlm", "action"),), {}, {}, {})
 
 
-def test_depths_that_do_not_lie_in_each_other_are_refused(inputs):
-    analysis = Analysis.load(f"{inputs}/analysis/similarity.npz")
+def kept(plans: list[PrunePlan]) -> list[tuple[int, ...]]:
+    return [plan.towers["vlm"].keep for plan in plans]
+
+
+def test_every_cut_lies_in_the_next_larger(analysis):
+    assert kept([choose(analysis, "jumps", Depth(keep_layers=3))]) == [(0, 1, 2)]
+    found = choose_nested(analysis, "jumps", [Depth(keep_layers=n) for n in (2, 4, 3)])
+    assert kept(found) == [(0, 1, 2, 3), (0, 1, 3), (0, 3)]
+
+
+def test_depths_that_do_not_lie_in_each_other_are_refused(analysis):
     with pytest.raises(InputError, match="of two depths"):
         choose_nested(analysis, "jumps", [Depth(keep_layers=2), Depth(keep_ratio=0.5)])
