@@ -28,6 +28,8 @@ from clp_jax.training.depths import WHOLE, cut_of, smaller
 from clp_jax.training.held_out import held_out_loss
 from clp_jax.trees import flatten
 
+pytestmark = pytest.mark.slow
+
 ARCH = toys.architecture()
 FAST = ("--peak-lr", "1e-2", "--warmup-steps", "1", "--log-every", "1", "--no-augment", "--keep-period", "None")
 
