@@ -31,6 +31,7 @@ class Step:
       data: that were used, if any.
       healed: the record of the healing of a cut, None if it was not healed.
       plan: of a pruning, JSON values.
+      cuts: per cut that was trained beside the whole model, the blocks that stay of every tower that loses some.
       report: path of the page of ``analyse`` or ``advise`` beside the plan that a pruning followed, which may have
         moved since; None if there was none.
     """
@@ -44,6 +45,7 @@ class Step:
     data: str | None
     healed: dict[str, Any] | None
     plan: dict[str, Any] | None
+    cuts: tuple[dict[str, tuple[int, ...]], ...]
     report: str | None
 
 
@@ -143,5 +145,10 @@ def _step(step: Mapping[str, Any]) -> Step:
         data=None if data is None else " + ".join(map(str, data if isinstance(data, list) else [data])),
         healed=step.get("healed"),
         plan=None if plan is None else plan.to_json(),
+        cuts=tuple(map(_blocks_left, step.get("cuts") or [])),
         report=config.get(REPORT_KEY),
     )
+
+
+def _blocks_left(cut: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    return {name: tower.keep for name, tower in PrunePlan.from_json(cut).towers.items() if tower.removed}

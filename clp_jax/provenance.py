@@ -153,13 +153,10 @@ def adapters_scale(record: Mapping[str, Any] | None) -> float | None:
     return next((scale for scale in reversed(told) if scale is not None), None)
 
 
-def cuts_of(record: Mapping[str, Any] | None) -> list[Mapping[str, Any]]:
-    """Plans, as JSON values, of the cuts that the last step trained; none if it was no fine-tuning of several depths.
-
-    A cut, or a step of another run, after it leaves a model with which they have nothing to do.
-    """
-    last = None if record is None else list(record.get("steps", ()))[-1]
-    return (last.get("cuts") or []) if last is not None and last.get("command") == "finetune" else []
+def cuts_of(record: Mapping[str, Any] | None) -> list[PrunePlan]:
+    """Plans of the cuts that the last thing that was done trained; none if it was no fine-tuning of several depths."""
+    steps = () if record is None else record.get("steps", ())
+    return [PrunePlan.from_json(plan) for plan in (steps[-1].get("cuts") or [] if steps else [])]
 
 
 def _last_training(record: Mapping[str, Any] | None) -> Mapping[str, Any] | None:

@@ -1,7 +1,9 @@
 """``clp finetune --depths``: cuts of one model that take turns, from their choice to the step that is cut out."""
 
+import dataclasses
 import functools
 import json
+import shutil
 
 import family_cases
 import jax
@@ -90,6 +92,23 @@ def test_cuts_are_nested_recorded_and_judged(inputs, finished):
     assert len(set(losses)) == 3
 
 
+def test_inspect_names_the_depths(finished, capsys):
+    assert main(["inspect", str(finished / "3")]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "in turn with vlm and action of 3 blocks; in turn with vlm and action of 2 blocks" in said
+
+
+@pytest.mark.parametrize("cuts", [5, [5], [{}]])
+def test_damaged_cuts_are_one_line(finished, tmp_path, capsys, cuts):
+    copy = tmp_path / "3"
+    shutil.copytree(finished / "3", copy)
+    record = json.loads((copy / "clp.json").read_text())
+    record["steps"][-1]["cuts"] = cuts
+    (copy / "clp.json").write_text(json.dumps(record))
+    argv = ["prune", "--checkpoint", str(copy), "--keep-layers", "2", "--out", str(tmp_path / "two")]
+    assert "clp.json is damaged" in refusal(capsys, argv)
+
+
 def test_a_trained_cut_comes_out_without_data(inputs, finished, tmp_path):
     assert (
         main(["prune", "--checkpoint", str(finished / "3"), "--keep-layers", "2", "--out", str(tmp_path / "two")]) == 0
@@ -151,8 +170,8 @@ def test_a_run_does_not_go_on_with_other_cuts(inputs, finished, capsys):
 # The step.
 
 
-@pytest.mark.parametrize("kind", ["pi0", "groot_n15"])
-def test_a_step_trains_one_cut_as_if_it_were_alone(kind):
+@pytest.mark.parametrize(("kind", "others"), [("pi0", (WHOLE,)), ("groot_n15", ())])
+def test_a_step_trains_one_cut_as_if_it_were_alone(kind, others):
     arch = family_cases.architecture(kind)
     keep = {name: [0, 3] for group in arch.groups for name in group if name != "vision"}
     plan = PrunePlan.of(arch.kind, arch.depths, keep, coupled=arch.coupled)
@@ -163,12 +182,13 @@ def test_a_step_trains_one_cut_as_if_it_were_alone(kind):
 
     def after(architecture, params, turns, number):
         settings = StepSettings(augment=False, ema_decay=None, cuts=turns)
-        state = make_state(params, tx, frozen=frozenset(), ema=False).replace(step=np.int32(number))
+        state = make_state(params, tx, frozen=frozenset(), ema=False)
+        state = dataclasses.replace(state, step=np.int32(number))
         step = jax.jit(functools.partial(train_step, architecture, tx, settings))
         return step(key, state, batch)
 
     whole = family_cases.params(arch)
-    state, info = after(arch, whole, (WHOLE, cut), 1)
+    state, info = after(arch, whole, (*others, cut), 1)
     alone, expected = after(smaller(arch, cut), apply_plan(whole, plan), (WHOLE,), 1)
     np.testing.assert_allclose(info["loss"], expected["loss"], rtol=1e-6)
     np.testing.assert_allclose(info["grad_norm"], expected["grad_norm"], rtol=1e-5)

@@ -29,7 +29,7 @@ def read_record(file: epath.Path) -> dict[str, Any]:
 
     Returns:
       Its content: ``schema``, a valid ``plan``, ``steps`` that are objects with a ``command`` and perhaps a valid
-      ``plan``, and perhaps the object ``training``; what else is in it is kept as it is.
+      ``plan`` or valid ``cuts``, and perhaps the object ``training``; what else is in it is kept as it is.
 
     Raises:
       InputError: it is damaged or of another version.
@@ -68,11 +68,16 @@ def _check_step(step: Any, where: str) -> None:
     if not isinstance(config.get("state_in_prompt"), bool | None):
         raise InputError(f"state_in_prompt of {where} is {config['state_in_prompt']!r}")
     _check_healed(step.get("healed") or {}, where)
-    if step.get("plan") is not None:
-        try:
-            PrunePlan.from_json(step["plan"])
-        except InputError as error:
-            raise InputError(f"{where}: {error}") from None
+    _check_plans(step, where)
+
+
+def _check_plans(step: dict[str, Any], where: str) -> None:
+    plans = [] if step.get("plan") is None else [step["plan"]]
+    try:
+        for plan in (*plans, *typed(step.get("cuts") or [], list, "cuts")):
+            PrunePlan.from_json(plan)
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from None
 
 
 def _check_healed(healed: dict[str, Any], where: str) -> None:

@@ -183,12 +183,18 @@ def _step(step: Step) -> str:
     data = "" if step.data is None else f" on {step.data}"
     if step.removed is None:
         length = "" if step.steps is None else f" for {step.steps:,} steps"
-        return f"{_DONE.get(step.command, step.command)}{source}{length}{data}"
+        return f"{_DONE.get(step.command, step.command)}{source}{length}{data}{_cuts(step)}"
     lists = _alike({tower: blocks for tower, blocks in step.removed.items() if blocks})
     gone = "; ".join(f"{_words(towers)} without {_numbers(blocks)}" for blocks, towers in lists)
     chosen = "" if step.criterion is None else f", chosen by {step.criterion}{data}"
     healed = "" if step.healed is None else f"; {healing(step.healed)}"
     return f"{_DONE.get(step.command, step.command)}{source}: {gone or 'nothing removed'}{chosen}{healed}"
+
+
+def _cuts(step: Step) -> str:
+    """The smaller depths that a fine-tuning trained, too."""
+    cuts = ["; ".join(f"{_words(towers)} of {len(kept)}" for kept, towers in _alike(cut)) for cut in step.cuts]
+    return "".join(f"; in turn with {cut} blocks" for cut in cuts)
 
 
 def _compared(comparison: Comparison, here: str) -> Iterable[str]:

@@ -276,7 +276,7 @@ def _plan_of_training(config: Prune, spec: Spec, shape: Architecture | Shape) ->
     Raises:
       InputError: there was no such run, or it trained other depths.
     """
-    known = [PrunePlan.from_json(plan) for plan in cuts_of(spec.plan_record)]
+    known = cuts_of(spec.plan_record)
     if not known:
         raise InputError("give one of --data, --analysis, --plan and --keep: they say which blocks stay.")
     asked = per_group(config.depth().keep_layers, groups_of(shape)[0], "keep_layers")

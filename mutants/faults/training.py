@@ -11,7 +11,7 @@ _DEPTHS = "tests/test_depths.py"
 MUTANTS: list[Mutant] = [
     *faults(
         "clp_jax/training/step.py",
-        f"{_DEPTHS}::test_a_step_trains_one_cut_as_if_it_were_alone[pi0]",
+        f"{_DEPTHS}::test_a_step_trains_one_cut_as_if_it_were_alone[pi0-others0]",
         ("depths-turn-never-changes", "state.step % len(turns)", "0 * state.step"),
         ("depths-cut-of-another-size", "smaller(architecture, cut), rows_of(", "architecture, rows_of("),
     ),
