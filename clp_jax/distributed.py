@@ -7,6 +7,7 @@ import jax
 import numpy as np
 
 from clp_jax.errors import InputError
+from clp_jax.progress import hush
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -38,6 +39,8 @@ def join(flags: DistributedFlags) -> None:
         jax.distributed.initialize(flags.coordinator, flags.processes, flags.process_id)
     except (ValueError, RuntimeError) as error:
         raise InputError(f"cannot join the other processes: {str(error).splitlines()[0]}") from error
+    if not is_first():
+        hush()
 
 
 def is_first() -> bool:

@@ -24,6 +24,9 @@ _DEEPEST = 64
 _HALF_A_PAIR = re.compile(r"\\u[dD][89a-fA-F]")
 """How JSON escapes a surrogate, which stands for nothing without its other half."""
 _AGAIN = "copy or save it again"
+_POINTER = b"version https://git-lfs.github.com/spec/"
+_LONGEST_POINTER = 1024
+"""Bytes; Git LFS writes no longer ones."""
 
 
 def check_regular(file: AnyPath) -> None:
@@ -33,19 +36,30 @@ def check_regular(file: AnyPath) -> None:
       file: local path, symbolic links followed; what is remote is always a file.
 
     Raises:
-      InputError: there is nothing, or a folder, pipe, socket or device.
+      InputError: there is nothing, or a folder, pipe, socket or device; or what Git LFS leaves in the file's place.
     """
     if is_remote(file):
         return
     try:
-        mode = Path(file).stat().st_mode
+        found = Path(file).stat()
     except (OSError, ValueError) as error:  # ValueError: a name with a zero byte
         reason = getattr(error, "strerror", None) or error
         raise InputError(f"{os.fspath(file)} cannot be read: {reason}; {_AGAIN}") from error
-    if not stat.S_ISREG(mode):
+    if not stat.S_ISREG(found.st_mode):
         raise InputError(
             f"{os.fspath(file)} is no regular file (a folder, pipe, socket or device); put the file in its place"
         )
+    if found.st_size <= _LONGEST_POINTER:
+        _check_fetched(file)
+
+
+def _check_fetched(file: AnyPath) -> None:
+    """Raise if a clone without Git LFS left its pointer in place of the content."""
+    with blamed_on(file), Path(file).open("rb") as begin:
+        if begin.read(len(_POINTER)) == _POINTER:
+            raise InputError(
+                f"{os.fspath(file)} is a pointer of Git LFS, its content was not fetched; run git lfs pull"
+            )
 
 
 def check_all_regular(folder: AnyPath) -> None:

@@ -35,17 +35,21 @@ class LoadedModel:
     mesh: jax.sharding.Mesh
 
 
-def read_architecture(spec: Spec, *, dtype: str = "bfloat16", **settings: Any) -> Architecture:
+def read_architecture(
+    spec: Spec, *, dtype: str = "bfloat16", may_lack_adapters: bool = False, **settings: Any
+) -> Architecture:
     """The architecture of a checkpoint, proven by comparing every name and shape with our model's.
 
     Args:
       spec: the checkpoint.
       dtype: of activations.
+      may_lack_adapters: whether ``lora_scale`` may be meant for other adapters than the checkpoint's: new ones, or
+        those of the model that it teaches.
       settings: what a family needs beside (``lora_scale``, ...); None leaves a setting to the family.
 
     Raises:
-      InputError: not a checkpoint of a family that we know, a setting that its family does not have, or some leaf is
-        missing, unknown or of another shape; all are listed.
+      InputError: not a checkpoint of a family that we know, a setting that its family or this checkpoint does not
+        have, or some leaf is missing, unknown or of another shape; all are listed.
     """
     family = family_of_kind(spec.kind) if isinstance(spec, FolderSpec) else family_of_tree(spec.tree)
     given = {name: value for name, value in settings.items() if value is not None}
@@ -58,6 +62,8 @@ def read_architecture(spec: Spec, *, dtype: str = "bfloat16", **settings: Any) -
     try:
         with blamed_on("its configuration", "copy the checkpoint again", verb="cannot be used"):
             architecture = read(shapes, spec.folder, dtype=dtype, **given)
+            if "lora_scale" in given and not (may_lack_adapters or _has_adapters(architecture)):
+                raise InputError("it has no LoRA adapters, for which --lora-scale would be; leave the flag out.")
             if (scale := _trained_scale(spec, architecture, given.get("lora_scale"))) is not None:
                 architecture = read(shapes, spec.folder, dtype=dtype, **given | {"lora_scale": scale})
     except InputError as error:
@@ -72,12 +78,17 @@ def read_architecture(spec: Spec, *, dtype: str = "bfloat16", **settings: Any) -
 
 def _trained_scale(spec: Spec, architecture: Architecture, given: float | None) -> float | None:
     """alpha / rank with which a checkpoint's adapters were trained, by its ``clp.json``; None if it says nothing."""
-    lora, trained = family_of(architecture).LORA, adapters_scale(spec.plan_record)
-    if trained is None or lora is None or not lora.has_adapters(architecture):
+    trained = adapters_scale(spec.plan_record)
+    if trained is None or not _has_adapters(architecture):
         return None
     if given not in (None, trained):
         raise InputError(f"--lora-scale {given:g}: its adapters were trained with {trained:g}; leave the flag out.")
     return trained
+
+
+def _has_adapters(architecture: Architecture) -> bool:
+    lora = family_of(architecture).LORA
+    return lora is not None and lora.has_adapters(architecture)
 
 
 def stored_tree(spec: Spec, architecture: Architecture) -> dict[str, Any]:

@@ -91,6 +91,11 @@ def heard() -> Iterator[None]:
         _HEARD.set(before)
 
 
+def hush() -> None:
+    """Lets no more stages be seen, until the block of `heard` ends: of several processes only the first talks."""
+    _HEARD.set(False)
+
+
 @contextmanager
 def stage(label: str, *, total: int | None, unit: str) -> Iterator[Callable[[int], None]]:
     """As `progress`, for a part of the library's work that may be short: shown to who runs a command."""

@@ -47,6 +47,21 @@ def test_a_configuration_says_everything(name):
     assert not found.assumed
 
 
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("pi05_base", "pi05_base has no record here: it is a checkpoint and no configuration"),
+        ("debug", "made-up observations of no robot"),
+        ("paligemma_vq_droid", "its tokenizer of actions is not here"),
+        ("paligemma_fast_droid", "openpi itself cannot build it"),
+        ("pi05_liberо", "is not known here; did you mean pi05_libero"),  # noqa: RUF001 - a Cyrillic letter
+    ],
+)
+def test_a_name_without_a_record_says_why(name, message):
+    with pytest.raises(InputError, match=message):
+        chosen(PI05, openpi_config=name)
+
+
 CONTRADICTIONS = {
     "action_horizon is 50 by the flags, 10 by openpi's pi05_libero": {"action_horizon": 50},
     "max_token_len is 48 by the flags, 200 by": {"max_token_len": 48},

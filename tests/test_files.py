@@ -9,7 +9,15 @@ import numpy as np
 import pytest
 
 from clp_jax.errors import InputError
-from clp_jax.files import check_all_regular, read_archive, read_bytes, read_json, read_json_object, read_text
+from clp_jax.files import (
+    check_all_regular,
+    check_regular,
+    read_archive,
+    read_bytes,
+    read_json,
+    read_json_object,
+    read_text,
+)
 
 DEEP = "[" * 100_000 + "]" * 100_000
 
@@ -35,6 +43,13 @@ def test_what_is_no_file_is_refused_and_not_waited_for(tmp_path, read, kind):
     }
     make[kind]()
     refused(file, read, "no regular file|cannot be read")
+
+
+@pytest.mark.parametrize("read", [read_bytes, read_json, read_archive, check_regular])
+def test_what_git_lfs_left_in_place_of_a_file_is_named_as_such(tmp_path, read):
+    file = tmp_path / "file"
+    file.write_text(f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 123456\n")
+    refused(file, read, "is a pointer of Git LFS.*run git lfs pull")
 
 
 def test_a_pipe_deep_in_a_folder_is_named(tmp_path):

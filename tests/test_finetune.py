@@ -2,6 +2,7 @@
 
 import dataclasses
 import gzip
+import io
 import json
 import os
 import re
@@ -17,10 +18,12 @@ import numpy as np
 import pytest
 import toys
 from recordings import GOLDEN
+from rich.console import Console
 
 from clp_jax.analysis import loss_of
 from clp_jax.checkpoint import read_params, read_spec, write_params
 from clp_jax.cli import main
+from clp_jax.commands.finetune_output import Log
 from clp_jax.loading import load_model
 from clp_jax.models import Gates
 from clp_jax.processing import tokenizer
@@ -133,6 +136,18 @@ def test_the_page_is_written_at_every_save_and_shows_another_run(inputs, finishe
     flags = ("--steps", "4", "--evaluate-every", "0", "--holdout-ratio", "0", "--save-every", "2")
     assert main(words(inputs, tmp_path / "run", *flags, "--against", finished)) == 0
     assert seen == [(3, "run"), (4, "run")]
+
+
+def test_a_page_that_cannot_be_written_ends_no_training_before_its_end():
+    def fail() -> None:
+        raise OSError(28, "No space left on device")
+
+    written = io.StringIO()
+    log = Log(Console(file=written, width=40), None, fail, lambda _: None, 1.0, 0)
+    log.paused()
+    assert written.getvalue() == "note: report.html was not written: No space left on device\n"
+    with pytest.raises(OSError, match="No space left"):
+        log.close()
 
 
 def test_a_run_to_compare_with_must_be_there_before_anything_is_read(inputs, tmp_path, capsys):

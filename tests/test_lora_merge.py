@@ -86,7 +86,11 @@ def test_the_scale_is_that_of_the_run_that_trained_the_adapters(tmp_path):
     with pytest.raises(InputError, match="--lora-scale 1: its adapters were trained with 2"):
         read_architecture(spec, lora_scale=1.0)
     write_params(tmp_path / "plain", toys.params(base), record=record)
-    assert read_architecture(read_spec(tmp_path / "plain")).vlm.lora_scale == 1.0
+    plain = read_spec(tmp_path / "plain")
+    assert read_architecture(plain).vlm.lora_scale == 1.0
+    with pytest.raises(InputError, match="it has no LoRA adapters, for which --lora-scale would be"):
+        read_architecture(plain, lora_scale=2.0)
+    assert read_architecture(plain, lora_scale=2.0, may_lack_adapters=True).vlm.lora_scale == 2.0
 
 
 def test_a_tree_without_adapters_comes_back_as_it_is():

@@ -6,6 +6,7 @@ import pytest
 from rich.console import Console
 
 from clp_jax.cli import main
+from clp_jax.distributed import DistributedFlags, join
 from clp_jax.progress import _HEARD, SECONDS_BETWEEN_LINES, heard, progress, stage, track, track_stage
 
 
@@ -92,6 +93,17 @@ def test_stages_of_the_library_are_silent_unless_a_command_is_heard_and_shows_no
         assert "inside" in capsys.readouterr().err
     library()
     assert capsys.readouterr().err == ""
+
+
+def test_of_several_processes_only_the_first_shows_stages(monkeypatch, capsys):
+    monkeypatch.setattr("clp_jax.progress.SECONDS_BETWEEN_LINES", 0.0)
+    monkeypatch.setattr("jax.distributed.initialize", lambda *_: None)
+    for number, shown in ((0, True), (1, False)):
+        monkeypatch.setattr("jax.process_index", lambda number=number: number)
+        with heard():
+            join(DistributedFlags(distributed=True))
+            assert list(track_stage([1, 2], "inside", unit="parts")) == [1, 2]
+        assert ("inside" in capsys.readouterr().err) is shown
 
 
 def test_a_short_stage_leaves_no_line(capsys):

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from clp_jax.errors import InputError
-from clp_jax.models import Architecture, configurations, family_of, family_of_kind, robots
+from clp_jax.models import Architecture, configurations, family_of, family_of_kind, robots, why_unrecorded
 from clp_jax.processing.conventions import (
     Configuration,
     Conventions,
@@ -144,6 +144,8 @@ def configuration(told: Told, architecture: Architecture | None) -> Configuratio
     assert name is not None
     flag = "--openpi-config" if told.openpi_config is not None else "--data-config"
     of_flag = [other for other, entry in known.items() if entry.flag == flag]
+    if (reason := why_unrecorded(name)) is not None:
+        raise InputError(f"{flag} {name} has no record here: {reason}.")
     if name not in known:
         near = difflib.get_close_matches(name, of_flag, n=1)
         hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(of_flag)}."

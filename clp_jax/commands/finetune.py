@@ -264,7 +264,7 @@ def _architecture(config: Finetune, spec: Spec) -> Architecture:
     dtype = config.dtype or default_dtype()
     if dtype not in ("float32", "bfloat16"):
         raise InputError(f"--dtype {dtype} is not an activation dtype; give float32 or bfloat16.")
-    architecture = read_architecture(spec, dtype=dtype, **config.model_settings())
+    architecture = read_architecture(spec, dtype=dtype, may_lack_adapters=config.lora, **config.model_settings())
     if config.lora_ranks and not config.lora:
         raise InputError("--lora-ranks is for new adapters; give --lora, too, or leave it out.")
     if config.lora:

@@ -10,6 +10,7 @@ from rich.markup import escape
 
 from clp_jax.commands.teacher_flags import Teacher
 from clp_jax.data import TrainingData
+from clp_jax.errors import reason_of
 from clp_jax.history import REPORT
 from clp_jax.report.run import read_run, run_before, write_run_report
 from clp_jax.training.held_out import HELD_OUT_AT
@@ -122,15 +123,22 @@ class Log:
             self._console.print(f"step {number}: {text}", highlight=False, soft_wrap=True)
 
     def paused(self) -> None:
-        """Write the page."""
-        if self._report is not None:
-            self._report()
+        """Write the page; where it cannot be, say so and go on, for the other processes would wait for this one."""
+        try:
+            self._write_page()
+        except Exception as error:  # noqa: BLE001 - no fault of a page may end a training
+            text = f"note: {REPORT} was not written: {reason_of(error)}"
+            self._console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def close(self) -> None:
         """Close the files and write the page for the last time."""
         if self._logs is not None:
             self._logs.close()
-        self.paused()
+        self._write_page()
+
+    def _write_page(self) -> None:
+        if self._report is not None:
+            self._report()
 
 
 def report_writer(out: epath.Path, record: Mapping[str, Any], against: str | None) -> Callable[[], None]:

@@ -89,7 +89,8 @@ def open_teacher(
     if config.teacher is None:
         return None
     found = read_spec(config.teacher)
-    teacher = read_architecture(found, dtype=architecture.dtype, **config.model_settings())
+    settings = config.model_settings()
+    teacher = read_architecture(found, dtype=architecture.dtype, may_lack_adapters=True, **settings)
     weights = {"weight": config.teacher_weight, "states": config.teacher_states}
     teaching = Teaching(architecture=teacher, **weights)
     lengths = CalibrationData(data.read(data.rows[:1]), data.fingerprint).lengths

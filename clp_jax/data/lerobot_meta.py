@@ -17,7 +17,7 @@ from typing import Any
 from clp_jax.data.episodes import chosen
 from clp_jax.data.lerobot_files import one_text, read_json_lines, read_rows
 from clp_jax.errors import InputError, blamed_on
-from clp_jax.files import read_json_object
+from clp_jax.files import check_regular, read_json_object
 from clp_jax.folders import check_inside
 
 VERSIONS = ("v2.0", "v2.1", "v3.0")
@@ -108,6 +108,8 @@ def read_meta(
     missing = sorted(str(file) for file in files if not _is_file(file))
     if missing:
         raise InputError(f"{folder} lacks {len(missing)} of the {len(files)} files of its meta; first {missing[0]}.")
+    for file in sorted(files):
+        check_regular(file)
     return meta
 
 
@@ -234,12 +236,10 @@ def _read_v3(folder: Path, info: Mapping[str, Any], videos: list[str]) -> tuple[
     episodes = []
     for row in sorted(rows, key=lambda row: _count(row["dataset_from_index"], "dataset_from_index")):
         index = _count(row["episode_index"], "episode_index")
-        numbers = {"chunk_index": row["data/chunk_index"], "file_index": row["data/file_index"]}
-        table = _place(folder, info, "data_path", **numbers)
-        paths = {}
-        for key in videos:
-            numbers = {name: row[f"videos/{key}/{name}"] for name in ("chunk_index", "file_index")}
-            paths[key] = _place(folder, info, "video_path", video_key=key, **numbers)
+        table = _place(folder, info, "data_path", **_numbers(row, "data"))
+        paths = {
+            key: _place(folder, info, "video_path", video_key=key, **_numbers(row, f"videos/{key}")) for key in videos
+        }
         offset = {key: float(row[f"videos/{key}/from_timestamp"]) for key in videos}
         length = _count(row["length"], f"length of episode {index}")
         texts = _listed_texts(row.get("tasks"))
@@ -247,6 +247,12 @@ def _read_v3(folder: Path, info: Mapping[str, Any], videos: list[str]) -> tuple[
     file = folder / "meta" / "tasks.parquet"
     rows = read_rows(file) if file.is_file() else []
     return episodes, _texts(file, [(row["task_index"], one_text(file, row)) for row in rows])
+
+
+def _numbers(row: Mapping[str, Any], of: str) -> dict[str, int]:
+    """Chunk and file in which an episode's rows or video lie; whole numbers in whatever type pandas made of them."""
+    names = ("chunk_index", "file_index")
+    return {name: _count(row[f"{of}/{name}"], f"{of}/{name}") for name in names}
 
 
 def _listed_texts(value: Any) -> frozenset[str]:

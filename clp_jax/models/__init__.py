@@ -69,6 +69,12 @@ def configurations() -> dict[str, Configuration]:
     return {name: found for family in FAMILIES.values() for name, found in family.CONFIGURATIONS.items()}
 
 
+def why_unrecorded(configuration: str) -> str | None:
+    """Why a configuration that some family's upstream names has no record here; None for names that nobody knows."""
+    reasons = [family.UNRECORDED_CONFIGURATIONS.get(configuration) for family in FAMILIES.values()]
+    return next(filter(None, reasons), None)
+
+
 def views(architecture: Architecture, count: int) -> tuple[str, ...]:
     """Names of so many cameras, or of all that there are: the model's own, or made-up ones where it reads any.
 
@@ -135,4 +141,5 @@ __all__ = [
     "stack_of",
     "towers_measured",
     "views",
+    "why_unrecorded",
 ]

@@ -219,6 +219,7 @@ class Family(Protocol):
       ROBOTS: robots that upstream knows, by name.
       UNRECORDED_ROBOTS: what these names meant to runs that recorded no conventions.
       CONFIGURATIONS: conventions that upstream names, by name.
+      UNRECORDED_CONFIGURATIONS: names of upstream's that are not among them, and why.
       LORA: the module of its adapters, None without: ``RANKS``, ``with_adapters``, ``without_adapters``,
         ``has_adapters``, ``adapter_paths``, ``merge_lora``, ``merge_weight``, ``lora_scale``; `layers.lora` knows an
         adapter by its name.
@@ -240,6 +241,7 @@ class Family(Protocol):
     ROBOTS: Mapping[str, Robot]
     UNRECORDED_ROBOTS: Mapping[str, Robot]
     CONFIGURATIONS: Mapping[str, Configuration]
+    UNRECORDED_CONFIGURATIONS: Mapping[str, str]
     LORA: Any
     TARGETS: tuple[str, ...]
     TITLES: Mapping[str, str]

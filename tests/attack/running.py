@@ -47,7 +47,7 @@ class Target:
       command: the words after ``clp`` that do the same, for a process of its own; None if there are none.
       whole: whether the files hold check sums: what is written must then be the same as from the undamaged copy, which
         `prove` has seen.
-      seconds: after which it hangs.
+      seconds: after which it hangs; a process of its own has five times as long, for it begins with its imports.
       rounds: at most so many attacks, where one takes long; None for as many as are asked for.
     """
 
@@ -89,10 +89,10 @@ def attack(target: Target, seed: str, work: Path, *, as_process: bool = False) -
     out.parent.mkdir()
     how = target.damage(rng, copied(target.source, damaged))
     try:
-        with time_limit(target.seconds):
-            if as_process and target.command is not None:
-                _run_process(target.command(damaged, out), target.seconds)
-            else:
+        if as_process and target.command is not None:
+            _run_process(target.command(damaged, out), 5 * target.seconds)
+        else:
+            with time_limit(target.seconds):
                 target.use(damaged, out)
         outcome, message = OK, ""
     except InputError as error:
@@ -131,7 +131,7 @@ def run_command(words: list[str]) -> str:
 def _run_process(words: list[str], seconds: float) -> str:
     command = [sys.executable, "-m", "clp_jax", *words]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=5 * seconds, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=seconds, check=False)
     except subprocess.TimeoutExpired:
         raise Hang from None
     return judged(done.returncode, done.stdout, done.stderr)

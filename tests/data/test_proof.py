@@ -219,6 +219,23 @@ def test_rows_are_found_where_the_converter_listed_another_file(tmp_path):
         np.testing.assert_array_equal(data.image(STILL, row), original.image(STILL, row))
 
 
+@pytest.mark.parametrize("key", ["data/file_index", f"videos/{VIDEO}/chunk_index"])
+def test_numbers_of_files_that_pandas_made_decimal_are_read_and_others_are_named(tmp_path, key):
+    folder = sets.make(tmp_path / "set", "v3.0")
+    sets.edit_episodes(folder, lambda e: [row | {key: float(row[key])} for row in e])
+    assert proven(folder).notes == ()
+    sets.edit_episodes(folder, lambda e: [*e[:2], e[2] | {key: -1.0}])
+    with pytest.raises(InputError, match=rf"{key} -1\.0 is no whole number"):
+        proven(folder)
+
+
+@pytest.mark.parametrize("pattern", ["data/**/*.parquet", "videos/**/*.mp4"])
+def test_files_that_git_lfs_did_not_fetch_are_named(folder, pattern):
+    max(folder.glob(pattern)).write_text("version https://git-lfs.github.com/spec/v1\n")
+    with pytest.raises(InputError, match="is a pointer of Git LFS"):
+        proven(folder)
+
+
 def test_the_same_rows_given_to_two_episodes_are_refused(tmp_path):
     folder = sets.make(tmp_path / "set", "v3.0")
     sets.edit_episodes(folder, lambda e: [e[0], e[1] | {"dataset_from_index": 3}, e[2]])

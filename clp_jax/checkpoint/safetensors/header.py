@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from clp_jax.errors import InputError, blamed_on
-from clp_jax.files import parse_json
+from clp_jax.files import check_regular, parse_json
 
 HEADER_LIMIT = 100_000_000
 """Longest header that the format's own library reads."""
@@ -109,6 +109,7 @@ def read_shard(path: Path, name: str) -> Shard:
     Raises:
       InputError: the file is damaged, with what is wrong and where.
     """
+    check_regular(path)
     stamp = stamp_of(path)
     try:
         with path.open("rb") as file:

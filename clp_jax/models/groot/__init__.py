@@ -57,6 +57,8 @@ KINDS = ("groot_n15",)
 
 RELEASED = {"gr00t-n1.5": GROOT_N15}
 
+UNRECORDED_CONFIGURATIONS: dict[str, str] = {}
+
 WRITES = (
     Projection("llm", "attention", "backbone/llm/layers/attn/o/kernel"),
     Projection("llm", "mlp", "backbone/llm/layers/mlp/down/kernel"),

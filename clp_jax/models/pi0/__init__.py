@@ -26,7 +26,7 @@ from clp_jax.models.pi0.architecture import (
     is_pi0,
 )
 from clp_jax.models.pi0.augmentation import augment_images
-from clp_jax.models.pi0.conventions import CONFIGURATIONS
+from clp_jax.models.pi0.conventions import CONFIGURATIONS, UNRECORDED_CONFIGURATIONS
 from clp_jax.models.pi0.fast import Pi0Fast, cross_entropy, divergence, sample_tokens
 from clp_jax.models.pi0.fast_processing import FAST_CAMERAS, UNREAD_STATE, FastProcessing
 from clp_jax.models.pi0.fast_tokenizer import FastTokenizer, load_action_tokenizer
@@ -414,6 +414,7 @@ __all__ = [
     "PI05",
     "PI0_FAST",
     "ROBOTS",
+    "UNRECORDED_CONFIGURATIONS",
     "UNRECORDED_ROBOTS",
     "Architecture",
     "GemmaSizes",

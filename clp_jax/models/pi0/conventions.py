@@ -75,6 +75,19 @@ _BY_NAME = {
     ),
 }
 
+_CHECKPOINT = "it is a checkpoint and no configuration: name the configuration of your robot, or give --robot"
+_MADE_UP = "it trains on made-up observations of no robot"
+_TOKENIZER = "its tokenizer of actions is not here"
+_UNBUILT = "openpi itself cannot build it since its DroidInputs takes no action_dim"
+
+UNRECORDED_CONFIGURATIONS = {
+    **dict.fromkeys(("pi0_base", "pi05_base", "pi0_fast_base"), _CHECKPOINT),
+    **dict.fromkeys(("debug", "debug_restore", "debug_pi05"), _MADE_UP),
+    **dict.fromkeys(("paligemma_binning_droid", "paligemma_binning_droid_jointpos", "paligemma_vq_droid"), _TOKENIZER),
+    **dict.fromkeys(("paligemma_fast_droid", "paligemma_fast_specialist_droid", "paligemma_diffusion_droid"), _UNBUILT),
+}
+"""Names of openpi's that have no record, and why."""
+
 CONFIGURATIONS = {
     name: dataclasses.replace(found, conventions=dataclasses.replace(found.conventions, config=name))
     for name, found in _BY_NAME.items()

@@ -60,6 +60,8 @@ UNRECORDED_ROBOTS = ROBOTS
 
 CONFIGURATIONS: dict[str, Configuration] = {}
 
+UNRECORDED_CONFIGURATIONS: dict[str, str] = {}
+
 LORA = None
 
 LEROBOT = lerobot
