@@ -132,6 +132,7 @@ def _dispatch(words: list[str]) -> int:
     if not words:
         print(_help(), file=sys.stderr)
         return 2
+    _check_text(words)
     name, *flags = words
     if name in ("-h", "--help"):
         print(_help())
@@ -146,6 +147,15 @@ def _dispatch(words: list[str]) -> int:
         hint = f"did you mean '{close[0]}'?" if close else f"the commands are {', '.join(COMMANDS)}"
         raise InputError(f"there is no command '{name}': {hint}")
     return 0
+
+
+def _check_text(words: Sequence[str]) -> None:
+    """Bytes that are no UTF-8 reach Python as halves of surrogate pairs, which no record could be written with."""
+    for word in words:
+        try:
+            word.encode()
+        except UnicodeEncodeError:
+            raise InputError(f"{word!a} is no text in UTF-8, in which records are written; give another") from None
 
 
 def _run(name: str, flags: list[str]) -> None:

@@ -141,6 +141,14 @@ def test_help_of_a_command_names_its_flags_and_what_they_mean(command, capsys):
     assert "--no-overwrite" not in text
 
 
+def test_a_word_that_no_record_could_hold_is_refused_before_the_command_runs(command, capsys):
+    seen = []
+    command(seen.append)
+    assert cli.main(["two-words", "--depth", "3", os.fsdecode(b"--out=\xff")]) == 2
+    assert capsys.readouterr().err.startswith(r"error: '--out=\udcff' is no text in UTF-8")
+    assert seen == []
+
+
 def test_no_command_shows_the_commands_and_exits_with_2(capsys):
     assert cli.main([]) == 2
     stdout, stderr = capsys.readouterr()

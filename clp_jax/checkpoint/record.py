@@ -35,6 +35,9 @@ def read_record(file: epath.Path) -> dict[str, Any]:
       InputError: it is damaged or of another version.
     """
     record = read_json_object(file, finite=True)
+    schema = record.get("schema")
+    if type(schema) is int and schema > SCHEMA:
+        raise InputError(f"{file} has schema {schema}, this version of clp_jax reads {SCHEMA}; install a later one")
     try:
         for key in ("schema", "plan", "steps"):
             if key not in record:

@@ -1,9 +1,10 @@
 """One or several LeRobot data sets of one robot, which share their statistics."""
 
 import dataclasses
+import hashlib
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -41,11 +42,30 @@ class Recordings:
     @property
     def notes(self) -> tuple[str, ...]:
         """What is odd about the data sets together."""
+        return (*self._rates(), *self._repetitions())
+
+    def _rates(self) -> Iterator[str]:
         rates = {recording.data.meta.fps: recording.source for recording in self.each}
-        if len(rates) == 1:
-            return ()
-        said = ", ".join(f"{source} {fps:g}" for fps, source in rates.items())
-        return (f"the data sets have different numbers of rows a second ({said}): chunks do not last equally long.",)
+        if len(rates) > 1:
+            said = ", ".join(f"{source} {fps:g}" for fps, source in rates.items())
+            yield f"the data sets have different numbers of rows a second ({said}): chunks do not last equally long."
+
+    def _repetitions(self) -> Iterator[str]:
+        """Episodes that are there twice, as where one set was merged into another that is given, too."""
+        seen: dict[bytes, str] = {}
+        again: list[tuple[str, str]] = []
+        for recording in self.each:
+            for episode, end in zip(recording.data.meta.episodes, recording.data.ends.tolist(), strict=True):
+                rows = slice(end - episode.length, end)
+                content = recording.state[rows].tobytes() + recording.actions[rows].tobytes()
+                name = f"{episode.index} of {recording.source}"
+                first = seen.setdefault(hashlib.sha256(content).digest(), name)
+                again += [(name, first)] if first != name else []
+        if again:
+            yield (
+                f"{len(again)} episodes have all states and actions of another, first episode {again[0][0]} those of "
+                f"episode {again[0][1]}: what they show counts twice, and may be both trained on and held out."
+            )
 
     def norm_stats(self, horizon: int) -> dict[str, NormStats]:
         """Statistics of all rows, each as often as it is drawn; no image is read."""

@@ -14,8 +14,10 @@ from recordings import GOLDEN
 from clp_jax.cli import main
 from clp_jax.commands.data_flags import DataFlags, open_data
 from clp_jax.data import open_dataset
+from clp_jax.data.recordings import open_recordings
 from clp_jax.errors import InputError
 from clp_jax.processing import norm_stats
+from clp_jax.processing.robots import Robot
 from clp_jax.sharding import make_mesh
 from clp_jax.training.held_out import held_out_loss
 from scripts.make_lerobot_toy import write
@@ -163,6 +165,16 @@ def test_notes_name_their_set_and_other_rates_are_noted(stored, tmp_path):
     data = open_data(config, [str(stored[0] / "a"), str(folder)], ARCH, assets=None, hold_out_ratio=0.0, seed=0)
     assert any(note.startswith(f"{folder}: info.json says total_tasks 9") for note in data.notes)
     assert "different numbers of rows a second" in data.notes[-1]
+
+
+def test_episodes_that_are_there_twice_are_noted(stored, tmp_path):
+    robot = Robot("own", {"base_0_rgb": STILL})
+    folder = stored[0] / "a"
+    assert open_recordings([folder, stored[0] / "b"], robot).notes == ()
+    (tmp_path / "link").symlink_to(folder)
+    (note,) = open_recordings([folder, tmp_path / "link"], robot).notes
+    assert f"first episode 0 of {tmp_path / 'link'} those of episode 0 of {folder}" in note
+    assert open_recordings([folder, tmp_path / "link"], robot, episodes=[":2", "2:"]).notes == ()
 
 
 def refusals(folder, tmp_path):
