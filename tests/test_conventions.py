@@ -177,6 +177,7 @@ def test_a_record_is_read_back_from_json():
     [
         ({"robot": 3}, "conventions.robot must be an object"),
         ({"action_horizon": 0}, "action_horizon is 0, expected at least 1"),
+        ({"action_horizon": 10**9}, "action_horizon is 1000000000, expected at least 1 and at most 16384"),
         ({"max_token_len": "48"}, "max_token_len must be a whole number"),
         ({"state_in_prompt": 1}, "state_in_prompt is 1, expected true"),
         ({"asset_id": ["a"]}, "asset_id must be text"),

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from etils import epath
 from safetensors_folders import SMOLVLA
 
 from clp_jax.errors import InputError
-from clp_jax.processing.policy_files import PREPROCESSOR, norm_stats_of, read_vectors, to_safetensors
+from clp_jax.processing.policy_files import PREPROCESSOR, norm_stats_of, read_vectors, state_files, to_safetensors
 
 STATE_FILE = "policy_preprocessor_step_5_normalizer_processor.safetensors"
 
@@ -65,6 +66,20 @@ def test_a_state_file_that_is_none(folder, content):
     (folder / STATE_FILE).write_bytes(content)
     with pytest.raises(InputError, match=f"{STATE_FILE} is no"):
         norm_stats_of(folder)
+
+
+def test_a_state_file_outside_of_the_folder_is_not_read(folder, tmp_path_factory):
+    outside = tmp_path_factory.mktemp("outside") / STATE_FILE
+    shutil.move(folder / STATE_FILE, outside)
+    Path(folder, STATE_FILE).symlink_to(outside)
+    for read in (norm_stats_of, state_files):
+        with pytest.raises(InputError, match=r"is a link to .*, outside of the checkpoint"):
+            read(folder)
+    content = (folder / PREPROCESSOR).read_text()
+    (folder / PREPROCESSOR).write_text(content.replace(STATE_FILE, f"../{outside.parent.name}/{STATE_FILE}"))
+    for read in (norm_stats_of, state_files):
+        with pytest.raises(InputError, match="state_file"):
+            read(folder)
 
 
 def test_a_pipe_is_not_waited_for(folder):

@@ -36,6 +36,7 @@ REFUSED = {
     ("finetune", "--keep-period", "0"): "--keep-period is 0; give at least 1.",
     ("finetune", "--weights", "1", "-2"): "--weights is -2.0; give a number above 0.",
     ("finetune", "--seed", "-1"): "--seed is -1; give at least 0 and below 4294967296.",
+    ("serve", "--action-horizon", "1000000000"): "--action-horizon is 1000000000; give at least 1 and at most 16384.",
     ("prune", "--threshold", "nan"): "--threshold is nan; give a finite number.",
     ("prune", "--max-samples", "3"): "--max-samples is 3; give at least 4.",
     ("serve", "--port", "99999"): "--port is 99999; give at least 0 and below 65536.",

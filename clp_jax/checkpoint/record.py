@@ -8,6 +8,7 @@ from clp_jax.editable_json import typed
 from clp_jax.errors import InputError
 from clp_jax.files import read_json_object
 from clp_jax.plan import PrunePlan
+from clp_jax.processing.conventions import LONGEST
 
 SCHEMA = 1
 _LENGTHS = ("action_horizon", "max_token_len")
@@ -63,7 +64,7 @@ def _check_step(step: Any, where: str) -> None:
             typed(step[key], wanted, f"{key} of {where}")
     config = step.get("config") or {}
     for key in _LENGTHS:
-        if config.get(key) is not None and typed(config[key], int, f"{key} of {where}") < 1:
+        if config.get(key) is not None and not 1 <= typed(config[key], int, f"{key} of {where}") <= LONGEST:
             raise InputError(f"{key} of {where} is {config[key]}")
     scale = config.get("lora_scale")
     if not isinstance(scale, int | float | None) or isinstance(scale, bool):

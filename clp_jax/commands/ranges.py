@@ -9,6 +9,7 @@ import math
 from typing import Any
 
 from clp_jax.errors import InputError
+from clp_jax.processing.conventions import LONGEST
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,12 +33,14 @@ class _Range:
 
 
 _COUNT, _NOT_NEGATIVE, _SHARE = _Range(1), _Range(0), _Range(0, 1)
+_LENGTH = _Range(1, most=LONGEST)
 _POSITIVE, _FINITE = _Range(0, above=True), _Range(-math.inf, above=True)
 
 RANGES = {
     **dict.fromkeys(("steps", "batch_size", "accumulate", "action_samples", "decay_steps", "rungs"), _COUNT),
     **dict.fromkeys(("log_every", "save_every", "keep_period", "evaluate_observations"), _COUNT),
-    **dict.fromkeys(("action_horizon", "max_token_len", "prompt_length", "num_steps", "fsdp_devices"), _COUNT),
+    **dict.fromkeys(("action_horizon", "max_token_len", "prompt_length"), _LENGTH),
+    **dict.fromkeys(("num_steps", "fsdp_devices"), _COUNT),
     **dict.fromkeys(("group_size", "groups_per_batch", "max_observations"), _COUNT),
     **dict.fromkeys(("keep_layers", "keep_vision_layers", "shape"), _COUNT),
     **dict.fromkeys(("max_batch", "queue", "processes", "episodes", "replan", "max_steps", "image_size"), _COUNT),

@@ -79,9 +79,9 @@ def load_npz(path: str | os.PathLike[str], architecture: Architecture) -> Calibr
         )
     if not there:
         raise InputError(f"there is no data file {path}.")
+    arrays = read_archive(file)
     with opened(file) as stream:
         fingerprint = hashlib.file_digest(stream, "sha256").hexdigest()
-    arrays = read_archive(file)
     family = family_of(architecture)
     arrays = family.complete(architecture, arrays)
     _check(arrays, architecture, str(path))

@@ -9,6 +9,9 @@ from clp_jax.editable_json import json_object, typed
 from clp_jax.errors import InputError
 from clp_jax.processing.robots import Robot, robot_of_json
 
+LONGEST = 2**14
+"""Actions of a chunk or tokens of a prompt; more would fill any memory, and no robot or model has them."""
+
 Upstream = Literal["openpi", "Isaac-GR00T"]
 """Who names configurations."""
 
@@ -97,8 +100,8 @@ def conventions_of_json(value: Any) -> Conventions:
     names = [field.name for field in dataclasses.fields(Conventions)]
     value = json_object(value, "conventions", names[:3], names[3:])
     for name in ("action_horizon", "max_token_len"):
-        if typed(value[name], int, f"conventions.{name}") < 1:
-            raise InputError(f"conventions.{name} is {value[name]}, expected at least 1")
+        if not 1 <= typed(value[name], int, f"conventions.{name}") <= LONGEST:
+            raise InputError(f"conventions.{name} is {value[name]}, expected at least 1 and at most {LONGEST}")
     for name in ("asset_id", "config"):
         if value.get(name) is not None:
             typed(value[name], str, f"conventions.{name}")

@@ -7,6 +7,7 @@ import dataclasses
 import json
 import struct
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import ml_dtypes  # noqa: F401 - registers bfloat16 with NumPy
@@ -15,7 +16,7 @@ from etils import epath
 
 from clp_jax.errors import InputError, blamed_on
 from clp_jax.files import opened, parse_json, read_json_object
-from clp_jax.folders import check_inside
+from clp_jax.folders import check_inside, is_remote, linked_file
 from clp_jax.processing.norm_stats import NormStats, of_lists
 
 PREPROCESSOR, POSTPROCESSOR = "policy_preprocessor.json", "policy_postprocessor.json"
@@ -41,10 +42,14 @@ def read_steps(folder: epath.Path, name: str) -> list[dict[str, Any]]:
 
 
 def state_files(folder: epath.Path) -> list[str]:
-    """Names of the files with the statistics of both processors."""
+    """Names of the files with the statistics of both processors.
+
+    Raises:
+      InputError: a processor file is not lerobot's, or names something outside of the folder.
+    """
     steps = [step for name in (PREPROCESSOR, POSTPROCESSOR) for step in read_steps(folder, name)]
     found = [step.get("state_file") for step in steps if step.get("registry_name") in _NORMALISERS]
-    return [check_inside(name, f"{folder}: state_file") for name in found if name]
+    return [_inside(folder, name) for name in found if name]
 
 
 def norm_maps(folder: epath.Path) -> dict[str, dict[str, str]]:
@@ -72,19 +77,27 @@ def norm_stats_of(folder: epath.Path, normaliser: str = _NORMALISERS[0]) -> dict
       normaliser: name of the step that has them.
 
     Raises:
-      InputError: the preprocessor names a file that is missing or broken.
+      InputError: the preprocessor names a file that is missing, broken or outside of the folder.
     """
     steps = read_steps(folder, PREPROCESSOR)
     names = [step.get("state_file") for step in steps if step.get("registry_name") == normaliser]
     if not names or names[0] is None:
         return None
-    file = folder / names[0]
+    file = folder / _inside(folder, names[0])
     if not file.exists():
         raise InputError(f"{folder / PREPROCESSOR} names {names[0]}, which is not beside it; copy it there.")
     vectors = read_vectors(file)
     with blamed_on(file, verb="holds statistics that no data have"):
         found = {name: _stats(vectors, feature) for name, feature in _FEATURES.items()}
     return {name: entry for name, entry in found.items() if entry is not None} or None
+
+
+def _inside(folder: epath.Path, name: str) -> str:
+    """The name, of a file that neither it nor a link leads out of the folder to."""
+    check_inside(name, f"{folder}: state_file")
+    if not is_remote(folder) and Path(folder, name).is_symlink():
+        linked_file(Path(folder, name), Path(folder).resolve())
+    return name
 
 
 def _step(step: Any) -> dict[str, Any]:
