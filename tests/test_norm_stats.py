@@ -86,6 +86,25 @@ def test_broken_file_is_refused(tmp_path, content, message):
         norm_stats.load(tmp_path / "absent")
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"std": [1.0, -1.0]}, "actions, dimension 1: std is -1, a deviation is never negative"),
+        ({"q01": [0.0, 2.0], "q99": [1.0, 1.0]}, "actions, dimension 1: q01 2 is above q99 1"),
+        ({"min": [0.0, 2.0], "max": [1.0, 1.0]}, "actions, dimension 1: min 2 is above max 1"),
+        ({"q01": [0.0, 0.0]}, "actions has only one of q01 and q99"),
+        ({"max": [0.0, 0.0]}, "actions has only one of min and max"),
+        ({"std": [0.0, 1.0], "q01": [0.0, 0.0], "q99": [1.0, 1.0]}, "dimension 0: std is 0, but q01 and q99 differ"),
+        ({"mean": [0.0, True]}, "actions, mean, dimension 1 is True, no number"),
+    ],
+)
+def test_statistics_of_no_data_are_refused(tmp_path, change, message):
+    content = {"norm_stats": {"actions": {"mean": [0.0, 0.0], "std": [1.0, 1.0]} | change}}
+    (tmp_path / "norm_stats.json").write_text(json.dumps(content))
+    with pytest.raises(InputError, match=message):
+        norm_stats.load(tmp_path)
+
+
 @pytest.mark.parametrize("read", [norm_stats.load, lambda path: load_npz(path, toys.architecture())])
 def test_a_network_that_fails_is_one_line(read, monkeypatch):
     def fail(_):

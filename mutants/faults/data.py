@@ -104,6 +104,30 @@ MUTANTS: list[Mutant] = [
         ("loader-held-out-rows", "read(rows[chosen[mine]])", "read(chosen[mine])"),
     ),
     *faults(
+        "clp_jax/data/proof/rows.py",
+        "tests/data/test_proof.py",
+        ("proof-tolerance-of-times", "_LEROBOT_TOLERANCE = 1e-4", "_LEROBOT_TOLERANCE = 1e-2"),
+        ("proof-row-number-twice", "firsts[1:] <= lasts[:-1]", "firsts[1:] < lasts[:-1]"),
+        ("proof-row-number-beside-meta", "if episode.first is not None and number != episode.first:", "if False:"),
+    ),
+    *faults(
+        "clp_jax/data/proof/videos.py",
+        "tests/data/test_proof_pictures.py",
+        ("proof-frame-twice", "if len(others) or len(np.unique(nearest)) < len(nearest):", "if len(others):"),
+    ),
+    *faults(
+        "clp_jax/processing/norm_stats.py",
+        "tests/test_norm_stats.py::test_statistics_of_no_data_are_refused",
+        ("statistics-of-one-bound", "if lower is not upper:", "if False:"),
+        ("statistics-bounds-without-deviation", "(std == 0) & (lower < upper)", "(std == 0) & (lower > upper)"),
+        ("statistics-bounds-in-either-order", "np.flatnonzero(lower > upper)", "np.flatnonzero(lower > np.inf)"),
+    ),
+    *faults(
+        "clp_jax/data/recordings.py",
+        "tests/data/test_mixtures.py::test_episodes_that_are_there_twice_are_noted",
+        ("repetition-unnoticed", "if first != name else []", "if first == name else []"),
+    ),
+    *faults(
         "clp_jax/data/calibration.py",
         "tests/test_data.py",
         (

@@ -87,6 +87,7 @@ DAMAGE = {
     r"episode 2, row 3 .*: frame_index goes from 2 to 4 \(and 2 more": swap,
     r"episode 2, row 4 .*: index goes from 14 to 3": counter("index", at(4, 3)),
     r"episode 2, row 0 .*: index goes from 10 back to 0": counter("index", lambda i: i - 11),
+    r"episode 2, row 0 .*: index goes from 10 back to 10": counter("index", lambda i: i - 1),
     r"episode 2, row 4 .*: task_index is 7, the list has 2 tasks, 0 to 1": counter("task_index", at(4, 7)),
     r"column action of .*parquet holds nan in row 4, dimension 1; repair": vector(ACTION, at((4, 1), np.nan)),
     r"column action of .*parquet holds inf in row 4, dimension 1, and 1 more such": vector(
@@ -141,6 +142,15 @@ def test_a_lost_line_of_the_list_of_episodes_is_noticed(folder):
     sets.edit_episodes(folder, lambda episodes: episodes[:2])
     with pytest.raises(InputError, match="total_episodes 3, the list of episodes has 2"):
         proven(folder, cameras=())
+
+
+def test_numbers_of_rows_that_meta_has_otherwise_are_refused_and_a_gap_alone_is_said(tmp_path):
+    folders = {version: sets.make(tmp_path / version, version) for version in sets.VERSIONS}
+    for folder in folders.values():
+        counter("index", lambda i: i + 100)(folder)
+    with pytest.raises(InputError, match="episode 2 begins with index 111, according to meta with 11"):
+        proven(folders["v3.0"], cameras=())
+    assert proven(folders["v2.1"], cameras=()).notes == ("index leaves out numbers at 1 places between episodes.",)
 
 
 def test_a_listed_episode_without_rows_is_refused(folder):

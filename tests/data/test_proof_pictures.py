@@ -120,6 +120,14 @@ def test_episodes_that_claim_the_same_frames_are_refused(tmp_path):
         proven(folder)
 
 
+def test_rows_of_an_episode_that_claim_the_same_frame_are_refused(tmp_path):
+    """As a large tolerance lets them: rows 3 and 4 are both nearest to the frame at 0.3 s."""
+    folder = sets.make(tmp_path / "set", "v2.1")
+    sets.counter("timestamp", lambda _: np.float32([0, 0.1, 0.2, 0.265, 0.335, 0.4, 0.5, 0.6, 0.7]))(folder)
+    with pytest.raises(InputError, match="rows of episode 2 claim the same frame of the video"):
+        proven(folder, cameras=(VIDEO,), tolerance=0.04)
+
+
 @pytest.mark.parametrize(("start", "message"), [(9.0, "has no frame at 9.000 s"), (0.72, "has no frame at 0.720 s")])
 def test_a_span_beyond_or_between_the_frames_is_refused(tmp_path, start, message):
     folder = sets.make(tmp_path / "set", "v3.0")
