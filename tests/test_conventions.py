@@ -13,7 +13,13 @@ from clp_jax.errors import InputError
 from clp_jax.models import Lengths, family_of
 from clp_jax.models.pi0 import CONFIGURATIONS
 from clp_jax.models.pi0.processing import Processing
-from clp_jax.processing.conventions import Conventions, conventions_of_json, differences
+from clp_jax.processing.conventions import (
+    Conventions,
+    conventions_of_json,
+    differences,
+    robot_differences,
+    with_keys_of,
+)
 from clp_jax.processing.norm_stats import NormStats
 from clp_jax.processing.robots import Robot
 from clp_jax.processing.tokenizer import load_tokenizer
@@ -201,6 +207,31 @@ def test_records_differ_by_what_they_mean_and_not_by_the_names_of_columns():
     assert found == {"action_horizon": (50, 10), "max_token_len": (48, 200), "delta": ([0, 1, 2, 3, 4, 5], [])}
     fewer = dataclasses.replace(other, robot=dataclasses.replace(other.robot, images={"base_0_rgb": "a"}))
     assert [name for name, _, _ in differences(other, fewer)] == ["cameras"]
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("units", {"units": "own"}),
+        ("action_dim", {"action_dim": 7}),
+        ("prompt", {"prompt": "push"}),
+        ("state_modes", {"state_modes": ("min_max",)}),
+        ("action_modes", {"action_modes": ("mean_std",)}),
+        ("processor", {"processor": "lerobot"}),
+    ],
+)
+def test_robots_differ_by_everything_that_means_something_to_a_model(name, change):
+    one = dataclasses.replace(
+        robot_of("pi0_aloha_towel"), state_modes=("mean_std",), action_modes=("min_max",), processor="isaac"
+    )
+    assert [found for found, _, _ in robot_differences(one, dataclasses.replace(one, **change))] == [name]
+
+
+def test_a_robot_with_the_keys_of_another_reads_its_columns_and_keeps_its_own_meaning():
+    one, keys = robot_of("pi0_aloha_towel"), {"images": {"base_0_rgb": "a"}, "state": ("s",), "actions": ("a",)}
+    keys |= {"widths": {"s": 14}, "task": "task_number", "client": {"a": "b"}}
+    other = dataclasses.replace(robot_of("pi0_libero"), **keys)
+    assert with_keys_of(one, other) == dataclasses.replace(one, **keys)
 
 
 def test_a_state_that_is_wider_than_the_model_is_only_spelled():

@@ -176,4 +176,10 @@ MUTANTS: list[Mutant] = [
             "averaged = state.params",
         ),
     ),
+    *faults(
+        "clp_jax/training/resumption.py",
+        "tests/test_resumption.py",
+        ("resumed-with-other-statistics", '| {"statistics_fingerprint": entry.get("statistics_fingerprint")}', ""),
+        ("resumed-with-another-prompt", 'if name != "name"}', 'if name not in ("name", "prompt")}'),
+    ),
 ]

@@ -246,9 +246,10 @@ def test_files_that_git_lfs_did_not_fetch_are_named(folder, pattern):
         proven(folder)
 
 
-def test_the_same_rows_given_to_two_episodes_are_refused(tmp_path):
+@pytest.mark.parametrize("first", [3, 6])
+def test_the_same_rows_given_to_two_episodes_are_refused(tmp_path, first):
     folder = sets.make(tmp_path / "set", "v3.0")
-    sets.edit_episodes(folder, lambda e: [e[0], e[1] | {"dataset_from_index": 3}, e[2]])
+    sets.edit_episodes(folder, lambda e: [e[0], e[1] | {"dataset_from_index": first}, e[2]])
     with pytest.raises(InputError, match="gives the same rows to episodes 0 and 1"):
         proven(folder, cameras=())
 
