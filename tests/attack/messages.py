@@ -27,11 +27,11 @@ _DTYPES = ("?", "i1", "u1", "<u2", "<i8", "<f2", "<f8", ">f4")
 def messages(folder: Path) -> Target:
     """Requests in the model's form and in a robot's, computed together with another client's, whose answer stays."""
     folder.mkdir()
-    policies = _policies()
-    others = [policy.prepare(_request(policy)) for policy in policies]
+    policies = served_policies()
+    others = [policy.prepare(sound_request(policy)) for policy in policies]
     alone = [policy.outcomes([other])[0]["actions"] for policy, other in zip(policies, others, strict=True)]
     for number, policy in enumerate(policies):
-        (folder / f"{number}.msgpack").write_bytes(wire.pack(_request(policy)))
+        (folder / f"{number}.msgpack").write_bytes(wire.pack(sound_request(policy)))
 
     def use(source: Path, out: Path) -> None:
         for file, policy, other, expected in zip(sorted(source.iterdir()), policies, others, alone, strict=True):
@@ -89,20 +89,22 @@ def _cast(array: np.ndarray, dtype: Any) -> np.ndarray:
 
 
 @functools.cache
-def _policies() -> tuple[Policy, ...]:
+def served_policies() -> tuple[Policy, ...]:
     """One for requests in the model's form, and one for LIBERO's."""
     architecture = dataclasses.replace(toys.architecture(), vocab_size=512)  # of the tokenizer of the tests
     model = loaded(architecture, toys.params(architecture))
     stats = NormStats(np.zeros(6), np.ones(6), -np.ones(6), np.ones(6))
     statistics = {"state": stats, "actions": stats}
-    robot = robot_requests(architecture, LIBERO, statistics, horizon=toys.HORIZON, length=toys.PROMPT)
+    small = dataclasses.replace(LIBERO, action_dim=architecture.action_dim)
+    robot = robot_requests(architecture, small, statistics, horizon=toys.HORIZON, length=toys.PROMPT)
     ready = ModelRequests(architecture, Lengths(toys.HORIZON, toys.PROMPT))
     return tuple(
         Policy(model, requests, action_horizon=toys.HORIZON, max_batch=2, num_steps=2) for requests in (ready, robot)
     )
 
 
-def _request(policy: Policy) -> dict[str, Any]:
+def sound_request(policy: Policy) -> dict[str, Any]:
+    """What a client of this policy may send."""
     if isinstance(policy.requests, ModelRequests):
         return rows(1)[0]
     image = np.zeros((8, 6, 3), np.uint8)

@@ -4,6 +4,7 @@ import faulthandler
 from pathlib import Path
 
 import pytest
+from attack.messages import served_policies, sound_request
 from attack.running import OK, REFUSED, SECONDS, attack, prove
 from attack.targets import targets
 
@@ -18,6 +19,11 @@ NAMES = sorted(targets(Path()).keys() - SLOW)
 @pytest.fixture(scope="module")
 def sources(tmp_path_factory) -> Path:
     return tmp_path_factory.mktemp("sources")
+
+
+def test_the_requests_that_are_damaged_are_sound_before():
+    for policy in served_policies():
+        policy.prepare(sound_request(policy))
 
 
 @pytest.mark.parametrize("name", NAMES)
