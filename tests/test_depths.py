@@ -15,6 +15,7 @@ from clp_jax import sharding
 from clp_jax.analysis import Analysis
 from clp_jax.checkpoint import read_params, read_spec, write_params
 from clp_jax.cli import main
+from clp_jax.cuts import WHOLE, cut_of, smaller
 from clp_jax.data import arrange
 from clp_jax.errors import InputError
 from clp_jax.models import Gates
@@ -26,7 +27,6 @@ from clp_jax.selection import Evidence
 from clp_jax.sensitivity import make_loss
 from clp_jax.similarity import batches
 from clp_jax.training import OptimizerSettings, StepSettings, make_optimizer, make_state, train_step
-from clp_jax.training.depths import WHOLE, cut_of, smaller
 from clp_jax.training.held_out import held_out_loss
 from clp_jax.trees import flatten
 

@@ -59,7 +59,7 @@ def test_plans_that_do_not_fit(tmp_path):
     edited = dataclasses.replace(plan_of(spec, {name: [0, 2] for name in ("vlm", "action")}), coupled=())
     with pytest.raises(InputError, match="tower 'vlm': block 2 cannot take place 1"):
         prune_folder(spec, edited, tmp_path / "out")
-    (tmp_path / "cut" / "clp.json").write_text('{"schema": 7}')
+    (tmp_path / "cut" / "clp.json").write_text('{"schema": 1}')
     with pytest.raises(InputError, match="lacks 'plan'"):
         read_folder(tmp_path / "cut")
     assert [path.name for path in tmp_path.iterdir()] == ["cut"]

@@ -5,11 +5,11 @@ from typing import Any
 
 from clp_jax.checkpoint import Spec
 from clp_jax.commands.measuring import analysis_of, numbers
+from clp_jax.cuts import cut_of, name_of
 from clp_jax.errors import InputError
 from clp_jax.models import Architecture
 from clp_jax.plan import PrunePlan
 from clp_jax.planning import Depth, check_depth, choose_nested
-from clp_jax.training.depths import cut_of, name_of
 
 _CRITERION = "jumps"
 

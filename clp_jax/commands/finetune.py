@@ -19,6 +19,7 @@ from clp_jax.commands.finetune_output import Log, conclude, introduce, report_wr
 from clp_jax.commands.model_flags import ModelFlags
 from clp_jax.commands.teacher_flags import TeacherFlags, open_teacher
 from clp_jax.commands.upstream_flags import UpstreamFlags, with_upstream_defaults
+from clp_jax.cuts import WHOLE, Cut, cut_of, smaller
 from clp_jax.data import CalibrationData, TrainingData
 from clp_jax.distributed import DistributedFlags, is_first, join, on_first
 from clp_jax.errors import InputError
@@ -32,7 +33,6 @@ from clp_jax.sharding import Rules, make_mesh
 from clp_jax.training import OptimizerSettings, Run, Steps, StepSettings, check_batch_size, train
 from clp_jax.training.adapters import with_adapters
 from clp_jax.training.assets import assets_writer
-from clp_jax.training.depths import WHOLE, Cut, cut_of, smaller
 from clp_jax.training.freezing import frozen_paths
 from clp_jax.training.held_out import held_out_loss
 from clp_jax.training.logs import BOARD, Logs, import_wandb

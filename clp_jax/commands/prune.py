@@ -16,6 +16,7 @@ from clp_jax.analysis import loss_of
 from clp_jax.checkpoint import FolderSpec, RewriteReport, Spec, read_spec
 from clp_jax.commands.measuring import DepthFlags, MeasureFlags, analysis_of, evidence_options, load, measure
 from clp_jax.commands.results import print_json
+from clp_jax.cuts import cut_of, name_of
 from clp_jax.data import CalibrationData
 from clp_jax.errors import InputError
 from clp_jax.folders import is_remote
@@ -29,7 +30,6 @@ from clp_jax.progress import progress, track
 from clp_jax.provenance import cuts_of
 from clp_jax.prune import Changes, prune_checkpoint
 from clp_jax.sensitivity import plan_gates
-from clp_jax.training.depths import cut_of, name_of
 from clp_jax.trees import flatten
 
 

@@ -6,11 +6,11 @@ from collections.abc import Callable, Mapping, Sequence
 
 import jax
 
+from clp_jax.cuts import WHOLE, Cut, name_of, rows_of, smaller
 from clp_jax.data import CalibrationData, arrange
 from clp_jax.models import Architecture, Gates
 from clp_jax.sensitivity import make_loss
 from clp_jax.similarity import CalibrationBatch, batches
-from clp_jax.training.depths import WHOLE, Cut, name_of, rows_of, smaller
 
 HELD_OUT_AT = "held_out_loss_at_"
 """Begins the names of the losses of cuts; `depths.name_of` ends them."""

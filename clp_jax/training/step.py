@@ -11,8 +11,8 @@ import optax
 from jaxtyping import Float
 
 from clp_jax.aliases import Array, Leaf, Tree
+from clp_jax.cuts import WHOLE, Cut, rows_of, smaller
 from clp_jax.models import Architecture, Gates, Loss, Rows, build, family_of
-from clp_jax.training.depths import WHOLE, Cut, rows_of, smaller
 from clp_jax.training.freezing import merge_parts, split_frozen
 from clp_jax.training.state import TrainState
 from clp_jax.training.teaching import Teaching, taught_loss
