@@ -92,6 +92,13 @@ def test_cuts_are_nested_recorded_and_judged(inputs, finished):
     assert len(set(losses)) == 3
 
 
+def test_the_page_shows_the_losses_of_all_depths(finished):
+    page = (finished / "report.html").read_text()
+    assert "in turn with its cut to vlm 3; action 3, in turn with its cut to vlm 2; action 2" in page
+    for name in ("held_out_loss_at_3", "held_out_loss_at_2"):
+        assert f"{entries(finished, name)[-1]:.4f}" in page
+
+
 def test_inspect_names_the_depths(finished, capsys):
     assert main(["inspect", str(finished / "3")]) == 0
     said = " ".join(capsys.readouterr().out.split())

@@ -22,6 +22,7 @@ _HOURS = 7200.0
 """Seconds from which on time is in hours."""
 _THIS: dict[str, Any] = {"color": LIGHT["kept"]}
 _OTHER: dict[str, Any] = {"color": LIGHT["removed"], "linestyle": "--"}
+_LEFT: dict[str, Any] = {"ha": "right", "va": "center", "size": 8}
 
 Log = Mapping[str, Curve]
 """Curves of a run by the names of their scalars."""
@@ -32,7 +33,7 @@ def training_loss(log: Log) -> Curve | None:
     return log.get("task_loss", log.get("loss"))
 
 
-def _held_out_at(log: Log) -> list[tuple[str, Curve]]:
+def held_out_at(log: Log) -> list[tuple[str, Curve]]:
     """Held-out losses of the smaller depths that a run trains, by the names of these."""
     return sorted(
         (name.removeprefix(HELD_OUT_AT), curve) for name, curve in log.items() if name.startswith(HELD_OUT_AT)
@@ -67,10 +68,10 @@ def losses(run: Log, other: Log | None, names: tuple[str, str], *, by_time: bool
             where = seconds(log, held.steps) / size if by_time else held.steps
             axes.plot(where, held.values, linewidth=1.5, marker=mark, markersize=3.5, label=f"{name}: held out", **look)
             shown.append(held.values)
-        for depth, cut in _held_out_at(log):
+        for depth, cut in held_out_at(log):
             where = seconds(log, cut.steps) / size if by_time else cut.steps
-            label = f"{name}: held out at {depth} blocks"
-            axes.plot(where, cut.values, linewidth=1.2, marker=f"${depth[:2]}$", markersize=7, label=label, **look)
+            axes.plot(where, cut.values, linewidth=1.0, marker=".", markersize=4, **look)
+            axes.annotate(f"at {depth}", (where[0], cut.values[0]), (-5, 0), textcoords="offset points", **_LEFT)
             shown.append(cut.values)
     _scale(axes, np.concatenate(shown) if shown else np.zeros(0))
     if shown:

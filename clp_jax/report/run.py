@@ -21,6 +21,7 @@ from clp_jax.report.curves import (
     STEP_SECONDS,
     STEPS,
     Log,
+    held_out_at,
     losses,
     parts_of_time,
     scalar,
@@ -233,11 +234,13 @@ def _held_out(run: RunView, other: RunView | None) -> str:
     spent, best = seconds(run.log, curve.steps), int(np.argmin(curve.values))
     even = np.linspace(0, len(curve.steps) - 1, min(len(curve.steps), _ROWS)).round().astype(int)
     chosen = np.union1d(even, [best])
-    head = ["step", "time of<br>training steps", "held-out loss"]
+    cuts = held_out_at(run.log)
+    head = ["step", "time of<br>training steps", "held-out loss", *(f"at {depth}" for depth, _ in cuts)]
     head += [] if other is None else [html.escape(other.name), "ratio"]
     rows = []
     for i in chosen:
         row = [f"{curve.steps[i]:,}", _clock(spent[i]), compact(curve.values[i])]
+        row += [compact(_value_at(cut, int(curve.steps[i]))) for _, cut in cuts]
         if other is not None:
             same = _value_at(other.log.get(HELD_OUT), int(curve.steps[i]))
             row += [compact(same), compact(curve.values[i] / same)]
@@ -281,7 +284,9 @@ def _told(step: Step, run: RunView) -> str:
     source = "" if step.source is None else f" from <code>{html.escape(step.source)}</code>"
     data = "" if step.data is None else f" on <code>{html.escape(step.data)}</code>"
     if step.plan is None:
-        return f"Fine-tuned{source}{data} for {step.steps:,} steps." if step.steps else f"Fine-tuned{source}{data}."
+        length = f" for {step.steps:,} steps" if step.steps else ""
+        cuts = ["; ".join(f"{html.escape(tower)} {len(kept)}" for tower, kept in cut.items()) for cut in step.cuts]
+        return f"Fine-tuned{source}{data}{length}{''.join(f', in turn with its cut to {cut}' for cut in cuts)}."
     plan = PrunePlan.from_json(step.plan)
     chosen = f", chosen by <b>{html.escape(plan.criterion)}</b>{data}"
     report = "" if step.report is None else f" {link(step.report, run.folder, 'Report behind the plan')}."
