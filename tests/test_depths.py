@@ -23,6 +23,7 @@ from clp_jax.models.towers import Tower
 from clp_jax.plan import PrunePlan
 from clp_jax.planning import Depth, choose, choose_nested
 from clp_jax.prune import apply_plan
+from clp_jax.report.tables import compact
 from clp_jax.selection import Evidence
 from clp_jax.sensitivity import make_loss
 from clp_jax.similarity import batches
@@ -96,7 +97,7 @@ def test_the_page_shows_the_losses_of_all_depths(finished):
     page = (finished / "report.html").read_text()
     assert "in turn with its cut to vlm 3; action 3, in turn with its cut to vlm 2; action 2" in page
     for name in ("held_out_loss_at_3", "held_out_loss_at_2"):
-        assert f"{entries(finished, name)[-1]:.4f}" in page
+        assert f"<td>{compact(entries(finished, name)[-1])}</td>" in page
 
 
 def test_inspect_names_the_depths(finished, capsys):
