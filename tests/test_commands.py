@@ -144,6 +144,8 @@ REFUSED = {
     "keep names block 1 after block 2": ("--keep", "2,1"),
     "is no list of block numbers": ("--keep", "first"),
     "already says which blocks stay": ("--keep", "0", "--keep-layers", "1"),
+    "--keep already says which blocks stay; leave out": ("--keep", "0", "--keep-vision-layers", "1"),
+    "leave out the depth and the criterion": ("--keep", "0", "--criterion", "first"),
     "say how deep": ("--data", "DATA"),
     "cannot keep 5 of 4 blocks": ("--data", "DATA", "--keep-layers", "5"),
     "there is no criterion 'best'": ("--analysis", "ANALYSIS", "--keep-layers", "2", "--criterion", "best"),

@@ -130,6 +130,9 @@ def test_a_trained_cut_comes_out_without_data(inputs, finished, tmp_path):
 def test_a_depth_that_was_not_trained_is_refused(inputs, finished, tmp_path, capsys):
     argv = ["prune", "--checkpoint", str(finished / "3"), "--keep-layers", "1", "--out", str(tmp_path / "one")]
     assert "trained no cut of this depth, only 3 and 2" in refusal(capsys, argv)
+    argv[4] = "2"
+    assert "trained no cut of this depth" in refusal(capsys, [*argv, "--keep-vision-layers", "1"])
+    assert "leave out --criterion" in refusal(capsys, [*argv, "--criterion", "first"])
     argv[2] = str(inputs / "model")
     assert "give one of --data, --analysis, --plan and --keep" in refusal(capsys, argv)
 

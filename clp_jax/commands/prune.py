@@ -25,7 +25,7 @@ from clp_jax.history import REPORT, REPORT_KEY
 from clp_jax.loading import LoadedModel, read_architecture
 from clp_jax.models import Architecture, Gates, Shape
 from clp_jax.plan import PrunePlan
-from clp_jax.planning import check_depth, check_plan, choose, groups_of, per_group, plan_of_blocks
+from clp_jax.planning import Depth, check_depth, check_plan, choose, groups_of, per_group, plan_of_blocks
 from clp_jax.progress import progress, track
 from clp_jax.provenance import cuts_of
 from clp_jax.prune import Changes, prune_checkpoint
@@ -127,8 +127,8 @@ def _way(config: Prune) -> str:
         raise InputError(
             f"give exactly one of --data, --analysis, --plan and --keep; given: {', '.join(given) or 'none'}."
         )
-    if given[0] in ("plan", "keep") and config.depth().is_given:
-        raise InputError(f"--{given[0]} already says which blocks stay; leave out the depth.")
+    if given[0] in ("plan", "keep") and (config.depth() != Depth() or config.criterion is not None):
+        raise InputError(f"--{given[0]} already says which blocks stay; leave out the depth and the criterion.")
     if given[0] == "data" and not config.depth().is_given:
         raise InputError("say how deep: --keep-layers, --keep-ratio, --threshold or --auto.")
     return given[0]
@@ -274,12 +274,19 @@ def _plan_of_training(config: Prune, spec: Spec, shape: Architecture | Shape) ->
     """The cut of this depth that a run of ``clp finetune --depths`` trained.
 
     Raises:
-      InputError: there was no such run, or it trained other depths.
+      InputError: there was no such run, it trained other depths, or a criterion is asked for.
     """
     known = cuts_of(spec.plan_record)
     if not known:
         raise InputError("give one of --data, --analysis, --plan and --keep: they say which blocks stay.")
-    asked = per_group(config.depth().keep_layers, groups_of(shape)[0], "keep_layers")
+    if config.criterion is not None:
+        raise InputError(
+            "blocks of a trained cut are chosen; leave out --criterion, or give --data or --analysis to choose others."
+        )
+    depth, (groups, optional) = config.depth(), groups_of(shape)
+    asked = per_group(depth.keep_layers, groups, "keep_layers")
+    if depth.keep_optional is not None:
+        asked |= dict.fromkeys(optional, depth.keep_optional)
     for plan in known:
         if all(len(plan.towers[group[0]].keep) == asked.get(group, shape.depths[group[0]]) for group in shape.groups):
             return plan

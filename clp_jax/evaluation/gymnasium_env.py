@@ -91,7 +91,8 @@ class GymnasiumEnvironment:
     def __init__(self, env: Any, task: str, *, seed: int, max_steps: int):
         self._env, self._task, self._seed = env, task, seed
         self.max_steps, self.over, self.draws_fast = max_steps, False, True
-        self.fps: float | None = (getattr(env, "metadata", None) or {}).get("render_fps")
+        fps = (getattr(env, "metadata", None) or {}).get("render_fps")
+        self.fps: float | None = None if fps is None else float(fps)  # some divide NumPy's numbers
         self.instruction: str | None = getattr(getattr(env, "unwrapped", env), "instruction", None)
         self._seen: Any = None
 

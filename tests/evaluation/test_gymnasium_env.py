@@ -5,6 +5,7 @@ import json
 
 import numpy as np
 import pytest
+import simulated_gym
 from simulated_gym import serving
 
 from clp_jax.cli import main
@@ -47,6 +48,12 @@ def test_pictures_in_maps_are_blanked():
     seen: list[dict] = []
     play(made("Walk"), "Walk", 0, Asking(replan=4, blank_images=True), walking(0.5, seen))
     assert not any(request["pixels"]["front"].any() for request in seen) and seen[-1]["state"].all()
+
+
+def test_an_environment_whose_rate_is_a_number_of_numpy_is_filmed(monkeypatch):
+    monkeypatch.setattr(simulated_gym.Walk, "metadata", {"render_fps": 1 / np.float32(0.05)}, raising=False)
+    episode = play(made("Walk"), "Walk", 0, Asking(replan=5, filmed=1), walking(0.5))
+    assert episode.film is not None
 
 
 def test_one_array_is_a_state():
