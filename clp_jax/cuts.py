@@ -1,7 +1,7 @@
-"""Several depths of one model, trained in turn: every step trains one cut of it, and all cuts share its weights.
+"""Cuts of one model that share its weights, as ``finetune --depths`` trains them in turn.
 
-The cuts are nested, so a block that a small one has is a block of all larger ones. Any of them can then be cut out
-without training (slimmable networks, arXiv 1812.08928, have the same idea for widths).
+They are nested: a block that a small one has is a block of all larger ones. Any of them can be cut out of the trained
+model as it is (slimmable networks, arXiv 1812.08928, have the same idea for widths).
 """
 
 from collections.abc import Mapping, Sequence

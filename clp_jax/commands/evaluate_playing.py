@@ -22,21 +22,10 @@ from clp_jax.outputs import check_apart
 from clp_jax.progress import progress
 from clp_jax.version import __version__
 
-_MAY_CHANGE = frozenset(
-    (
-        "out",
-        "resume",
-        "overwrite",
-        "json",
-        "against",
-        "checkpoint",
-        "server",
-        "processes",
-        "tasks",
-        "episodes",
-        "filmed",
-    )
-) | {"replan"}
+_MAY_CHANGE = (
+    *("out", "resume", "overwrite", "json", "against", "checkpoint", "server", "processes"),
+    *("tasks", "episodes", "filmed", "replan"),
+)
 """Flags that do not change what an episode is; the policy is compared by what it tells, --replan by its outcome."""
 
 
