@@ -51,9 +51,10 @@ def load(spec: CheckpointSpec) -> list[np.ndarray]:
     chunks = []
 
     def one(array: StoredArray, index: tuple[int, ...]) -> None:
-        chunks.append(np.empty(_bytes(array), np.uint8))
+        chunk = np.empty(_bytes(array), np.uint8)
         with _decoder(array, index) as stream:
-            _fill(stream, chunks[-1].data)
+            _fill(stream, chunk.data)
+        chunks.append(chunk)
 
     _in_threads(spec, one)
     return chunks
@@ -103,4 +104,7 @@ def _decoder(array: StoredArray, index: tuple[int, ...]) -> Any:
 def _fill(stream: Any, target: memoryview) -> None:
     done = 0
     while done < len(target):
-        done += stream.readinto(target[done : done + BLOCK_BYTES])
+        read = stream.readinto(target[done : done + BLOCK_BYTES])
+        if not read:
+            raise EOFError(f"a chunk ends after {done} of {len(target)} bytes")
+        done += read
