@@ -8,6 +8,7 @@ import shutil
 import family_cases
 import jax
 import numpy as np
+import optax
 import pytest
 import toys
 
@@ -27,7 +28,7 @@ from clp_jax.report.tables import compact
 from clp_jax.selection import Evidence
 from clp_jax.sensitivity import make_loss
 from clp_jax.similarity import batches
-from clp_jax.training import OptimizerSettings, StepSettings, make_optimizer, make_state, train_step
+from clp_jax.training import StepSettings, make_state, train_step
 from clp_jax.training.held_out import held_out_loss
 from clp_jax.trees import flatten
 
@@ -188,7 +189,7 @@ def test_a_step_trains_one_cut_as_if_it_were_alone(kind, others):
     plan = PrunePlan.of(arch.kind, arch.depths, keep, coupled=arch.coupled)
     batch = {k: x for k, x in family_cases.inputs(arch).items() if k not in ("noise", "time")}
     cut = cut_of(plan)
-    tx = make_optimizer(OptimizerSettings(peak_lr=1e-2, warmup_steps=1))
+    tx = optax.sgd(0.1)  # AdamW would make steps of the rounding of gradients that are zero
     key = jax.random.key(7)
 
     def after(architecture, params, turns, number):
@@ -212,7 +213,7 @@ def test_a_step_trains_one_cut_as_if_it_were_alone(kind, others):
     stacked = [path for path in moved if moved[path].shape != flatten(state.params)[path].shape]
     assert stacked
     for path in stacked:
-        np.testing.assert_allclose(moved[path], untouched[path], rtol=1e-6, err_msg=path)  # but for their decay
+        np.testing.assert_array_equal(moved[path], untouched[path], err_msg=path)
 
 
 def test_losses_of_cuts_are_those_of_the_cut_models():
