@@ -99,7 +99,7 @@ MUTANTS: list[Mutant] = [
     ),
     *faults(
         "clp_jax/prune.py",
-        f"{_CONTRACT}::test_two_cuts_are_their_composition",
+        "tests/test_prune.py",
         ("prune-first-rows", "leaf[np.asarray(keep)]", "leaf[: len(keep)]"),
     ),
     *faults(
@@ -110,7 +110,7 @@ MUTANTS: list[Mutant] = [
     ),
     *faults(
         "clp_jax/models/pi0/__init__.py",
-        f"{_CONTRACT}::test_stacks_cover_every_block_of_every_tower_once tests/test_prune.py::test_only_planned_towers_change",
+        f"{_CONTRACT}::test_stacks_cover_every_block_of_every_tower_once tests/test_prune.py",
         ("prune-leaf-of-the-other-tower", '[^/]+_1(?:/.*)?", "action")', 'mlp_1(?:/.*)?", "action")'),
     ),
     *faults(
