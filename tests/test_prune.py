@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from clp_jax.checkpoint import read_params, read_spec, write_params
 from clp_jax.errors import InputError
-from clp_jax.models import build
+from clp_jax.models import abstract_params, build
 from clp_jax.models.layers.attention import attention_mask, token_positions
 from clp_jax.models.pi0 import STACKS, Observation, architecture_of, sample_actions
 from clp_jax.models.pi0.gemma import Block
@@ -179,3 +179,10 @@ def test_prune_checkpoint_writes_slices_and_composes_the_record(tmp_path):
     assert spec.plan_record is not None
     assert spec.plan_record["plan"]["towers"]["vlm"] == {"depth": 4, "keep": [0, 3]}
     assert len(spec.plan_record["steps"]) == 2
+
+
+def test_every_leaf_of_the_expert_belongs_to_its_tower():
+    arch = toys.architecture()
+    found = {path: stack_of(STACKS, path) for path in flatten(abstract_params(arch)) if "/layers/" in path}
+    expert = {path for path, stack in found.items() if stack is not None and stack.tower == "action"}
+    assert expert == {path for path in found if any(part.endswith("_1") for part in path.split("/"))}
