@@ -117,7 +117,7 @@ class Log:
         self._advance(number + 1 - self._shown)
         self._shown = number + 1
         shown = [name for name in _SHOWN if name in values]
-        shown += sorted(name for name in values if name.startswith(HELD_OUT_AT))
+        shown += [name for name in values if name.startswith(HELD_OUT_AT)]
         text = ", ".join(f"{name} {values[name]:.4g}" for name in shown)
         if text:
             self._console.print(f"step {number}: {text}", highlight=False, soft_wrap=True)

@@ -34,10 +34,8 @@ def training_loss(log: Log) -> Curve | None:
 
 
 def held_out_at(log: Log) -> list[tuple[str, Curve]]:
-    """Held-out losses of the smaller depths that a run trains, by the names of these."""
-    return sorted(
-        (name.removeprefix(HELD_OUT_AT), curve) for name, curve in log.items() if name.startswith(HELD_OUT_AT)
-    )
+    """Held-out losses of the smaller depths that a run trains, by the names of these, in the order of its log."""
+    return [(name.removeprefix(HELD_OUT_AT), curve) for name, curve in log.items() if name.startswith(HELD_OUT_AT)]
 
 
 def losses(run: Log, other: Log | None, names: tuple[str, str], *, by_time: bool) -> Figure:

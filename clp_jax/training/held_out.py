@@ -13,7 +13,7 @@ from clp_jax.sensitivity import make_loss
 from clp_jax.similarity import CalibrationBatch, batches
 
 HELD_OUT_AT = "held_out_loss_at_"
-"""Begins the names of the losses of cuts; `depths.name_of` ends them."""
+"""Begins the names of the losses of cuts; `cuts.name_of` ends them."""
 
 
 def held_out_loss(
@@ -51,9 +51,8 @@ def held_out_loss(
         mean, each = of_model(architecture, params)
         found = {"held_out_loss": mean} | ({f"held_out_loss/{n}": x for n, x in each.items()} if len(each) > 1 else {})
         for cut, rows in take.items():
-            found[HELD_OUT_AT + name_of(cut, architecture.groups)] = of_model(smaller(architecture, cut), rows(params))[
-                0
-            ]
+            mean, _ = of_model(smaller(architecture, cut), rows(params))
+            found[HELD_OUT_AT + name_of(cut, architecture.groups)] = mean
         return found
 
     return evaluate
