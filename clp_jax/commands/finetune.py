@@ -4,46 +4,36 @@ import contextlib
 import dataclasses
 import functools
 import logging
-import re
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from etils import epath
 from rich.console import Console
 from rich.markup import escape
 
-from clp_jax.checkpoint import Spec, read_spec
-from clp_jax.commands.data_flags import DataFlags, open_data
-from clp_jax.commands.depths_flags import DepthsFlags, describe, open_cuts
+from clp_jax.checkpoint import read_spec
+from clp_jax.commands.data_flags import DataFlags
+from clp_jax.commands.depths_flags import DepthsFlags
+from clp_jax.commands.finetune_inputs import Inputs, Trained, read_inputs, read_trained_architecture, trained_parameters
 from clp_jax.commands.finetune_output import Log, conclude, introduce, report_writer
 from clp_jax.commands.model_flags import ModelFlags
-from clp_jax.commands.teacher_flags import TeacherFlags, open_teacher
+from clp_jax.commands.teacher_flags import TeacherFlags
 from clp_jax.commands.upstream_flags import UpstreamFlags, with_upstream_defaults
-from clp_jax.cuts import WHOLE, Cut, cut_of, smaller
-from clp_jax.data import CalibrationData, TrainingData
 from clp_jax.distributed import DistributedFlags, is_first, join, on_first
 from clp_jax.errors import InputError
-from clp_jax.loading import default_dtype, read_architecture
-from clp_jax.models import Architecture, Lengths, Remat, abstract_params, family_of
+from clp_jax.models import Remat, family_of
 from clp_jax.plan import PrunePlan
 from clp_jax.progress import progress
 from clp_jax.provenance import training_record
 from clp_jax.report.run import read_run
 from clp_jax.sharding import Rules, make_mesh
 from clp_jax.training import OptimizerSettings, Run, Steps, StepSettings, check_batch_size, train
-from clp_jax.training.adapters import with_adapters
 from clp_jax.training.assets import assets_writer
-from clp_jax.training.freezing import frozen_paths
 from clp_jax.training.held_out import held_out_loss
 from clp_jax.training.logs import BOARD, Logs, import_wandb
-from clp_jax.training.optimizer import undecayed
 from clp_jax.training.profiling import StepTrace
 from clp_jax.training.resumption import Entry, check_same_run
 from clp_jax.training.run_folder import run_folder
-from clp_jax.training.saving import saved_record
-from clp_jax.training.teaching import Teaching
-from clp_jax.training.throughput import step_flops
-from clp_jax.trees import flatten
 
 _MAY_CHANGE = (
     *("steps", "log_every", "evaluate_every", "save_every", "keep_period", "evaluate_observations", "holdout_data"),
@@ -143,75 +133,25 @@ def _run(config: Finetune, lifetime: contextlib.ExitStack) -> None:
     _begin(config)
     console = Console(quiet=not is_first())
     spec = read_spec(config.checkpoint)
-    architecture = _architecture(config, spec)
-    asked = config.not_decayed
+    architecture = read_trained_architecture(config, spec)
+    not_decayed = config.not_decayed
     config, chosen = with_upstream_defaults(
         config, family_of(architecture).training_defaults(architecture, config.steps)
     )
-    begun = saved_record(config.out) if config.resume else None
-    data = open_data(
-        config,
-        config.data,
-        architecture,
-        assets=spec.assets,
-        hold_out_ratio=config.holdout_ratio if config.holdout_data is None else 0.0,
-        seed=config.seed,
-        record=spec.plan_record if begun is None else begun,
-        new_run=begun is None,
-    )
-    held = _held_out(config, architecture, spec, data, begun)
-    plans = open_cuts(config, spec, architecture)
-    cuts = (WHOLE, *map(cut_of, plans))
-    teacher = open_teacher(config, spec, architecture, data, lambda one: _as_asked(config, one))
+    inputs = read_inputs(config, spec, architecture)
     mesh = make_mesh(config.fsdp_devices)
-    leaves = flatten(abstract_params(architecture))
-    frozen, frozen_rows = _frozen(config, architecture, leaves)
-    _check_not_decayed(asked, set(leaves) - frozen)
-    todo = _todo(config, frozen, frozen_rows, cuts, None if teacher is None else teacher.teaching)
+    trained = trained_parameters(config, architecture, not_decayed)
+    todo = _todo(config, inputs, trained)
     check_batch_size(todo, mesh)
-    trace = _trace(config, begun)
+    trace = _trace(config, inputs.begun)
     out = lifetime.enter_context(run_folder(config.out, resume=config.resume, overwrite=config.overwrite))
-    write_assets = assets_writer(
-        spec,
-        architecture,
-        data,
-        vlm_config=config.vlm_config,
-        tokenizer=config.tokenizer,
-        embodiment=config.embodiment,
-    )
-    saved = Steps(out, write_assets=write_assets, keep_period=config.keep_period)
-    entry = Entry.of(
-        spec, data, dataclasses.asdict(config), teacher=None if teacher is None else teacher.spec, cuts=plans
-    )
+    saved = Steps(out, write_assets=_assets_writer(config, inputs), keep_period=config.keep_period)
+    entry = inputs.entry(dataclasses.asdict(config))
     start = 0 if saved.latest is None else saved.latest + 1
-    trained, total = _counts(leaves, frozen, frozen_rows)
-    introduce(
-        console,
-        config,
-        chosen,
-        data,
-        teacher,
-        [describe(plan, architecture) for plan in plans],
-        mesh,
-        start,
-        trained,
-        total,
-    )
+    introduce(console, config, chosen, inputs, trained, mesh, start)
     if saved.latest is not None:
         _go_on(console, saved.record(saved.latest)["steps"][-1], entry)
-    flops = [
-        step_flops(
-            smaller(architecture, cut),
-            trained / total,
-            _lengths(data),
-            cameras=len(data.cameras),
-            action_samples=config.action_samples,
-            teacher=None if teacher is None else teacher.teaching.architecture,
-        )
-        for cut in cuts
-    ]
-    plan = PrunePlan.of(architecture.kind, architecture.depths, coupled=architecture.coupled)
-    record = functools.partial(_record, spec, plan, entry)
+    record = functools.partial(_record, inputs, entry)
     lines = Console(stderr=True, quiet=not is_first())
     with progress("training", total=max(config.steps - start, 0), unit="steps", console=lines) as advance:
         log = Log(
@@ -219,20 +159,20 @@ def _run(config: Finetune, lifetime: contextlib.ExitStack) -> None:
             Logs(out, start=start, wandb_project=config.wandb, config=entry.config) if is_first() else None,
             report_writer(out, record({}), config.against) if is_first() else None,
             advance,
-            sum(flops) / len(flops),
+            inputs.step_flops(trained.count / trained.total, action_samples=config.action_samples),
             start,
         )
         ended = train(
             spec,
             architecture,
-            data,
+            inputs.data,
             todo,
             saved,
             mesh=mesh,
             record=record,
             log=log,
-            evaluate=held_out_loss(architecture, held, mesh, batch_size=config.batch_size, cuts=cuts),
-            teacher=None if teacher is None else teacher.spec,
+            evaluate=held_out_loss(architecture, inputs.held, mesh, batch_size=config.batch_size, cuts=inputs.cuts),
+            teacher=None if inputs.teacher is None else inputs.teacher.spec,
             paused=log.paused,
             trace=trace,
         )
@@ -255,77 +195,26 @@ def _begin(config: Finetune) -> None:
     on_first(look, "read the run of --against")
 
 
-def _record(spec: Spec, plan: PrunePlan, entry: Entry, training: Mapping[str, Any]) -> dict[str, Any]:
+def _record(inputs: Inputs, entry: Entry, training: Mapping[str, Any]) -> dict[str, Any]:
     """Content of a step's ``clp.json``."""
-    return training_record(spec.plan_record, plan, entry.to_json(), training).to_json()
+    architecture = inputs.architecture
+    plan = PrunePlan.of(architecture.kind, architecture.depths, coupled=architecture.coupled)
+    return training_record(inputs.spec.plan_record, plan, entry.to_json(), training).to_json()
 
 
-def _architecture(config: Finetune, spec: Spec) -> Architecture:
-    dtype = config.dtype or default_dtype()
-    if dtype not in ("float32", "bfloat16"):
-        raise InputError(f"--dtype {dtype} is not an activation dtype; give float32 or bfloat16.")
-    architecture = read_architecture(spec, dtype=dtype, may_lack_adapters=config.lora, **config.model_settings())
-    if config.lora_ranks and not config.lora:
-        raise InputError("--lora-ranks is for new adapters; give --lora, too, or leave it out.")
-    if config.lora:
-        architecture = with_adapters(architecture, config.lora_ranks)
-    if architecture.action_dim is None and config.action_samples != 1:
-        raise InputError(f"--action-samples is for flow matching; a {architecture.kind} draws no noise, leave it out.")
-    return _as_asked(config, architecture)
-
-
-def _as_asked(config: Finetune, architecture: Architecture) -> Architecture:
-    """The architecture, running as the flags say."""
-    changes: dict[str, Any] = {"remat": config.remat}
-    if not config.dropout:
-        if not hasattr(architecture, "dropout"):
-            raise InputError(f"a {architecture.kind} has no dropout; leave out --no-dropout.")
-        changes["dropout"] = False
-    if config.skip_dead is not None:
-        if not hasattr(architecture, "skip_dead"):
-            raise InputError(f"--skip-dead is not for a {architecture.kind} model; leave it out.")
-        changes["skip_dead"] = config.skip_dead
-    return dataclasses.replace(architecture, **changes)
-
-
-def _frozen(
-    config: Finetune, architecture: Architecture, leaves: Mapping[str, Any]
-) -> tuple[frozenset[str], dict[str, tuple[int, ...]]]:
-    """Names of the parameters that are not trained, and rows of others: upstream's, but where a flag decides."""
-    family = family_of(architecture)
-    frozen = frozen_paths(
-        tuple(leaves), freeze=config.freeze, train=config.train, default=family.frozen_rules(architecture)
+def _assets_writer(config: Finetune, inputs: Inputs) -> Any:
+    """What writes the files beside the parameters of a saved step."""
+    return assets_writer(
+        inputs.spec,
+        inputs.architecture,
+        inputs.data,
+        vlm_config=config.vlm_config,
+        tokenizer=config.tokenizer,
+        embodiment=config.embodiment,
     )
-    decided = {path for path in leaves if any(re.fullmatch(rule, path) for rule in config.train)} | frozen
-    rows = family.frozen_rows(architecture, leaves)
-    return frozen, {path: numbers for path, numbers in rows.items() if path not in decided}
 
 
-def _counts(
-    leaves: Mapping[str, Any], frozen: frozenset[str], frozen_rows: Mapping[str, tuple[int, ...]]
-) -> tuple[int, int]:
-    """Trained parameters, and all."""
-    total = sum(leaf.size for leaf in leaves.values())
-    still = sum(leaves[path].size for path in frozen)
-    still += sum(len(rows) * leaves[path].size // leaves[path].shape[0] for path, rows in frozen_rows.items())
-    return total - still, total
-
-
-def _check_not_decayed(pattern: str | None, trained: Collection[str]) -> None:
-    if pattern and not undecayed(pattern, trained):
-        raise InputError(
-            f"--not-decayed {pattern!r} matches the name of no parameter that is trained; correct it, or give '' to "
-            "decay all."
-        )
-
-
-def _todo(
-    config: Finetune,
-    frozen: frozenset[str],
-    frozen_rows: Mapping[str, tuple[int, ...]],
-    cuts: tuple[Cut, ...],
-    teaching: Teaching | None,
-) -> Run:
+def _todo(config: Finetune, inputs: Inputs, trained: Trained) -> Run:
     return Run(
         steps=config.steps,
         batch_size=config.batch_size,
@@ -335,10 +224,10 @@ def _todo(
             action_samples=config.action_samples,
             accumulate=config.accumulate,
             augment=config.augment,
-            frozen=frozen,
-            frozen_rows=tuple(sorted(frozen_rows.items())),
-            teaching=teaching,
-            cuts=cuts,
+            frozen=trained.frozen,
+            frozen_rows=tuple(sorted(trained.frozen_rows.items())),
+            teaching=None if inputs.teacher is None else inputs.teacher.teaching,
+            cuts=inputs.cuts,
         ),
         frozen_dtype=None if config.frozen_dtype == "keep" else config.frozen_dtype,
         sharding_rules=_rules(config.shard),
@@ -379,29 +268,3 @@ def _defaults() -> dict[str, Any]:
     known = {field.name: field.default for field in dataclasses.fields(Finetune)}
     given = {name: value for name, value in known.items() if value is not dataclasses.MISSING}
     return given | dataclasses.asdict(OptimizerSettings())
-
-
-def _lengths(data: TrainingData) -> Lengths:
-    return CalibrationData(data.read(data.rows[:1]), data.fingerprint).lengths
-
-
-def _held_out(
-    config: Finetune, architecture: Architecture, spec: Spec, data: TrainingData, begun: Mapping[str, Any] | None
-) -> dict[int, tuple[float, CalibrationData]]:
-    """The observations of the held-out loss of each set, perhaps none. ``begun`` is the record of a resumed run."""
-    if not config.evaluate_every:
-        return {}
-    if config.holdout_data is None:
-        return data.held_out_sets(config.evaluate_observations)
-    other = open_data(
-        dataclasses.replace(config, weights=(), episodes=()),
-        config.holdout_data,
-        architecture,
-        assets=spec.assets,
-        hold_out_ratio=0.0,
-        seed=config.seed,
-        stats=data.norm_stats,
-        record=spec.plan_record if begun is None else begun,
-        new_run=begun is None,
-    )
-    return {0: (1.0, other.calibration(config.evaluate_observations))}

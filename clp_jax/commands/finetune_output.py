@@ -1,6 +1,6 @@
 """What ``clp finetune`` says: what a run is before it begins, its numbers on the way, and where its end lies."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -8,8 +8,8 @@ from etils import epath
 from rich.console import Console
 from rich.markup import escape
 
-from clp_jax.commands.teacher_flags import Teacher
-from clp_jax.data import TrainingData
+from clp_jax.commands.depths_flags import describe
+from clp_jax.commands.finetune_inputs import Inputs, Trained
 from clp_jax.errors import reason_of
 from clp_jax.history import REPORT
 from clp_jax.report.run import read_run, run_before, write_run_report
@@ -26,16 +26,7 @@ _SHOWN = (
 
 
 def introduce(
-    console: Console,
-    config: Any,
-    chosen: str,
-    data: TrainingData,
-    teacher: Teacher | None,
-    cuts: Sequence[str],
-    mesh: jax.sharding.Mesh,
-    start: int,
-    trained: int,
-    total: int,
+    console: Console, config: Any, chosen: str, inputs: Inputs, trained: Trained, mesh: jax.sharding.Mesh, start: int
 ) -> None:
     """Print what a run is.
 
@@ -43,14 +34,12 @@ def introduce(
       console: to print on.
       config: flags of the command.
       chosen: settings that are upstream's, as text.
-      data: what it is trained on.
-      teacher: of the run, if it has one.
-      cuts: that are trained beside the whole model, a line each.
+      inputs: what it reads.
+      trained: which parameters it trains.
       mesh: of devices.
       start: first step.
-      trained: parameters that are trained.
-      total: all parameters.
     """
+    data = inputs.data
     shape = " x ".join(f"{size} {name}" for name, size in mesh.shape.items())
     console.print(f"{jax.device_count()} {jax.devices()[0].device_kind} as {shape}, {jax.process_count()} processes")
     other = "" if config.holdout_data is None else f"; held-out loss on {escape(config.holdout_data)}"
@@ -63,12 +52,12 @@ def introduce(
         )
     if data.conventions is not None and data.conventions.robot is not None:
         console.print(f"Conventions: {data.conventions}", highlight=False, markup=False, soft_wrap=True)
-    if teacher is not None:
-        console.print(str(teacher), highlight=False, markup=False, soft_wrap=True)
-    for cut in cuts:
-        console.print(cut, highlight=False, markup=False, soft_wrap=True)
-    console.print(f"{trained:,} of {total:,} parameters are trained")
-    if trained < total and config.frozen_dtype != "keep":
+    if inputs.teacher is not None:
+        console.print(str(inputs.teacher), highlight=False, markup=False, soft_wrap=True)
+    for plan in inputs.plans:
+        console.print(describe(plan, inputs.architecture), highlight=False, markup=False, soft_wrap=True)
+    console.print(f"{trained.count:,} of {trained.total:,} parameters are trained")
+    if trained.count < trained.total and config.frozen_dtype != "keep":
         console.print(
             f"The others are stored as {config.frozen_dtype}, as openpi does (--frozen-dtype keep: as they are)"
         )
