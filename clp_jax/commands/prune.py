@@ -14,9 +14,9 @@ from rich.table import Table
 
 from clp_jax.analysis import loss_of
 from clp_jax.checkpoint import FolderSpec, RewriteReport, Spec, read_spec
+from clp_jax.commands.depths_flags import trained_cut
 from clp_jax.commands.measuring import DepthFlags, MeasureFlags, analysis_of, evidence_options, load, measure
 from clp_jax.commands.results import print_json
-from clp_jax.cuts import cut_of, name_of
 from clp_jax.data import CalibrationData
 from clp_jax.errors import InputError
 from clp_jax.folders import is_remote
@@ -25,7 +25,7 @@ from clp_jax.history import REPORT, REPORT_KEY
 from clp_jax.loading import LoadedModel, read_architecture
 from clp_jax.models import Architecture, Gates, Shape
 from clp_jax.plan import PrunePlan
-from clp_jax.planning import Depth, check_depth, check_plan, choose, groups_of, per_group, plan_of_blocks
+from clp_jax.planning import Depth, check_depth, check_plan, choose, plan_of_blocks
 from clp_jax.progress import progress, track
 from clp_jax.provenance import cuts_of
 from clp_jax.prune import Changes, prune_checkpoint
@@ -283,18 +283,8 @@ def _plan_of_training(config: Prune, spec: Spec, shape: Architecture | Shape) ->
         raise InputError(
             "blocks of a trained cut are chosen; leave out --criterion, or give --data or --analysis to choose others."
         )
-    depth, (groups, optional) = config.depth(), groups_of(shape)
-    asked = per_group(depth.keep_layers, groups, "keep_layers")
-    if depth.keep_optional is not None:
-        asked |= dict.fromkeys(optional, depth.keep_optional)
-    for plan in known:
-        if all(len(plan.towers[group[0]].keep) == asked.get(group, shape.depths[group[0]]) for group in shape.groups):
-            return plan
-    trained = " and ".join(name_of(cut_of(plan), shape.groups) for plan in known)
-    raise InputError(
-        f"the run of this checkpoint trained no cut of this depth, only {trained}: take one of these, or give --data, "
-        "--analysis, --plan or --keep for another."
-    )
+    otherwise = "give --data, --analysis, --plan or --keep for another"
+    return trained_cut(known, config.depth(), shape, otherwise=otherwise)
 
 
 def blocks_of(words: tuple[str, ...]) -> list[int] | dict[str, list[int]]:
