@@ -132,6 +132,22 @@ def test_a_trained_cut_comes_out_without_data(inputs, finished, tmp_path):
         np.testing.assert_array_equal(leaf, expected[path], err_msg=path)
 
 
+def test_a_trained_cut_is_healed_and_data_alone_chooses_anew_and_says_so(inputs, finished, tmp_path, capsys):
+    data = ["--data", str(inputs / "data.npz"), "--holdout-ratio", "0.3"]
+    argv = ["prune", "--checkpoint", str(finished / "3"), "--keep-layers", "2", *data]
+    assert main([*argv, "--heal", "--out", str(tmp_path / "healed")]) == 0
+    assert "chooses blocks anew" not in capsys.readouterr().out
+    plan = PrunePlan.from_json(json.loads((tmp_path / "healed" / "clp.json").read_text())["plan"])
+    assert plan.towers == cuts(finished)[1].towers
+    assert main([*argv, "--out", str(tmp_path / "anew")]) == 0
+    assert "--data chooses blocks anew" in capsys.readouterr().out
+    argv[4] = "1"
+    assert "say with --criterion how to choose others" in refusal(
+        capsys, [*argv, "--heal", "--out", str(tmp_path / "x")]
+    )
+    assert main([*argv, "--heal", "--criterion", "clp", "--out", str(tmp_path / "one")]) == 0
+
+
 def test_a_depth_that_was_not_trained_is_refused(inputs, finished, tmp_path, capsys):
     argv = ["prune", "--checkpoint", str(finished / "3"), "--keep-layers", "1", "--out", str(tmp_path / "one")]
     assert "trained no cut of this depth, only 3 and 2" in refusal(capsys, argv)

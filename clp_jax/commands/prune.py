@@ -38,7 +38,7 @@ class Prune(MeasureFlags, DepthFlags):
     """Write a checkpoint without the blocks that go. Give one of --data, --analysis, --plan and --keep.
 
     With --heal, --data may stand beside one of the others: it says what to heal on. A step of clp finetune --depths
-    needs none of them for a depth that it was trained at.
+    needs none of them for a depth that it was trained at; with --criterion, --data chooses other blocks to heal.
     """
 
     checkpoint: str
@@ -65,8 +65,15 @@ class Prune(MeasureFlags, DepthFlags):
 
 def run(config: Prune) -> None:
     """Run the command."""
-    console, way = Console(stderr=config.json), _way(config)
-    spec = read_spec(config.checkpoint)
+    console, spec = Console(stderr=config.json), read_spec(config.checkpoint)
+    has_cuts = bool(cuts_of(spec.plan_record))
+    way = _way(config, has_cuts=has_cuts)
+    if way == "data" and has_cuts and config.criterion is None:
+        console.print(
+            "note: this step was trained at several depths; --data chooses blocks anew. Without it the trained cut of "
+            "--keep-layers comes out.",
+            soft_wrap=True,
+        )
     shape = _shape(config, spec)
     check_depth(config.depth(), config.rule(), shape)
     measured = _load(config) if config.data else None
@@ -109,8 +116,12 @@ def run(config: Prune) -> None:
         )
 
 
-def _way(config: Prune) -> str:
-    """The flag that says which blocks go.
+def _way(config: Prune, *, has_cuts: bool) -> str:
+    """The flag that says which blocks go; "trained" where the training of the checkpoint says it.
+
+    Args:
+      config: the flags.
+      has_cuts: whether the checkpoint was trained at several depths.
 
     Raises:
       InputError: there is none, or several that contradict each other.
@@ -119,7 +130,8 @@ def _way(config: Prune) -> str:
     given = [name for name, value in ways.items() if value not in (None, ())]
     if config.heal and "data" not in given:
         raise InputError("--heal needs observations: give --data, which may stand beside --plan, --keep or --analysis.")
-    if config.heal and len(given) > 1:
+    of_training = has_cuts and config.keep_layers and config.criterion is None
+    if config.heal and (len(given) > 1 or of_training):
         given.remove("data")
     if not given and config.keep_layers:
         return "trained"
@@ -284,6 +296,8 @@ def _plan_of_training(config: Prune, spec: Spec, shape: Architecture | Shape) ->
             "blocks of a trained cut are chosen; leave out --criterion, or give --data or --analysis to choose others."
         )
     otherwise = "give --data, --analysis, --plan or --keep for another"
+    if config.heal:
+        otherwise = "say with --criterion how to choose others on --data"
     return trained_cut(known, config.depth(), shape, otherwise=otherwise)
 
 
