@@ -7,7 +7,7 @@ model as it is (slimmable networks, arXiv 1812.08928, have the same idea for wid
 from collections.abc import Mapping, Sequence
 
 from clp_jax.aliases import Tree
-from clp_jax.models import Architecture
+from clp_jax.models import Architecture, Shape
 from clp_jax.plan import PrunePlan
 from clp_jax.prune import apply_plan
 
@@ -43,3 +43,11 @@ def name_of(cut: Cut, groups: Sequence[Sequence[str]]) -> str:
     keep: Mapping[str, tuple[int, ...]] = dict(cut)
     names = [group[0] for group in groups if group[0] in keep]
     return str(len(keep[names[0]])) if len(names) == 1 else "-".join(f"{name}{len(keep[name])}" for name in names)
+
+
+def names_of(cuts: Sequence[Cut], shape: Architecture | Shape) -> list[str]:
+    """What requests call cuts of a model, the whole one among them: the depth of every group that any of them cuts."""
+    touched = [group for group in shape.groups if any(group[0] in dict(cut) for cut in cuts)]
+    whole = {group[0]: tuple(range(shape.depths[group[0]])) for group in touched}
+    kept = [{tower: dict(cut).get(tower, blocks) for tower, blocks in whole.items()} for cut in cuts]
+    return [name_of(tuple(blocks.items()), touched) for blocks in kept]

@@ -11,11 +11,15 @@ import numpy as np
 import optax
 import pytest
 import toys
+import tyro
+from served import rows
 
 from clp_jax import sharding
 from clp_jax.analysis import Analysis
 from clp_jax.checkpoint import read_params, read_spec, write_params
 from clp_jax.cli import main
+from clp_jax.commands import serve
+from clp_jax.commands.serve import Serve
 from clp_jax.cuts import WHOLE, cut_of, smaller
 from clp_jax.data import arrange
 from clp_jax.errors import InputError
@@ -128,6 +132,22 @@ def test_a_trained_cut_comes_out_without_data(inputs, finished, tmp_path):
         np.testing.assert_array_equal(leaf, expected[path], err_msg=path)
 
 
+def test_a_trained_cut_is_healed_and_data_alone_chooses_anew_and_says_so(inputs, finished, tmp_path, capsys):
+    data = ["--data", str(inputs / "data.npz"), "--holdout-ratio", "0.3"]
+    argv = ["prune", "--checkpoint", str(finished / "3"), "--keep-layers", "2", *data]
+    assert main([*argv, "--heal", "--out", str(tmp_path / "healed")]) == 0
+    assert "chooses blocks anew" not in capsys.readouterr().out
+    plan = PrunePlan.from_json(json.loads((tmp_path / "healed" / "clp.json").read_text())["plan"])
+    assert plan.towers == cuts(finished)[1].towers
+    assert main([*argv, "--out", str(tmp_path / "anew")]) == 0
+    assert "--data chooses blocks anew" in capsys.readouterr().out
+    argv[4] = "1"
+    assert "say with --criterion how to choose others" in refusal(
+        capsys, [*argv, "--heal", "--out", str(tmp_path / "x")]
+    )
+    assert main([*argv, "--heal", "--criterion", "clp", "--out", str(tmp_path / "one")]) == 0
+
+
 def test_a_depth_that_was_not_trained_is_refused(inputs, finished, tmp_path, capsys):
     argv = ["prune", "--checkpoint", str(finished / "3"), "--keep-layers", "1", "--out", str(tmp_path / "one")]
     assert "trained no cut of this depth, only 3 and 2" in refusal(capsys, argv)
@@ -136,6 +156,37 @@ def test_a_depth_that_was_not_trained_is_refused(inputs, finished, tmp_path, cap
     assert "leave out --criterion" in refusal(capsys, [*argv, "--criterion", "first"])
     argv[2] = str(inputs / "model")
     assert "give one of --data, --analysis, --plan and --keep" in refusal(capsys, argv)
+
+
+def make_policy(checkpoint, *flags):
+    config = tyro.cli(Serve, args=["--checkpoint", str(checkpoint), "--max-token-len", "5", "--max-batch", "1", *flags])
+    return serve.make_policy(config, read_spec(checkpoint))
+
+
+def test_a_trained_cut_is_served_as_if_it_had_been_cut_out(finished, tmp_path):
+    argv = ["prune", "--checkpoint", str(finished / "3"), "--keep-layers", "2", "--out", str(tmp_path / "two")]
+    assert main(argv) == 0
+    several, alone = make_policy(finished / "3", "--depths", "2", "4"), make_policy(tmp_path / "two")
+    request = rows(1)[0] | {"noise": np.zeros((toys.HORIZON, 6), np.float32)}
+    one, other, whole = several.infer(request), alone.infer(request), several.infer(request | {"keep_layers": 4})
+    np.testing.assert_allclose(one["actions"], other["actions"], rtol=1e-5, atol=1e-6)
+    assert (one["keep_layers"], whole["keep_layers"]) == ("2", "4")
+    assert np.abs(whole["actions"] - one["actions"]).max() > 1e-4
+
+
+@pytest.mark.parametrize(
+    ("checkpoint", "depths", "complaint"),
+    [
+        ("step", ("1",), "trained no cut of this depth, only 4 and 3 and 2: take one of these, or cut this one"),
+        ("step", ("2", "2"), "names a depth twice"),
+        ("step", ("two",), "--depths two cannot be read"),
+        ("model", ("2",), "was not trained at several depths"),
+    ],
+)
+def test_depths_that_cannot_be_served_are_said(inputs, finished, checkpoint, depths, complaint):
+    folder = {"step": finished / "3", "model": inputs / "model"}[checkpoint]
+    with pytest.raises(InputError, match=complaint):
+        make_policy(folder, "--depths", *depths)
 
 
 def test_a_cut_of_a_step_is_no_longer_trained_at_several_depths(finished, tmp_path, capsys):

@@ -1,15 +1,16 @@
 """``--depths``: nested cuts of one checkpoint that a fine-tuning trains in turn, and what must be true of them."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 from clp_jax.checkpoint import Spec
 from clp_jax.commands.measuring import analysis_of, numbers
-from clp_jax.cuts import cut_of, name_of
+from clp_jax.cuts import cut_of, name_of, names_of
 from clp_jax.errors import InputError
-from clp_jax.models import Architecture
+from clp_jax.models import Architecture, Shape
 from clp_jax.plan import PrunePlan
-from clp_jax.planning import Depth, check_depth, choose_nested
+from clp_jax.planning import Depth, check_depth, choose_nested, groups_of, per_group
 
 _CRITERION = "jumps"
 
@@ -43,7 +44,7 @@ def open_cuts(config: Any, spec: Spec, architecture: Architecture) -> list[Prune
         return []
     if config.teacher is not None:
         raise InputError("--depths and --teacher cannot be had together; leave one out.")
-    depths = [Depth(keep_layers=numbers((word,), int, "--depths", "12 9, or llm=8,dit=12")) for word in config.depths]
+    depths = depths_of(config.depths)
     for depth in depths:
         check_depth(depth, _CRITERION, architecture)
     plans = choose_nested(analysis_of(config.analysis, spec), _CRITERION, depths)
@@ -51,6 +52,40 @@ def open_cuts(config: Any, spec: Spec, architecture: Architecture) -> list[Prune
     if not smaller:
         raise InputError(f"--depths {' '.join(config.depths)} is the whole model alone; name a smaller depth, too.")
     return smaller
+
+
+def depths_of(words: Sequence[str]) -> list[Depth]:
+    """The words of ``--depths``.
+
+    Raises:
+      InputError: one cannot be read.
+    """
+    return [Depth(keep_layers=numbers((word,), int, "--depths", "12 9, or llm=8,dit=12")) for word in words]
+
+
+def trained_cut(known: Sequence[PrunePlan], depth: Depth, shape: Architecture | Shape, *, otherwise: str) -> PrunePlan:
+    """The cut of a depth among those that a run trained.
+
+    Args:
+      known: of `cuts_of`.
+      depth: that is asked for; a group of towers that it does not name stays whole.
+      shape: of the trained model.
+      otherwise: what else can be done where it was not trained.
+
+    Raises:
+      InputError: no cut of this depth was trained.
+    """
+    groups, optional = groups_of(shape)
+    asked = per_group(depth.keep_layers, groups, "keep_layers")
+    if depth.keep_optional is not None:
+        asked |= dict.fromkeys(optional, depth.keep_optional)
+    for plan in known:
+        if all(len(plan.towers[group[0]].keep) == asked.get(group, shape.depths[group[0]]) for group in shape.groups):
+            return plan
+    trained = " and ".join(names_of([cut_of(plan) for plan in known], shape))
+    raise InputError(
+        f"the run of this checkpoint trained no cut of this depth, only {trained}: take one of these, or {otherwise}."
+    )
 
 
 def describe(plan: PrunePlan, architecture: Architecture) -> str:

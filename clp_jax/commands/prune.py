@@ -14,9 +14,9 @@ from rich.table import Table
 
 from clp_jax.analysis import loss_of
 from clp_jax.checkpoint import FolderSpec, RewriteReport, Spec, read_spec
+from clp_jax.commands.depths_flags import trained_cut
 from clp_jax.commands.measuring import DepthFlags, MeasureFlags, analysis_of, evidence_options, load, measure
 from clp_jax.commands.results import print_json
-from clp_jax.cuts import cut_of, name_of
 from clp_jax.data import CalibrationData
 from clp_jax.errors import InputError
 from clp_jax.folders import is_remote
@@ -25,7 +25,7 @@ from clp_jax.history import REPORT, REPORT_KEY
 from clp_jax.loading import LoadedModel, read_architecture
 from clp_jax.models import Architecture, Gates, Shape
 from clp_jax.plan import PrunePlan
-from clp_jax.planning import Depth, check_depth, check_plan, choose, groups_of, per_group, plan_of_blocks
+from clp_jax.planning import Depth, check_depth, check_plan, choose, plan_of_blocks
 from clp_jax.progress import progress, track
 from clp_jax.provenance import cuts_of
 from clp_jax.prune import Changes, prune_checkpoint
@@ -38,7 +38,7 @@ class Prune(MeasureFlags, DepthFlags):
     """Write a checkpoint without the blocks that go. Give one of --data, --analysis, --plan and --keep.
 
     With --heal, --data may stand beside one of the others: it says what to heal on. A step of clp finetune --depths
-    needs none of them for a depth that it was trained at.
+    needs none of them for a depth that it was trained at; with --criterion, --data chooses other blocks to heal.
     """
 
     checkpoint: str
@@ -65,8 +65,15 @@ class Prune(MeasureFlags, DepthFlags):
 
 def run(config: Prune) -> None:
     """Run the command."""
-    console, way = Console(stderr=config.json), _way(config)
-    spec = read_spec(config.checkpoint)
+    console, spec = Console(stderr=config.json), read_spec(config.checkpoint)
+    has_cuts = bool(cuts_of(spec.plan_record))
+    way = _way(config, has_cuts=has_cuts)
+    if way == "data" and has_cuts and config.criterion is None:
+        console.print(
+            "note: this step was trained at several depths; --data chooses blocks anew. Without it the trained cut of "
+            "--keep-layers comes out.",
+            soft_wrap=True,
+        )
     shape = _shape(config, spec)
     check_depth(config.depth(), config.rule(), shape)
     measured = _load(config) if config.data else None
@@ -109,8 +116,12 @@ def run(config: Prune) -> None:
         )
 
 
-def _way(config: Prune) -> str:
-    """The flag that says which blocks go.
+def _way(config: Prune, *, has_cuts: bool) -> str:
+    """The flag that says which blocks go; "trained" where the training of the checkpoint says it.
+
+    Args:
+      config: the flags.
+      has_cuts: whether the checkpoint was trained at several depths.
 
     Raises:
       InputError: there is none, or several that contradict each other.
@@ -119,7 +130,8 @@ def _way(config: Prune) -> str:
     given = [name for name, value in ways.items() if value not in (None, ())]
     if config.heal and "data" not in given:
         raise InputError("--heal needs observations: give --data, which may stand beside --plan, --keep or --analysis.")
-    if config.heal and len(given) > 1:
+    of_training = has_cuts and config.keep_layers and config.criterion is None
+    if config.heal and (len(given) > 1 or of_training):
         given.remove("data")
     if not given and config.keep_layers:
         return "trained"
@@ -283,18 +295,10 @@ def _plan_of_training(config: Prune, spec: Spec, shape: Architecture | Shape) ->
         raise InputError(
             "blocks of a trained cut are chosen; leave out --criterion, or give --data or --analysis to choose others."
         )
-    depth, (groups, optional) = config.depth(), groups_of(shape)
-    asked = per_group(depth.keep_layers, groups, "keep_layers")
-    if depth.keep_optional is not None:
-        asked |= dict.fromkeys(optional, depth.keep_optional)
-    for plan in known:
-        if all(len(plan.towers[group[0]].keep) == asked.get(group, shape.depths[group[0]]) for group in shape.groups):
-            return plan
-    trained = " and ".join(name_of(cut_of(plan), shape.groups) for plan in known)
-    raise InputError(
-        f"the run of this checkpoint trained no cut of this depth, only {trained}: take one of these, or give --data, "
-        "--analysis, --plan or --keep for another."
-    )
+    otherwise = "give --data, --analysis, --plan or --keep for another"
+    if config.heal:
+        otherwise = "say with --criterion how to choose others on --data"
+    return trained_cut(known, config.depth(), shape, otherwise=otherwise)
 
 
 def blocks_of(words: tuple[str, ...]) -> list[int] | dict[str, list[int]]:

@@ -17,17 +17,22 @@ from rich.markup import escape
 from clp_jax.checkpoint import Spec, fingerprint, read_spec
 from clp_jax.commands.conventions import choose_conventions, told_by
 from clp_jax.commands.data_flags import ObservationFlags, load_tokenizer, stats_of_checkpoint
+from clp_jax.commands.depths_flags import depths_of, trained_cut
 from clp_jax.commands.model_flags import ModelFlags
 from clp_jax.commands.processing_flags import ProcessingFlags
+from clp_jax.cuts import WHOLE, Cut, cut_of
 from clp_jax.errors import InputError
 from clp_jax.loading import check_finite, load_model, read_architecture
 from clp_jax.models import Architecture, Lengths, family_of
 from clp_jax.models.family import Processing
+from clp_jax.plan import PrunePlan
 from clp_jax.processing import norm_stats
 from clp_jax.processing.conventions import Conventions
 from clp_jax.processing.norm_stats import NormStats
 from clp_jax.processing.robots import Robot
 from clp_jax.progress import progress
+from clp_jax.provenance import cuts_of
+from clp_jax.serving.depths import DEPTH
 from clp_jax.serving.policy import Policy, check_sizes
 from clp_jax.serving.requests import ModelRequests, Requests, RobotRequests
 from clp_jax.serving.server import ServerSettings, check_free, run_server
@@ -64,6 +69,9 @@ class Serve(ObservationFlags, ProcessingFlags, ModelFlags):
     """Parameters: as stored, or bfloat16, as openpi serves them."""
     fsdp_devices: int = 1
     """Split large parameters over this many devices."""
+    depths: tuple[str, ...] = ()
+    """Depths to serve of a step of clp finetune --depths, e.g. 18 12 9, or llm=8,dit=12 llm=6,dit=8. A request gets the
+    first, or the one that it names as keep_layers, or the deepest that keeps its latency_ms."""
 
     # These two read differently where there is no data set.
     prompt: str | None = None
@@ -99,15 +107,36 @@ def make_policy(config: Serve, spec: Spec) -> Policy:
     sizes = {"action_horizon": chosen.conventions.action_horizon, "max_batch": config.max_batch, "num_steps": steps}
     check_sizes(**sizes)
     requests, conventions = _requests(config, spec, architecture, chosen.conventions)
+    cuts = _cuts(config, spec, architecture)
     model = load_model(spec, dtype=config.dtype, fsdp_devices=config.fsdp_devices, **config.model_settings())
     check_finite(model.params)
     if config.params_dtype != "keep":
         cast = jax.jit(lambda tree: jax.tree.map(lambda x: x.astype(jnp.dtype(config.params_dtype)), tree))
         model = dataclasses.replace(model, params=cast(model.params))
-    policy = Policy(model, requests, **sizes, seed=config.seed)
+    policy = Policy(model, requests, **sizes, seed=config.seed, cuts=cuts)
     policy.metadata["checkpoint"] = fingerprint(spec)
     policy.metadata["conventions"] = str(dataclasses.replace(chosen, conventions=conventions))
     return policy
+
+
+def _cuts(config: Serve, spec: Spec, architecture: Architecture) -> tuple[Cut, ...]:
+    """What is served of the model; the whole one without ``--depths``.
+
+    Raises:
+      InputError: a depth that was not trained, or the same twice.
+    """
+    if not config.depths:
+        return (WHOLE,)
+    known = cuts_of(spec.plan_record)
+    if not known:
+        raise InputError("--depths: this checkpoint was not trained at several depths; clp finetune --depths does it.")
+    known.insert(0, PrunePlan.of(architecture.kind, architecture.depths, coupled=architecture.coupled))
+    otherwise = "cut this one with clp prune and serve it alone"
+    depths = depths_of(config.depths)
+    cuts = tuple(cut_of(trained_cut(known, depth, architecture, otherwise=otherwise)) for depth in depths)
+    if len(set(cuts)) < len(cuts):
+        raise InputError(f"--depths {' '.join(config.depths)} names a depth twice.")
+    return cuts
 
 
 def _requests(
@@ -191,5 +220,8 @@ def _introduce(console: Console, policy: Policy, host: str, port: int) -> None:
     console.print(f"requests ({escape(str(told['robot']))}): {escape(', '.join(told['keys']))}", soft_wrap=True)
     if "conventions" in told:
         console.print(f"conventions {told['conventions']}", soft_wrap=True, highlight=False, markup=False)
+    if DEPTH in told:
+        times = ", ".join(f"{name} {time:.1f} ms" for name, time in told[DEPTH].items())
+        console.print(f"{DEPTH}: {times} for one observation, the first where a request asks for none", soft_wrap=True)
     console.print(f"answers: {told['action_horizon']} actions of {told['action_dim']} dimensions")
     console.print(f"ready: ws://{host}:{port}", soft_wrap=True)

@@ -1,8 +1,10 @@
 """Requests through the model, alone or in batches, and back as the robot's actions."""
 
+import copy
 import dataclasses
 import functools
 import itertools
+import statistics
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,11 +15,15 @@ import numpy as np
 from jaxtyping import Bool, Float, UInt32
 
 from clp_jax.aliases import AnyArray, Array, Leaf
+from clp_jax.cuts import WHOLE, Cut
 from clp_jax.errors import InputError
 from clp_jax.loading import LoadedModel
 from clp_jax.models import Architecture, Gates, Lengths, build, family_of
+from clp_jax.serving.depths import ANY, DEPTH, Wish, models_of, pick, wish_of
 from clp_jax.serving.requests import Requests, chunk, flat
 from clp_jax.sharding import batch_sharding, parameter_shardings, replicated
+
+_TURNS = 5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,12 +35,14 @@ class Prepared:
       state: of the robot, in its units.
       number: of the request; the key of its noise.
       noise: instead of the key's, [horizon, adim]; None where the model draws none.
+      wish: which depth it asks for.
     """
 
     inputs: Mapping[str, np.ndarray]
     state: Float[np.ndarray, " d"]
     number: int
     noise: Float[np.ndarray, "horizon adim"] | None = None
+    wish: Wish = ANY
 
 
 class Policy:
@@ -51,6 +59,7 @@ class Policy:
       max_batch: the largest batch.
       num_steps: Euler steps from noise to actions, or tokens at most.
       seed: of the noise.
+      cuts: that are served instead of the whole model alone, the first where a request asks for none.
 
     Raises:
       InputError: sizes below one.
@@ -65,6 +74,7 @@ class Policy:
         max_batch: int = 8,
         num_steps: int = 10,
         seed: int = 0,
+        cuts: Sequence[Cut] = (WHOLE,),
     ):
         check_sizes(action_horizon=action_horizon, max_batch=max_batch, num_steps=num_steps)
         self.requests = requests
@@ -74,42 +84,66 @@ class Policy:
         self._noise_shape = None if dim is None else (action_horizon, dim)
         self._numbers = itertools.count()
         self._num_steps, self._seed = num_steps, seed
-        self._programs: dict[int, Any] = {}
+        self._models = models_of(model, cuts)
+        self._programs: dict[tuple[str, int], Any] = {}
+        self._milliseconds: dict[int, dict[str, float]] = {}
         self.metadata = self._metadata(num_steps)
 
     def compile(self, bucket: int) -> None:
-        """Compile the program of one batch size; `infer` and `infer_batch` do so when they need one."""
-        if bucket in self._programs:
+        """Compile the programs of one batch size; `infer` and `infer_batch` do so when they need one.
+
+        Where several depths are served, each is timed as well: requests choose by it.
+        """
+        if bucket in self._milliseconds:
             return
-        architecture = self._model.architecture
-        traced = trace_sampling(
-            architecture,
-            jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), self._model.params),
-            abstract_rows(
-                architecture,
-                bucket,
-                Lengths(self._horizon, self.requests.prompt_length),
-                cameras=self.requests.cameras,
-            ),
-            self._model.mesh,
-            num_steps=self._num_steps,
-            seed=self._seed,
-        )
-        self._programs[bucket] = traced.lower().compile()
+        for name, model in self._models.items():
+            traced = trace_sampling(
+                model.architecture,
+                jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), model.params),
+                self._abstract(bucket),
+                model.mesh,
+                num_steps=self._num_steps,
+                seed=self._seed,
+            )
+            self._programs[name, bucket] = traced.lower().compile()
+        several = len(self._models) > 1
+        self._milliseconds[bucket] = self._timed(bucket) if several else dict.fromkeys(self._models, 0.0)
+        if several:
+            self.metadata[DEPTH] = self._milliseconds[min(self._milliseconds)]
+
+    def _abstract(self, bucket: int) -> dict[str, Any]:
+        lengths = Lengths(self._horizon, self.requests.prompt_length)
+        return abstract_rows(self._model.architecture, bucket, lengths, cameras=self.requests.cameras)
+
+    def _timed(self, bucket: int) -> dict[str, float]:
+        """Milliseconds of a batch by depth, its way to the device and back included."""
+        batch = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), self._abstract(bucket))
+        times: dict[str, list[float]] = {name: [] for name in self._models}
+        for _ in range(_TURNS):  # a busy machine disturbs all alike
+            for name, seconds in times.items():
+                start = time.perf_counter()
+                self._sampled(name, bucket, batch)
+                seconds.append(time.perf_counter() - start)
+        return {name: 1e3 * statistics.median(seconds) for name, seconds in times.items()}
+
+    def _sampled(self, name: str, bucket: int, batch: Mapping[str, Any]) -> np.ndarray:
+        return np.asarray(self._programs[name, bucket](self._models[name].params, batch))
 
     def prepare(self, request: Any) -> Prepared:
         """Check a request and bring it into the model's form; runs on the host alone.
 
         Args:
-          request: a map as openpi's clients send it (see `requests`), perhaps with ``noise`` [horizon, adim] float.
+          request: a map as openpi's clients send it (see `requests`), perhaps with ``noise`` [horizon, adim] float,
+            and where several depths are served with what `depths` reads.
 
         Raises:
           InputError: one line that says what is wrong with it.
         """
         values = flat(request)
         noise = self._noise_in(values)
+        wish = wish_of(values, tuple(self._models) if len(self._models) > 1 else (), self.requests.keys)
         inputs, state = self.requests.inputs(values)
-        return Prepared(inputs, state, next(self._numbers), noise)
+        return Prepared(inputs, state, next(self._numbers), noise, wish)
 
     def infer(
         self, observation: Mapping[str, Any], *, noise: Float[np.ndarray, "horizon adim"] | None = None
@@ -133,7 +167,8 @@ class Policy:
           Per request ``actions`` [horizon, rdim] in the robot's units, ``state``, and ``policy_timing`` with
           ``infer_ms``, which ends when the actions are on the host. (openpi's ends when the device has been asked.)
           ``state`` is a list: openpi-client's ActionChunkBroker cuts every array along the horizon. With a ``note``
-          the answer is not what the model was asked for, and says what it is.
+          the answer is not what the model was asked for, and says what it is. Where several depths are served,
+          ``keep_layers`` says which one answered; the requests of each are computed together, the smallest first.
 
         Raises:
           InputError: a request's own noise makes an action that is not finite.
@@ -148,23 +183,45 @@ class Policy:
     def outcomes(self, prepared: Sequence[Prepared]) -> list[dict[str, Any] | Exception]:
         """As `infer_batch`, but what is wrong with one request stands in its own place and spoils no other's answer."""
         start = time.perf_counter()
-        bucket = next(size for size in self.buckets if size >= len(prepared))
-        self.compile(bucket)
-        # The rows that fill a batch up are copies of its first.
-        rows = [*prepared, *[prepared[0]] * (bucket - len(prepared))]
-        batch = jax.tree.map(lambda *xs: np.stack(xs), *map(self._row, rows))
-        actions = np.asarray(self._programs[bucket](self._model.params, batch))
-        seconds = time.perf_counter() - start
-        timing = {"infer_ms": 1e3 * seconds, "batch_size": len(prepared)}
-        return [self._outcome(row, entry, timing) for row, entry in zip(actions, prepared, strict=False)]
+        found: dict[int, dict[str, Any] | Exception] = {}
+        for name, places in self._by_depth(prepared).items():
+            entries = [prepared[place] for place in places]
+            bucket = self._bucket(len(entries))
+            # The rows that fill a batch up are copies of its first.
+            rows = [*entries, *[entries[0]] * (bucket - len(entries))]
+            batch = jax.tree.map(lambda *xs: np.stack(xs), *map(self._row, rows))
+            actions = self._sampled(name, bucket, batch)
+            timing = {"infer_ms": 1e3 * (time.perf_counter() - start), "batch_size": len(entries)}
+            told = {"policy_timing": timing} | ({DEPTH: name} if len(self._models) > 1 else {})
+            for place, row, entry in zip(places, actions, entries, strict=False):
+                found[place] = self._outcome(row, entry, told)
+        return [found[place] for place in range(len(prepared))]
 
-    def _outcome(self, row: np.ndarray, entry: Prepared, timing: Mapping[str, Any]) -> dict[str, Any] | Exception:
+    def _bucket(self, count: int) -> int:
+        """The size of the batch for so many requests, compiled."""
+        bucket = next(size for size in self.buckets if size >= count)
+        self.compile(bucket)
+        return bucket
+
+    def _by_depth(self, prepared: Sequence[Prepared]) -> dict[str, list[int]]:
+        """The places of the requests that each depth answers, the fastest depth first.
+
+        Times are those of a batch of all of them: who is alone at a depth waits for those at smaller ones.
+        """
+        times = self._milliseconds[self._bucket(len(prepared))]
+        chosen = [pick(entry.wish, times) for entry in prepared]
+        return {
+            name: [place for place, choice in enumerate(chosen) if choice == name]
+            for name in sorted(set(chosen), key=times.__getitem__)
+        }
+
+    def _outcome(self, row: np.ndarray, entry: Prepared, told: Mapping[str, Any]) -> dict[str, Any] | Exception:
         """One request's answer, or why it has none."""
         if np.isfinite(row).all():
             actions = self.requests.actions(row, entry.state)
             if np.isfinite(actions).all():
                 note = self.requests.note(row)
-                answer = {"actions": actions, "state": entry.state.tolist(), "policy_timing": dict(timing)}
+                answer = {"actions": actions, "state": entry.state.tolist(), **copy.deepcopy(dict(told))}
                 return answer if note is None else answer | {"note": note}
         if entry.noise is not None:
             return InputError("the noise of the request makes actions that are not finite; send normal noise.")

@@ -27,8 +27,8 @@ MUTANTS: list[Mutant] = [
         f"{_SERVING}::test_batches_of_any_size_equal_one_by_one {_SERVING}::test_own_noise_is_that_of_the_requests_number {_SERVING}::test_given_noise_gives_the_actions_of_the_model_itself",
         (
             "serve-filled-up-in-front",
-            "rows = [*prepared, *[prepared[0]] * (bucket - len(prepared))]",
-            "rows = [*[prepared[0]] * (bucket - len(prepared)), *prepared]",
+            "rows = [*entries, *[entries[0]] * (bucket - len(entries))]",
+            "rows = [*[entries[0]] * (bucket - len(entries)), *entries]",
         ),
         (
             "serve-one-noise-for-all",
@@ -39,6 +39,25 @@ MUTANTS: list[Mutant] = [
             "serve-noise-of-the-request-unread",
             'return jnp.where(given[:, None, None], batch["noise"], drawn)',
             "return drawn",
+        ),
+    ),
+    *faults(
+        "clp_jax/serving/policy.py",
+        "tests/test_serving_depths.py::test_each_request_of_a_batch_is_answered_by_its_depth_as_by_the_cut_model",
+        (
+            "serve-answers-of-neighbours",
+            "found[place] = self._outcome(row, entry, told)",
+            "found[len(found)] = self._outcome(row, entry, told)",
+        ),
+    ),
+    *faults(
+        "clp_jax/serving/depths.py",
+        "tests/test_serving_depths.py",
+        ("serve-depth-over-its-time", "time <= wish.milliseconds", "time >= wish.milliseconds"),
+        (
+            "serve-depth-of-the-fewest-blocks",
+            "return max(fitting, key=milliseconds.__getitem__) if fitting",
+            "return min(fitting, key=milliseconds.__getitem__) if fitting",
         ),
     ),
     *faults(

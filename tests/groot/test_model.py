@@ -106,13 +106,16 @@ def test_images_fill_the_prompt_in_the_order_of_their_cameras():
     first, second = inputs.pop("image/ego_view"), np.zeros((3, 56, 56, 3), np.uint8)
     model = groot.build(architecture)
 
-    @jax.jit
-    def prompt(params, inputs):
-        _, towers = groot.forward(model, params, inputs, capture=True)
-        return towers["llm"].states[0], towers["vision"].states[0]
+    def prompt(**images):
+        @jax.jit  # a dict that is its argument would have its keys sorted
+        def states(params):
+            _, towers = groot.forward(model, params, {**images, **inputs}, capture=True)
+            return towers["llm"].states[0], towers["vision"].states[0]
 
-    embedded, states = prompt(params, {"image/wrist": second, "image/ego": first, **inputs})
-    other, _ = prompt(params, {"image/wrist": first, "image/ego": second, **inputs})
+        return states(params)
+
+    embedded, states = prompt(**{"image/wrist": second, "image/ego": first})
+    other, _ = prompt(**{"image/ego": second, "image/wrist": first})
     assert states.shape[:2] == (3, 32)
     places = np.asarray(twice[0] == architecture.image_token).nonzero()[0]
     np.testing.assert_allclose(embedded[0, places[:16]], other[0, places[16:]], atol=SAME_TOLERANCE)

@@ -193,7 +193,7 @@ def test_answer_with_actions_has_no_note(policy, tokenizer, monkeypatch):
     actions = np.random.default_rng(1).uniform(-1, 1, (HORIZON, 3))
     found = inputs(tokenizer, actions=actions)
     written = found["tokenized_prompt"][found["token_loss_mask"]]
-    monkeypatch.setitem(policy._programs, 1, lambda params, batch: written[None])
+    monkeypatch.setattr(policy, "_sampled", lambda *_: written[None])
     answer = policy.infer(observation())
     assert "note" not in answer
     assert np.abs(answer["actions"] - actions).max() < 0.3
