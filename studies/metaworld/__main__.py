@@ -2,14 +2,16 @@
 
 import argparse
 import fcntl
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
+import jax
 from rich.console import Console
 
-from clp_jax.example import CHECKPOINT
-from studies.metaworld import base, collect, example, jobs, page, protocol, rollouts
+from studies.metaworld import base, collect, example, jobs, page, protocol, rollouts, tuned
 
-STAGES = ("base", "data", "arms", "screen", "collect", "page", "example")
+STAGES = ("base", "data", "arms", "tuned", "screen", "collect", "collect-tuned", "page", "example")
 RESULTS = Path(__file__).parent / "results.json"
 
 
@@ -20,47 +22,57 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True, help="folder for data, checkpoints and runs (some GB)")
     arguments = parser.parse_args()
     work = arguments.work.absolute()
+    trained = base.finished_or_committed(work)
     if arguments.stage == "base":
         base.make_base(work)
     elif arguments.stage == "data":
-        new, test = protocol.NEW_TASKS, protocol.TEST_SEED
-        for name, regime in protocol.REGIMES.items():
-            base.record_demonstrations(work / "data" / name, new, regime.episodes)
-        base.record_demonstrations(work / "data" / "test", new, protocol.TEST_EPISODES, seed=test)
+        _record(work)
     elif arguments.stage == "screen":
-        rollouts.screen(work, base.finished(work) if base.finished(work).exists() else Path(CHECKPOINT))
+        rollouts.screen(work, trained)
         collect.collect_screen(work, RESULTS)
     elif arguments.stage == "collect":
         collect.collect(work, base.finished(work), RESULTS)
+    elif arguments.stage == "collect-tuned":
+        collect.collect_tuned(work, trained, RESULTS)
     elif arguments.stage == "example":
         example.make_example(work)
     elif arguments.stage == "page":
         page.write(RESULTS, RESULTS.parent)
+    elif arguments.stage == "arms":
+        _work_off(work, jobs.all_jobs(work, base.finished(work)), lambda job: jobs.do(job, work, base.finished(work)))
     else:
-        _work_off(work, base.finished(work))
+        jax.config.update("jax_compilation_cache_dir", str(work / "compiled"))  # the same programs for all masks
+        _work_off(work, tuned.all_jobs(work, trained), lambda job: tuned.do(job, work, trained), by="tuned-")
 
 
-def _work_off(work: Path, checkpoint: Path) -> None:
+def _record(work: Path) -> None:
+    new = protocol.NEW_TASKS
+    for name, regime in protocol.REGIMES.items():
+        base.record_demonstrations(work / "data" / name, new, regime.episodes)
+    base.record_demonstrations(work / "data" / "test", new, protocol.TEST_EPISODES, seed=protocol.TEST_SEED)
+    base.record_demonstrations(work / "data" / "tuning", new, protocol.TUNING_EPISODES, seed=protocol.TUNING_SEED)
+
+
+def _work_off(work: Path, todo: Iterator[Any], do: Callable[[Any], None], by: str = "") -> None:
     """Do all jobs; several processes share them, each takes those that no other is at.
 
     One process per core is a third faster than one on two cores: the matrices are small.
     """
     locks = work / "locks"
-    locks.mkdir(exist_ok=True)
-    todo = jobs.all_jobs(work, checkpoint)
+    locks.mkdir(parents=True, exist_ok=True)
     while True:
         with (locks / "list").open("w") as file:  # the next job may need an analysis: one process makes it
             fcntl.flock(file, fcntl.LOCK_EX)
             job = next(todo, None)
         if job is None:
             return
-        with (locks / f"{job.regime}-{job.name}-{job.seed}").open("w") as file:
+        with (locks / f"{by}{job.lock}").open("w") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 continue
-            Console().rule(f"{job.regime}, {job.name}, seed {job.seed}")
-            jobs.do(job, work, checkpoint)
+            Console().rule(job.lock)
+            do(job)
 
 
 if __name__ == "__main__":

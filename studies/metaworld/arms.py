@@ -36,7 +36,7 @@ def masks_of_criteria(work: Path, base: Path, depth: int, data: str) -> dict[str
                 action_horizon=protocol.HORIZON,
                 max_token_len=protocol.PROMPT_TOKENS,
                 max_observations=protocol.CALIBRATION,
-                keep_layers=depth,
+                keep_layers=(str(depth),),
                 criterion="clp",
                 compare=tuple(name for name in CRITERIA if name != "random"),
             )
@@ -61,7 +61,7 @@ def make_arm(work: Path, base: Path, mask: Mask) -> Path:
         return base
     folder = work / "arms" / name_of(mask)
     if not folder.exists():
-        prune(Prune(checkpoint=str(base), keep=",".join(map(str, mask)), out=str(folder)))
+        prune(Prune(checkpoint=str(base), keep=(",".join(map(str, mask)),), out=str(folder)))
     return folder
 
 

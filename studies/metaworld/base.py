@@ -13,7 +13,9 @@ from clp_jax.checkpoint import write_params
 from clp_jax.commands.finetune import Finetune
 from clp_jax.commands.finetune import run as finetune
 from clp_jax.evaluation.metaworld import INSTRUCTIONS
-from clp_jax.models import Architecture, init_params
+from clp_jax.example import CHECKPOINT
+from clp_jax.models import init_params
+from clp_jax.models.pi0 import Architecture
 from clp_jax.processing.tokenizer import FILE as TOKENIZER_FILE
 from clp_jax.trees import flatten, unflatten
 from studies.metaworld import protocol
@@ -60,6 +62,16 @@ def make_base(work: Path) -> Path:
 def finished(work: Path) -> Path:
     """The pre-trained checkpoint's step folder."""
     return work / "base" / str(protocol.BASE_STEPS - 1)
+
+
+def finished_or_committed(work: Path) -> Path:
+    """The base of this folder, in float32, or if it has none the committed one, which is the same in bfloat16."""
+    return finished(work) if finished(work).exists() else Path(CHECKPOINT)
+
+
+def statistics(checkpoint: Path) -> str:
+    """The file of a base's statistics: its weights know these numbers, and a model from nothing gets the same."""
+    return str(checkpoint / "assets" / "metaworld" / "norm_stats.json")
 
 
 def record_demonstrations(folder: Path, tasks: tuple[str, ...], episodes: int, *, seed: int = 0) -> None:

@@ -1,5 +1,6 @@
 """From the folders of the runs to one ``results.json``: plain numbers, from which `page` makes every table and plot."""
 
+import dataclasses
 import json
 import os
 import platform
@@ -13,8 +14,9 @@ from clp_jax.analysis import Analysis, EvidenceOptions, loss_of
 from clp_jax.commands.analyse import Analyse, load
 from clp_jax.flops import parameter_count
 from clp_jax.sensitivity import make_group_loss
-from studies.metaworld import damage, jobs, protocol
+from studies.metaworld import damage, jobs, protocol, tuned
 from studies.metaworld.arms import analysis_folder, complement, name_of
+from studies.metaworld.base import finished
 
 
 def collect(work: Path, base: Path, out: Path) -> None:
@@ -27,19 +29,16 @@ def collect(work: Path, base: Path, out: Path) -> None:
     """
     depths = [d for d in protocol.DEPTHS if all(analysis_folder(work, d, data).exists() for data in ("scarce", "base"))]
     result = {
-        "conditions": {
-            "machine": f"{os.cpu_count()} CPU cores ({platform.machine()}), no accelerator",
-            "packages": {name: version(name) for name in ("jax", "flax", "optax", "metaworld", "mujoco", "numpy")},
-            "python": platform.python_version(),
-        },
+        "conditions": _conditions(),
         "parameters": {depth: parameter_count(protocol.architecture(depth)) for depth in (protocol.DEPTH, *depths)},
         "pre_training": _log_of(work / "base" / "metrics.jsonl"),
-        "screen": json.loads(out.read_text())["screen"] if out.exists() else {},
         "arms": {depth: _arms(work, base, depth) for depth in depths},
         "ratings": {data: _ratings(work, data) for data in ("scarce", "base")},
-        "runs": _runs(work),
+        "runs": _runs(work / "runs"),
         "masks": _masks(work, base),
     }
+    before = json.loads(out.read_text()) if out.exists() else {"screen": {}}
+    result |= {key: before[key] for key in ("screen", "tuned") if key in before}
     out.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n")
 
 
@@ -52,6 +51,14 @@ def collect_screen(work: Path, out: Path) -> None:
     result = json.loads(out.read_text()) if out.exists() else {}
     screen = result.get("screen", {}) | _screen(work)
     out.write_text(json.dumps(result | {"screen": screen}, indent=1, allow_nan=False) + "\n")
+
+
+def _conditions() -> dict[str, Any]:
+    return {
+        "machine": f"{os.cpu_count()} CPU cores ({platform.machine()}), no accelerator",
+        "packages": {name: version(name) for name in ("jax", "flax", "optax", "metaworld", "mujoco", "numpy")},
+        "python": platform.python_version(),
+    }
 
 
 def _log_of(file: Path) -> dict[str, dict[int, float]]:
@@ -73,11 +80,14 @@ def _ratings(work: Path, data: str) -> dict[str, Any]:
     }
 
 
-def _runs(work: Path) -> list[dict[str, Any]]:
+def _runs(folder: Path) -> list[dict[str, Any]]:
+    """Finished runs; the second round's folders begin with the learning rate."""
     found = []
-    for curve in sorted((work / "runs").glob("*/*/*/curve.json")):
-        regime, name, seed = curve.parent.relative_to(work / "runs").parts
-        run = {"regime": regime, "name": name, "seed": int(seed)} | json.loads(curve.read_text())
+    for curve in sorted(folder.glob("*/*/*/curve.json")):
+        regime, name, last = curve.parent.relative_to(folder).parts
+        rate, _, seed = last.rpartition("-")
+        run: dict[str, Any] = {"regime": regime, "name": name, "seed": int(seed)}
+        run |= ({"rate": float(rate)} if rate else {}) | json.loads(curve.read_text())
         results = curve.parent / "rollouts" / "results.json"
         if results.exists():
             run |= _counts(json.loads(results.read_text()))
@@ -120,9 +130,7 @@ def _masks(work: Path, base: Path) -> list[dict[str, Any]]:
         flags = json.loads((analysis_folder(work, depth, data) / "config.json").read_text())
         model, calibration, held = load(str(base), flags["data"], Analyse(**flags | {"compare": ()}))
         assert held is not None
-        on_calibration, on_held = (
-            make_group_loss(model.architecture, damage.GROUP, loss_of(model, x)) for x in (calibration, held)
-        )
+        on_calibration, on_held = (make_group_loss(damage.GROUP, loss_of(model, x)) for x in (calibration, held))
         predict = damage.predictions(analysis, lambda gone, loss=on_calibration: loss(_gates(gone)))
         for row, mask in zip(rows, masks, strict=True):
             removed = list(complement(mask))
@@ -133,3 +141,25 @@ def _masks(work: Path, base: Path) -> list[dict[str, Any]]:
 
 def _gates(removed: list[int]) -> np.ndarray:
     return 1.0 - np.isin(np.arange(protocol.DEPTH), removed)
+
+
+def collect_tuned(work: Path, base: Path, out: Path) -> None:
+    """Put what is finished of the second round into the results, which need not have been made in the same folder.
+
+    Args:
+      work: the study's folder.
+      base: from which the arms were cut.
+      out: JSON file to change.
+    """
+    result = json.loads(out.read_text())
+    arms = {
+        depth: [dataclasses.asdict(arm) for arm in tuned.arms(work, base, depth)] for depth in protocol.TUNED_DEPTHS
+    }
+    found = {
+        "conditions": _conditions(),
+        "base": "float32" if base == finished(work) else "bfloat16",
+        "step_seconds": tuned.step_seconds(work, base),
+        "arms": arms,
+        "runs": _runs(work / "tuned"),
+    }
+    out.write_text(json.dumps(result | {"tuned": found}, indent=1, allow_nan=False) + "\n")

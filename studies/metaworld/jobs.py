@@ -6,7 +6,8 @@ from pathlib import Path
 
 from studies.metaworld import protocol
 from studies.metaworld.arms import Mask, make_arm, make_scratch, masks_of_criteria, name_of
-from studies.metaworld.recover import recover, run_folder
+from studies.metaworld.base import statistics
+from studies.metaworld.recover import recover
 from studies.metaworld.rollouts import roll_out
 
 FULL = "full"
@@ -35,6 +36,11 @@ class Job:
     seed: int
     simulate: bool = True
     steps: int | None = None
+
+    @property
+    def lock(self) -> str:
+        """Name of the file that a process holds while it does this job."""
+        return f"{self.regime}-{self.name}-{self.seed}"
 
 
 def all_jobs(work: Path, base: Path) -> Iterator[Job]:
@@ -76,6 +82,16 @@ def masks_by_arm(work: Path, base: Path, depth: int) -> dict[str, Mask]:
 def do(job: Job, work: Path, base: Path) -> None:
     """Run what of a job is not there yet."""
     checkpoint = make_scratch(work, job.depth) if job.mask is None else make_arm(work, base, job.mask)
-    step = recover(work, checkpoint, job.name, regime=job.regime, seed=job.seed, steps=job.steps)
+    run = work / "runs" / job.regime / job.name / str(job.seed)
+    step = recover(
+        run,
+        checkpoint,
+        data=work / "data" / job.regime,
+        held_out=work / "data" / "test",
+        stats=statistics(base),
+        steps=job.steps or protocol.REGIMES[job.regime].steps,
+        rate=protocol.RECOVERY_LR,
+        seed=job.seed,
+    )
     if job.simulate:
-        roll_out(step, run_folder(work, job.name, job.regime, job.seed) / "rollouts")
+        roll_out(step, run / "rollouts")

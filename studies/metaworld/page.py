@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from clp_jax.evaluation.statistics import wilson
-from studies.metaworld import protocol
+from studies.metaworld import protocol, tuned_page
+from studies.metaworld.tables import Rows, blocks, final_loss, header, row, success
 
-Rows = list[dict[str, Any]]
 _WITH_FIRST = "the last, among masks with block 0"
 
 
@@ -40,21 +40,9 @@ def text(found: dict[str, Any]) -> str:
     if _ranked(found):
         parts.append(_ranks(found))
     parts.append(_speed(found))
+    if "tuned" in found:
+        parts.append(tuned_page.text(found["tuned"]))
     return "\n\n".join(parts) + "\n"
-
-
-def success(runs: Rows, tasks: Iterable[str] = protocol.NEW_TASKS) -> tuple[int, int]:
-    """Solved episodes and all of them, over runs and tasks."""
-    done = [run for run in runs if "solved" in run]
-    tasks = tuple(tasks)
-    return sum(len(run["solved"][task]) for run in done for task in tasks), sum(
-        run["episodes"] * len(tasks) for run in done
-    )
-
-
-def final_loss(run: dict[str, Any]) -> float:
-    """Held-out loss after the last step."""
-    return run["held_out_loss"][max(run["held_out_loss"], key=int)]
 
 
 def runs_of(found: dict[str, Any], regime: str, name: str) -> Rows:
@@ -141,13 +129,13 @@ def _paired(found: dict[str, Any]) -> str:
             "where both keep the same blocks."
         ),
         "",
-        *_header(["arm", "success [points]", *(f"loss, {depth} blocks, {regime}" for regime, depth in settings)]),
+        *header(["arm", "success [points]", *(f"loss, {depth} blocks, {regime}" for regime, depth in settings)]),
     ]
     rates = {arm: paired_success(found, arm, reference) for arm in arms}
     for arm in sorted(arms, key=lambda arm: -rates[arm][0]):
         ratios = [paired_loss(found, arm, reference, *setting) for setting in settings]
         cells = ["-" if ratio is None else f"{ratio:.3f}" for ratio in ratios]
-        lines.append(_row([arm, "{:+.1f} ({:+.1f}, {:+.1f})".format(*(100 * x for x in rates[arm])), *cells]))
+        lines.append(row([arm, "{:+.1f} ({:+.1f}, {:+.1f})".format(*(100 * x for x in rates[arm])), *cells]))
     return "\n".join(lines)
 
 
@@ -221,10 +209,10 @@ def _screening(found: dict[str, Any]) -> str:
     lines = ["## The base on its own tasks", ""]
     if "float32" in kinds:
         lines += ["The base that is committed has bfloat16 weights; all columns but the first are its own.", ""]
-    lines += _header(["task", *kinds.values()])
+    lines += header(["task", *kinds.values()])
     for task in protocol.BASE_TASKS:
         cells = [f"{len(screen[kind]['solved'][task])}/{screen[kind]['episodes']}" for kind in kinds]
-        lines.append(_row([task, *cells]))
+        lines.append(row([task, *cells]))
     lines += ["", f"All: {', '.join(_share(screen[kind], label) for kind, label in kinds.items())}."]
     if new := screen.get("new-tasks"):
         counts = ", ".join(f"{task} {len(numbers)}/{new['episodes']}" for task, numbers in new["solved"].items())
@@ -251,7 +239,7 @@ def _arms(found: dict[str, Any], regime: str, depth: int) -> str:
             f"{chosen.steps} steps"
         ),
         "",
-        *_header(head),
+        *header(head),
     ]
     for name, (labels, runs) in sorted(rows.items(), key=lambda item: -_rate(item[1][1])):
         done = [run for run in runs if "solved" in run]
@@ -260,10 +248,10 @@ def _arms(found: dict[str, Any], regime: str, depth: int) -> str:
         losses = [final_loss(run) for run in done]
         tasks = ["{}/{}".format(*success(done, (task,))) for task in protocol.NEW_TASKS]
         lines.append(
-            _row(
+            row(
                 [
                     ", ".join(labels),
-                    _blocks(name, depth),
+                    blocks(_mask_of(name), depth),
                     *tasks,
                     f"{solved / episodes:.0%} ({low:.0%}-{high:.0%})",
                     f"{np.mean(losses):.4f}" + (f" ±{np.std(losses, ddof=1):.4f}" if len(losses) > 1 else ""),
@@ -279,12 +267,6 @@ def _rate(runs: Rows) -> float:
     return solved / episodes
 
 
-def _blocks(name: str, depth: int) -> str:
-    if name.startswith("full"):
-        return "all"
-    return f"{depth} new" if name.startswith("scratch") else " ".join(str(int(block)) for block in name.split("-"))
-
-
 def _ranks(found: dict[str, Any]) -> str:
     table, rows = ranks(found), _ranked(found)
     columns = list(next(iter(table.values())))
@@ -298,13 +280,13 @@ def _ranks(found: dict[str, Any]) -> str:
             "the new tasks, 'base' at those of pre-training. Above 0 is right."
         ),
         "",
-        *_header(["criterion", "data", *(f"{c} steps" if c.isdigit() else c for c in columns)]),
+        *header(["criterion", "data", *(f"{c} steps" if c.isdigit() else c for c in columns)]),
     ]
     for (data, criterion), cells in table.items():
         if data == "base" and criterion == "first":
             continue
         texts = ["{:+.2f} ({:+.2f}, {:+.2f})".format(*cells[column]) for column in columns]
-        lines.append(_row([criterion, "new" if data == "scarce" else "base", *texts]))
+        lines.append(row([criterion, "new" if data == "scarce" else "base", *texts]))
     arms = found["arms"][str(protocol.DEPTHS[0])]
     lines += [
         "",
@@ -313,7 +295,7 @@ def _ranks(found: dict[str, Any]) -> str:
             f"{np.median(final):.4f}, worst {final.max():.4f}. Beside them, with the same seed:"
         ),
         "",
-        *_header(["arm", "held-out loss", "random masks that are better"]),
+        *header(["arm", "held-out loss", "random masks that are better"]),
     ]
     seen: dict[str, list[str]] = {}
     for arm, name in arms.items():
@@ -321,19 +303,19 @@ def _ranks(found: dict[str, Any]) -> str:
     first = {r["name"]: r for r in found["runs"] if (r["regime"], r["seed"]) == ("scarce", protocol.SEEDS[0])}
     for name in sorted((n for n in seen if n in first), key=lambda n: final_loss(first[n])):
         loss = final_loss(first[name])
-        lines.append(_row([", ".join(seen[name]), f"{loss:.4f}", f"{np.mean(final < loss):.0%}"]))
+        lines.append(row([", ".join(seen[name]), f"{loss:.4f}", f"{np.mean(final < loss):.0%}"]))
     return "\n".join([*lines, "", "![Random masks](plots/masks.png)"])
 
 
 def _speed(found: dict[str, Any]) -> str:
-    lines = ["## Time", "", *_header(["blocks", "parameters", "seconds a step", "latency p50 [ms]", "runs"])]
+    lines = ["## Time", "", *header(["blocks", "parameters", "seconds a step", "latency p50 [ms]", "runs"])]
     for depth, count in found["parameters"].items():
         runs = [run for run in found["runs"] if depth_of(run["name"]) == int(depth)]
         if not runs:
             continue
         latency = [run["latency_p50_ms"] for run in runs if "latency_p50_ms" in run]
         lines.append(
-            _row(
+            row(
                 [
                     depth,
                     f"{count:,}",
@@ -354,6 +336,13 @@ def _speed(found: dict[str, Any]) -> str:
     )
 
 
+def _mask_of(name: str) -> list[int] | None:
+    """The blocks that a run's model keeps; None for a model from nothing."""
+    if name.startswith("full"):
+        return list(range(protocol.DEPTH))
+    return None if name.startswith("scratch") else [int(block) for block in name.split("-")]
+
+
 def depth_of(name: str) -> int:
     """Blocks of a run's model.
 
@@ -363,11 +352,3 @@ def depth_of(name: str) -> int:
     if name.startswith("full"):
         return protocol.DEPTH
     return int(name.split("-")[1]) if name.startswith("scratch") else len(name.split("-"))
-
-
-def _header(names: Sequence[str]) -> list[str]:
-    return [_row(names), _row(["---"] * len(names))]
-
-
-def _row(cells: Sequence[Any]) -> str:
-    return f"| {' | '.join(str(cell) for cell in cells)} |"

@@ -10,7 +10,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from studies.metaworld import protocol
-from studies.metaworld.page import depth_of, final_loss, runs_of
+from studies.metaworld.page import depth_of, runs_of
+from studies.metaworld.tables import final_loss
 
 
 def ratings(found: dict[str, Any], file: Path) -> None:

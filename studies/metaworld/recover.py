@@ -8,51 +8,65 @@ from typing import Any
 from clp_jax.commands.finetune import Finetune
 from clp_jax.commands.finetune import run as finetune
 from clp_jax.training.logs import LOG_FILE
-from studies.metaworld import base, protocol
+from studies.metaworld import protocol
 
 
-def recover(work: Path, checkpoint: Path, name: str, *, regime: str, seed: int, steps: int | None = None) -> Path:
+def recover(
+    run: Path,
+    checkpoint: Path,
+    *,
+    data: Path,
+    held_out: Path,
+    stats: str,
+    steps: int,
+    rate: float,
+    seed: int,
+    teacher: Path | None = None,
+    evaluate_every: int = protocol.EVALUATE_EVERY,
+) -> Path:
     """Fine-tune a checkpoint; what is finished is not done again.
 
     Args:
-      work: the study's folder.
+      run: folder of the run.
       checkpoint: of the arm.
-      name: of the arm; the run is ``work/runs/<regime>/<name>/<seed>``.
-      regime: a key of `protocol.REGIMES`.
+      data: demonstrations to train on.
+      held_out: demonstrations of the held-out loss.
+      stats: file of the statistics that normalise.
+      steps: of the run.
+      rate: peak learning rate.
       seed: of data order, noise and times.
-      steps: instead of the regime's.
+      teacher: a fine-tuned model whose output is half of the target.
+      evaluate_every: steps between two held-out losses.
 
     Returns:
       The step folder with the fine-tuned parameters.
     """
-    steps = steps or protocol.REGIMES[regime].steps
-    run = run_folder(work, name, regime, seed)
     step = run / str(steps - 1)
     if (run / "curve.json").exists():
         return step
-    stats = base.finished(work) / "assets" / "metaworld" / "norm_stats.json"
     finetune(
         Finetune(
             checkpoint=str(checkpoint),
-            data=(str(work / "data" / regime),),
-            holdout_data=str(work / "data" / "test"),
+            data=(str(data),),
+            holdout_data=str(held_out),
             out=str(run),
             steps=steps,
             robot="metaworld",
-            norm_stats=str(stats),  # the base's: its weights know these numbers, and a model from nothing gets the same
+            norm_stats=stats,
             asset_id="metaworld",
             action_horizon=protocol.HORIZON,
             max_token_len=protocol.PROMPT_TOKENS,
             batch_size=protocol.BATCH,
             action_samples=protocol.DRAWS,
-            peak_lr=protocol.RECOVERY_LR,
+            peak_lr=rate,
             warmup_steps=steps // 10,
             decay_steps=steps,
-            decay_lr=protocol.RECOVERY_LR / 10,
+            decay_lr=rate / 10,
             ema_decay=None,  # an average over 100 steps of 150 would still hold the pruned weights
             augment=False,
+            teacher=None if teacher is None else str(teacher),
             log_every=10,
-            evaluate_every=protocol.EVALUATE_EVERY,
+            evaluate_every=evaluate_every,
             evaluate_observations=protocol.TEST_OBSERVATIONS,
             save_every=steps,
             workers=2,
@@ -63,11 +77,6 @@ def recover(work: Path, checkpoint: Path, name: str, *, regime: str, seed: int, 
     shutil.rmtree(step / "train_state")  # three times the model, and nobody goes on from here
     (run / "curve.json").write_text(json.dumps(_curve(run), indent=1))
     return step
-
-
-def run_folder(work: Path, name: str, regime: str, seed: int) -> Path:
-    """Where a run is."""
-    return work / "runs" / regime / name / str(seed)
 
 
 def _curve(run: Path) -> dict[str, Any]:
