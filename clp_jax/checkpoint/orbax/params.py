@@ -1,6 +1,7 @@
 """Whole parameter trees between checkpoints and memory."""
 
 import json
+import math
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -65,8 +66,9 @@ def read_params(
         values[path] = array
         yield array.nbytes
 
+    longest_first = sorted(leaves, key=lambda path: math.prod(leaves[path].shape), reverse=True)
     with stage("reading", total=None, unit="MB") as advance:
-        run_in_threads([read(path) for path in leaves], in_megabytes(advance))
+        run_in_threads([read(path) for path in longest_first], in_megabytes(advance))
     return unflatten({path: values[path] for path in leaves})
 
 

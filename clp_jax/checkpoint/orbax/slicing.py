@@ -6,7 +6,7 @@ import itertools
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -101,12 +101,9 @@ def rewrite(
 
     with staged(out, by="clp prune", overwrite=overwrite, sources=[source]) as folder, unchanged(spec):
         with ItemWriter(folder / "params", allow_nonfinite=allow_nonfinite) as writer:
-            # The longest first, so that the threads end together.
-            jobs = [
-                column for array, rows in leaves for column in columns(array, rows, writer, replaced.get(array.name))
-            ]
-            jobs.sort(key=lambda column: column.work, reverse=True)
-            run_in_threads([column.copy() for column in jobs], report)
+            copy_columns(
+                [c for array, rows in leaves for c in columns(array, rows, writer, replaced.get(array.name))], report
+            )
         write_beside(folder, assets=spec.assets, record=record)
         for name, content in (policy_files or {}).items():
             (folder / "assets" / POLICY / name).write_bytes(content)
@@ -242,6 +239,17 @@ def columns(
     writer.add(array.name, form if array.shape else dataclasses.replace(form, shape=(), chunk=()))
     for place in np.ndindex(*(math.ceil(size / step) for size, step in zip(shape[1:], chunk[1:], strict=True))):
         yield Column(array, rows, place, height, as_is, writer, given)
+
+
+def copy_columns(columns: Iterable[Column], report: Callable[[int], None]) -> None:
+    """Copies columns in a few threads, the longest first, so that the threads end together.
+
+    Args:
+      columns: of one output or several.
+      report: called with the decoded bytes of each chunk.
+    """
+    longest_first = sorted(columns, key=lambda column: column.work, reverse=True)
+    run_in_threads([column.copy() for column in longest_first], report)
 
 
 def _count(array: StoredArray, rows: Sequence[int] | None) -> int:

@@ -16,7 +16,7 @@ from clp_jax.checkpoint.orbax.writer import writing
 from clp_jax.checkpoint.safetensors.header import StoredTensor, opened_to_read, read_exactly
 from clp_jax.errors import InputError
 
-BLOCK_BYTES = 2**18
+BLOCK_BYTES = 2**19
 """Bytes that one call reads or writes; they stay in the processor's cache between the two, checks included."""
 
 SPAN_BYTES = 2**26
