@@ -5,14 +5,17 @@ import os
 import jax
 import numpy as np
 import pytest
+import smolvla_recordings
 from checkpoints import restore_as_openpi
 from rich.console import Console
 
 from clp_jax import trees
 from clp_jax.benchmarks import checkpoint_floors as floors
-from clp_jax.benchmarks import checkpoint_io
-from clp_jax.benchmarks.checkpoint_io import CheckpointIoConfig, make_checkpoint
+from clp_jax.benchmarks import checkpoint_io, made_checkpoints
+from clp_jax.benchmarks.checkpoint_io import CheckpointIoConfig
+from clp_jax.benchmarks.made_checkpoints import make_checkpoint
 from clp_jax.checkpoint import read_params, read_spec
+from clp_jax.models import abstract_params
 
 TREE = {
     "PaliGemma": {
@@ -26,14 +29,22 @@ TREE = {
 
 def test_run_measures_and_leaves_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint_io, "in_own_process", lambda step, *args, **kwargs: step(*args, **kwargs))
-    rows = checkpoint_io.run(CheckpointIoConfig(tmp_path, rounds=1), TREE)
+    policy = smolvla_recordings.architecture()
+    rows = checkpoint_io.run(CheckpointIoConfig(tmp_path, rounds=1), TREE, policy)
     assert {(row.work, row.by) for row in rows} == {
         *(("prune", by) for by in ("floor", "cp", "clp", "orbax")),
+        *(("prune tensors", by) for by in ("cp", "clp")),
+        *(("export", by) for by in ("floor", "clp")),
         *(("load", by) for by in ("floor", "clp", "orbax")),
     }
     assert {row.decoded_bytes for row in rows if row.work == "prune"} == {2 * 3 * 50 * 4 + 31 * 8 * 2}
-    assert {row.decoded_bytes for row in rows if row.work == "load"} == {4 * 3 * 50 * 4 + 31 * 8 * 2}
-    assert all(row.over_floor == 1 for row in rows if row.by == "floor")
+    assert {row.decoded_bytes for row in rows if row.work in ("load", "export")} == {4 * 3 * 50 * 4 + 31 * 8 * 2}
+    shallower = abstract_params(policy.with_depths(dict.fromkeys(policy.groups[0], policy.depths["vlm"] // 2)))
+    numbers = sum(leaf.size for leaf in trees.flatten(shallower).values())
+    assert {row.decoded_bytes for row in rows if row.work == "prune tensors"} == {4 * numbers}
+    assert all(
+        row.over_floor == 1 for row in rows if row.by == "floor" or (row.work, row.by) == ("prune tensors", "cp")
+    )
     assert all(row.seconds > 0 and row.peak_bytes > 2**20 for row in rows)
     assert list(tmp_path.iterdir()) == []
     console = Console(record=True, width=150)
@@ -70,7 +81,7 @@ def test_floors_do_the_work_that_they_stand_for(layout, tmp_path):
 @pytest.mark.parametrize("layout", ["leaf", "orbax", "layer"])
 @pytest.mark.parametrize("limit", [200, 2**31])
 def test_the_made_checkpoint_is_one_that_orbax_reads(layout, limit, tmp_path, monkeypatch):
-    monkeypatch.setattr(checkpoint_io, "ORBAX_CHUNK_BYTES", limit)
+    monkeypatch.setattr(made_checkpoints, "ORBAX_CHUNK_BYTES", limit)
     shapes = trees.abstract({"w": np.zeros((4, 3, 50), np.float32), "layers": {"scale": np.zeros((4, 5), np.float32)}})
     make_checkpoint(tmp_path / "step", trees.flatten(shapes), layout=layout, bfloat16_exact=True)
     restored = restore_as_openpi(tmp_path / "step" / "params", restore_type=np.ndarray)

@@ -16,6 +16,7 @@ from checkpoints import assert_bit_equal, save_by_orbax
 
 from clp_jax import export as exporters
 from clp_jax.checkpoint import LeafReader, read_params, read_spec, write_params
+from clp_jax.checkpoint.orbax.writer import ItemWriter
 from clp_jax.checkpoint.safetensors.tensorfile import TensorWriter, read_tensors
 from clp_jax.cli import main
 from clp_jax.errors import InputError
@@ -68,6 +69,11 @@ def export(checkpoint, out, to, *words) -> int:
     return main(["export", *flags, "--prompt-length", "5", *words])
 
 
+def _chunks(step) -> dict[str, bytes]:
+    """The files of all chunks."""
+    return {str(file.relative_to(step)): file.read_bytes() for file in step.glob("params/params.*/[0-9]*")}
+
+
 @pytest.mark.slow
 def test_an_openpi_export_is_the_checkpoint_again(checkpoint, tmp_path, capsys):
     assert export(checkpoint, tmp_path / "e", "openpi") == 0
@@ -78,6 +84,19 @@ def test_an_openpi_export_is_the_checkpoint_again(checkpoint, tmp_path, capsys):
     record = json.loads((tmp_path / "e" / "export.json").read_text())
     assert record["check"]["largest_difference"] == 0.0
     assert record["architecture"]["vlm"]["depth"] == 2
+
+
+def test_what_an_openpi_export_does_not_change_is_copied_as_it_is_stored_and_read_back(
+    checkpoint, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(Weights, "parts", lambda *_: pytest.fail("encoded again"))
+    assert export(checkpoint, tmp_path / "e", "openpi", "--check", "bits") == 0
+    written = _chunks(tmp_path / "e")
+    assert len(written) > 10 and written == _chunks(checkpoint)
+    read = ItemWriter._compare
+    monkeypatch.setattr(ItemWriter, "_compare", lambda *args: read(*args[:-1], args[-1] ^ 1))
+    assert export(checkpoint, tmp_path / "f", "openpi", "--check", "bits") == 2
+    assert "does not read back" in capsys.readouterr().err and not (tmp_path / "f").exists()
 
 
 @pytest.mark.slow

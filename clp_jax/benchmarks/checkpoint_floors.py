@@ -1,4 +1,4 @@
-"""The least that pruning and loading a checkpoint can cost, and what Orbax alone takes for the same.
+"""The least that pruning, exporting and loading a checkpoint can cost, and what Orbax alone takes for the same.
 
 Floors check nothing: no checksums, no look for NaN, no fingerprints. Decoding and writing are the calls that we use,
 too, in as many threads as there are cores, so what lies between a floor and us is what our promises cost.
@@ -44,6 +44,20 @@ def prune(spec: CheckpointSpec, keep: Rows, out: Path) -> None:
 
     names = {spec.stored_name(path): rows for path, rows in keep.items()}
     _in_threads(spec, lambda array, index: one(array, index, names.get(array.name)))
+
+
+def export(spec: CheckpointSpec, out: Path) -> None:
+    """Read and decode every chunk, write its bytes, and read what was written once."""
+    prune(spec, {}, out)
+
+    def read(file: Path) -> None:
+        block = bytearray(BLOCK_BYTES)
+        with file.open("rb", buffering=0) as stream:
+            while stream.readinto(block):
+                pass
+
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+        list(pool.map(read, out.iterdir()))
 
 
 def load(spec: CheckpointSpec) -> list[np.ndarray]:

@@ -1,6 +1,6 @@
-"""Time and memory of pruning and loading a checkpoint on disk, beside their floors, ``cp`` and Orbax.
+"""Time and memory of pruning, exporting and loading a checkpoint on disk, beside their floors, ``cp`` and Orbax.
 
-The checkpoint holds random weights in the shapes of a model. Everything is measured in a process of its own, so that
+The checkpoints hold random weights in the shapes of models. Everything is measured in a process of its own, so that
 peak memory is its own, and imports are not counted. Pages that the kernel caches for files are not part of the peak:
 nothing is mapped. Files that are read were written just before, so reads are warm; writing back is left to the kernel,
 as ``cp`` does, and waited for before the next measurement.
@@ -17,32 +17,30 @@ import statistics
 import subprocess
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
-import zstandard
 from etils import epath
 from rich.console import Console
 from rich.table import Table
 
 from clp_jax.aliases import Tree
 from clp_jax.benchmarks import checkpoint_floors as floors
+from clp_jax.benchmarks.made_checkpoints import make_checkpoint, make_folder
 from clp_jax.checkpoint.orbax import spec as orbax_spec
+from clp_jax.checkpoint.orbax.chunks import stored_arrays
 from clp_jax.checkpoint.orbax.params import read_params
-from clp_jax.checkpoint.orbax.slicing import rewrite
-from clp_jax.checkpoint.orbax.writer import COMPRESSOR, ArrayForm, ItemWriter
-from clp_jax.models import pi0
+from clp_jax.checkpoint.orbax.slicing import columns, copy_columns, rewrite
+from clp_jax.checkpoint.orbax.writer import ItemWriter
+from clp_jax.checkpoint.safetensors.folder import read_folder
+from clp_jax.checkpoint.safetensors.slicing import slice_folder
+from clp_jax.models import pi0, smolvla
 from clp_jax.models.layers.siglip import SiglipSizes
 from clp_jax.models.pi0 import GemmaSizes
 from clp_jax.trees import flatten
-
-Layout = Literal["leaf", "orbax", "layer"]
-"""Chunks of a checkpoint: one a leaf; as Orbax saves a model (halved until at most 2 GiB); one a row of axis 0."""
-
-ORBAX_CHUNK_BYTES = 2**31
 
 MODEL = pi0.Architecture(
     kind="pi0",
@@ -55,15 +53,21 @@ MODEL = pi0.Architecture(
 )
 """A π0 of half the width: as many arrays, 3 GB of float32, so that Orbax can hold it, too."""
 
+POLICY = smolvla.SMOLVLA
+"""The released SmolVLA, here 1.8 GB of float32."""
+
+Work = Literal["prune", "prune tensors", "export", "load"]
+"""What is done: with Orbax's form, with a folder of safetensors (where ``cp`` is the floor), or with Orbax's again."""
+
 Name = Literal["floor", "cp", "clp", "orbax"]
 
 
 @dataclasses.dataclass(frozen=True)
 class CheckpointIoConfig:
-    """Prune and load a checkpoint of random weights on disk, as Orbax saves it, and measure it.
+    """Prune, export and load checkpoints of random weights on disk, and measure it.
 
     Attributes:
-      scratch: existing folder to work in; needs room for the checkpoint and twice the pruned one, freed afterwards.
+      scratch: existing folder to work in; needs room for both checkpoints and twice the larger, freed afterwards.
       stack: beginning of the paths whose axis 0 is the depth to halve.
       rounds: how often everything is measured, one after another, so that other load falls on all alike.
     """
@@ -96,7 +100,7 @@ class CheckpointIoResult:
       decoded_bytes: size of the arrays that come out.
     """
 
-    work: Literal["prune", "load"]
+    work: Work
     by: Name
     seconds: float
     cpu_seconds: float
@@ -106,36 +110,59 @@ class CheckpointIoResult:
     decoded_bytes: int
 
 
-def run(config: CheckpointIoConfig, tree: Tree) -> list[CheckpointIoResult]:
-    """Measures pruning and loading, and deletes what it wrote.
+def run(config: CheckpointIoConfig, tree: Tree, policy: smolvla.Architecture) -> list[CheckpointIoResult]:
+    """Measures pruning, exporting and loading, and deletes what it wrote.
 
     Args:
       config: what to measure.
-      tree: shapes and dtypes of the parameters.
+      tree: shapes and dtypes of the parameters of the checkpoint in Orbax's form.
+      policy: whose folder of safetensors is pruned.
     """
-    source, pruned, out = (config.scratch / f"clp_checkpoint_io_{name}" for name in ("source", "pruned", "out"))
+    step, pruned_step, folder, pruned_folder, out = (
+        config.scratch / f"clp_checkpoint_io_{name}"
+        for name in ("step", "pruned_step", "folder", "pruned_folder", "out")
+    )
     shapes = flatten(tree)
-    keep = {path: range(0, leaf.shape[0], 2) for path, leaf in shapes.items() if path.startswith(config.stack)}
-    measured: dict[tuple[str, Name], list[_Cost]] = defaultdict(list)
+    rows = {path: range(0, leaf.shape[0], 2) for path, leaf in shapes.items() if path.startswith(config.stack)}
+    blocks = {name: [block for block in range(policy.depths[name]) if block % 4 < 2] for name in policy.groups[0]}
+    measured: dict[tuple[Work, Name], list[_Cost]] = defaultdict(list)
     try:
-        in_own_process(make_checkpoint, source, shapes, layout="orbax")
-        _prune(source, keep, pruned)
-        sizes = {"load": _decoded(source), "prune": _decoded(pruned)}
+        in_own_process(make_checkpoint, step, shapes, layout="orbax")
+        in_own_process(make_folder, folder, policy)
+        _prune(step, rows, pruned_step)
+        _prune_tensors(folder, blocks, pruned_folder)
+        tensors = sum(tensor.size for tensor in read_folder(pruned_folder).tensors.values())
+        sizes = {
+            "prune": _decoded(pruned_step),
+            "prune tensors": tensors,
+            "export": _decoded(step),
+            "load": _decoded(step),
+        }
         for _ in range(config.rounds):
-            for (work, by), step in _STEPS.items():
+            for (work, by), function in _STEPS.items():
                 os.sync()
-                measured[work, by].append(in_own_process(_measured, step, pruned if by == "cp" else source, keep, out))
+                whole, smaller, keep = (
+                    (folder, pruned_folder, blocks) if work == "prune tensors" else (step, pruned_step, rows)
+                )
+                cost = in_own_process(_measured, function, smaller if by == "cp" else whole, keep, out)
+                measured[work, by].append(cost)
                 shutil.rmtree(out, ignore_errors=True)
     finally:
-        for folder in (source, pruned, out):
-            shutil.rmtree(folder, ignore_errors=True)
-    return [_row(work, by, costs, measured[work, "floor"], sizes[work]) for (work, by), costs in measured.items()]
+        for made in (step, pruned_step, folder, pruned_folder, out):
+            shutil.rmtree(made, ignore_errors=True)
+    floor = {work: costs for (work, by), costs in measured.items() if by == _floor_of(work)}
+    return [_row(work, by, costs, floor[work], sizes[work]) for (work, by), costs in measured.items()]
+
+
+def _floor_of(work: Work) -> Name:
+    return "cp" if work == "prune tensors" else "floor"
 
 
 def show(rows: list[CheckpointIoResult], console: Console) -> None:
     """Print the table."""
     table = Table(
-        title=f"Half of the blocks of a π0 of half the width, random float32; warm reads, {os.cpu_count()} cores"
+        title="A π0 of half the width in Orbax's form and SmolVLA's tensors, random float32, half of the blocks go; "
+        f"warm reads, {os.cpu_count()} cores"
     )
     for column in ("work", "by", "wall", "x floor", "CPU", "x floor", "MB/s", "peak memory"):
         table.add_column(column, justify="left" if column in ("work", "by") else "right")
@@ -151,43 +178,6 @@ def show(rows: list[CheckpointIoResult], console: Console) -> None:
             f"{row.peak_bytes / 1e6:.0f} MB",
         )
     console.print(table)
-
-
-def make_checkpoint(
-    folder: os.PathLike,
-    shapes: Mapping[str, jax.ShapeDtypeStruct],
-    *,
-    layout: Layout,
-    bfloat16_exact: bool = False,
-    seed: int = 0,
-) -> None:
-    """Writes a checkpoint of random weights, one chunk in memory at a time.
-
-    Args:
-      folder: step folder to create.
-      shapes: shape and dtype by path; dtypes of two bytes or more.
-      layout: how the arrays are cut into chunks.
-      bfloat16_exact: round every value to what bfloat16 holds.
-      seed: of the random weights.
-    """
-    random = np.random.default_rng(seed)
-    pool = random.standard_normal(2**24, np.float32) * 0.02
-    if bfloat16_exact:
-        pool = (pool.view(np.uint32) & 0xFFFF0000).view(np.float32)
-    with ItemWriter(epath.Path(folder) / "params") as writer:
-        for path, leaf in shapes.items():
-            name, dtype = ".".join(["params", *path.split("/")]), np.dtype(leaf.dtype)
-            chunk = _chunk_shape(leaf.shape, dtype.itemsize, layout)
-            writer.add(name, ArrayForm(leaf.shape, chunk, dtype))
-            values = pool.astype(dtype)
-            for index in np.ndindex(*(math.ceil(n / c) for n, c in zip(leaf.shape, chunk, strict=True))):
-                with writer.open_chunk(name, index) as file:
-                    encoder = zstandard.ZstdCompressor(COMPRESSOR["level"]).compressobj(
-                        size=math.prod(chunk) * dtype.itemsize
-                    )
-                    for block in _random_blocks(random, values, math.prod(chunk)):
-                        file.write(encoder.compress(block.view(np.uint8).data))
-                    file.write(encoder.flush())
 
 
 def _row(work: Any, by: Name, costs: list[_Cost], floor: list[_Cost], size: int) -> CheckpointIoResult:
@@ -217,6 +207,23 @@ def _prune(source: Path, keep: floors.Rows, out: Path) -> None:
     rewrite(orbax_spec.read_spec(source), out, take=keep)
 
 
+def _prune_tensors(source: Path, keep: floors.Rows, out: Path) -> None:
+    slice_folder(read_folder(source), keep, out)
+
+
+def _floor_of_exporting(source: Path, keep: floors.Rows, out: Path) -> None:
+    del keep
+    floors.export(orbax_spec.read_spec(source), out)
+
+
+def _export(source: Path, keep: floors.Rows, out: Path) -> None:
+    """What ``clp export --to openpi --check bits`` does of weights that stay as they are."""
+    del keep
+    arrays = stored_arrays(orbax_spec.read_spec(source).path).values()
+    with ItemWriter(epath.Path(out) / "params", read_back=True) as writer:
+        copy_columns([column for array in arrays for column in columns(array, None, writer)], lambda _: None)
+
+
 def _prune_by_orbax(source: Path, keep: floors.Rows, out: Path) -> None:
     floors.prune_by_orbax(orbax_spec.read_spec(source), keep, out)
 
@@ -237,11 +244,15 @@ def _load_by_orbax(source: Path, keep: floors.Rows, out: Path) -> None:
     floors.restore_by_orbax(orbax_spec.read_spec(source))
 
 
-_STEPS: Mapping[tuple[Literal["prune", "load"], Name], Callable[[Path, floors.Rows, Path], None]] = {
+_STEPS: Mapping[tuple[Work, Name], Callable[[Path, floors.Rows, Path], None]] = {
     ("prune", "floor"): _floor_of_pruning,
     ("prune", "cp"): _copy,
     ("prune", "clp"): _prune,
     ("prune", "orbax"): _prune_by_orbax,
+    ("prune tensors", "cp"): _copy,
+    ("prune tensors", "clp"): _prune_tensors,
+    ("export", "floor"): _floor_of_exporting,
+    ("export", "clp"): _export,
     ("load", "floor"): _floor_of_loading,
     ("load", "clp"): _load,
     ("load", "orbax"): _load_by_orbax,
@@ -278,26 +289,3 @@ def in_own_process(function: Any, *args: Any, **kwargs: Any) -> Any:
     context = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(1, mp_context=context) as pool:
         return pool.submit(function, *args, **kwargs).result()
-
-
-def _chunk_shape(shape: tuple[int, ...], itemsize: int, layout: Layout) -> tuple[int, ...]:
-    """Returns the shape of a chunk.
-
-    >>> _chunk_shape((18, 2, 2048, 16384), 4, "orbax")
-    (18, 2, 2048, 4096)
-    """
-    if layout == "layer" and len(shape) > 2:
-        return (1, *shape[1:])
-    chunk = list(shape)
-    while layout == "orbax" and math.prod(chunk) * itemsize > ORBAX_CHUNK_BYTES:
-        chunk[int(np.argmax(chunk))] //= 2
-    return tuple(chunk)
-
-
-def _random_blocks(random: np.random.Generator, pool: np.ndarray, count: int) -> Iterator[np.ndarray]:
-    """Yields elements: stretches of a pool far longer than what zstd looks back on, so none seems repeated."""
-    while count:
-        start = int(random.integers(pool.size - pool.size // 4))
-        block = pool[start : start + min(count, pool.size // 4)]
-        count -= block.size
-        yield block

@@ -20,7 +20,8 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from clp_jax.benchmarks.checkpoint_io import in_own_process, make_checkpoint, peak_memory
+from clp_jax.benchmarks.checkpoint_io import in_own_process, peak_memory
+from clp_jax.benchmarks.made_checkpoints import make_checkpoint
 from clp_jax.benchmarks.small import random_observations
 from clp_jax.data import load_npz
 from clp_jax.flops import parameter_count

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
         read_params,
         write_beside,
         write_params,
-        write_stream,
     )
     from clp_jax.checkpoint.orbax.slicing import RewriteReport, rewrite
     from clp_jax.checkpoint.orbax.spec import CheckpointSpec
@@ -38,7 +37,6 @@ _HOME = {
     "read_params": "orbax.params",
     "write_beside": "orbax.params",
     "write_params": "orbax.params",
-    "write_stream": "orbax.params",
 }
 
 __all__ = ["staged", *_HOME]  # noqa: PLE0604 - names of the table above

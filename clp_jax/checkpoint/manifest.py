@@ -1,11 +1,10 @@
 """What a checkpoint of ours holds, array by array and under checksums, in the manifest of its folder.
 
 The forms themselves do not say whose bytes are whose: two arrays of one shape that were exchanged, or a shape that was
-edited everywhere, would load. CRC-32 is taken of bytes that pass through memory anyway, at about 4 GB/s on one core; it
-finds accidents, not forgeries. Checkpoints without a manifest load as they are.
+edited everywhere, would load. CRC-32 is taken of bytes that pass through memory anyway, at about 50 GB/s on one core by
+ISA-L and 4 GB/s by zlib; it finds accidents, not forgeries. Checkpoints without a manifest load as they are.
 """
 
-import zlib
 from collections.abc import Mapping
 from typing import IO, NamedTuple
 
@@ -13,6 +12,11 @@ from etils import epath
 
 from clp_jax.errors import InputError
 from clp_jax.outputs import MANIFEST, read_manifest, write_manifest
+
+try:
+    from isal.isal_zlib import crc32 as checksum
+except ImportError:  # it has no wheel for this kind of processor
+    from zlib import crc32 as checksum
 
 _DAMAGED = "copy the checkpoint again, or remove that file if the arrays were changed on purpose"
 
@@ -44,7 +48,7 @@ class Summed:
 
     def write(self, content: bytes | memoryview) -> None:
         """Write some more bytes."""
-        self.crc32 = zlib.crc32(content, self.crc32)
+        self.crc32 = checksum(content, self.crc32)
         if self._file is not None:
             self._file.write(content)
 

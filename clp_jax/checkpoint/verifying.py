@@ -1,10 +1,9 @@
 """Read a whole checkpoint and compare every byte with the checksums in its manifest."""
 
-import zlib
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-from clp_jax.checkpoint.manifest import check_identity, listed_arrays
+from clp_jax.checkpoint.manifest import check_identity, checksum, listed_arrays
 from clp_jax.checkpoint.opening import Spec
 from clp_jax.checkpoint.orbax.checksums import checksums
 from clp_jax.checkpoint.orbax.chunks import TRAIN_STATE, stored_arrays
@@ -76,4 +75,4 @@ def _of_tensors(spec: FolderSpec) -> Iterator[tuple[str, int | None, int, int]]:
         for name, content in read_tensors(shard.path, raw=True).items():
             for start in range(0, content.size, SPAN_BYTES):
                 part = content[start : start + SPAN_BYTES].data
-                yield name, listed[name].crc32.get(str(start // SPAN_BYTES)), zlib.crc32(part), len(part)
+                yield name, listed[name].crc32.get(str(start // SPAN_BYTES)), checksum(part), len(part)

@@ -22,11 +22,11 @@ from clp_jax.models import Architecture, abstract_params
 class Benchmark(ModelFlags):
     """Measure one part.
 
-    cka: against other packages; checkpoint: pruning and loading beside their floors, cp and Orbax; analysis: its
-    overhead; depth: training step, memory and latency at 18, 12 and 9 blocks, or of your checkpoints; serving: latency
-    and requests per second of your checkpoints; action-samples: step time and gradient noise with several draws per
-    observation; full-size: time and memory of analysing, pruning, sampling and exporting a π0 of random weights;
-    loader: samples per second of your data set, beside lerobot's own reader where it is installed.
+    cka: against other packages; checkpoint: pruning, exporting and loading beside their floors, cp and Orbax;
+    analysis: its overhead; depth: training step, memory and latency at 18, 12 and 9 blocks, or of your checkpoints;
+    serving: latency and requests per second of your checkpoints; action-samples: step time and gradient noise with
+    several draws per observation; full-size: time and memory of analysing, pruning, sampling and exporting a π0 of
+    random weights; loader: samples per second of your data set, beside lerobot's own reader where it is installed.
     """
 
     part: Literal["cka", "checkpoint", "analysis", "depth", "serving", "action-samples", "full-size", "loader"]
@@ -46,7 +46,7 @@ class Benchmark(ModelFlags):
     json: bool = False
     """Print the numbers as JSON instead of tables."""
     scratch: str | None = None
-    """checkpoint and full-size: a folder with 8 and 25 GB of room, freed afterwards; the system's temporary one if
+    """checkpoint and full-size: a folder with 12 and 25 GB of room, freed afterwards; the system's temporary one if
     absent."""
 
 
@@ -100,7 +100,8 @@ def _measured(config: Benchmark, console: Console) -> Any:
         rows = full_size.run(scratch, console)
         full_size.show(rows, console)
     else:
-        rows = checkpoint_io.run(checkpoint_io.CheckpointIoConfig(scratch), abstract_params(checkpoint_io.MODEL))
+        tree, settings = abstract_params(checkpoint_io.MODEL), checkpoint_io.CheckpointIoConfig(scratch)
+        rows = checkpoint_io.run(settings, tree, checkpoint_io.POLICY)
         checkpoint_io.show(rows, console)
     return [dataclasses.asdict(row) for row in rows]
 

@@ -6,12 +6,15 @@ from pathlib import Path
 
 from etils import epath
 
-from clp_jax.checkpoint import CheckpointSpec, LeafReader, read_params, read_spec, write_beside, write_stream
-from clp_jax.checkpoint.orbax.spec import RECORD_FILE
+from clp_jax.checkpoint import CheckpointSpec, read_params, read_spec, write_beside
+from clp_jax.checkpoint.orbax.chunks import stored_arrays
+from clp_jax.checkpoint.orbax.params import put_parts
+from clp_jax.checkpoint.orbax.slicing import columns
+from clp_jax.checkpoint.orbax.spec import RECORD_FILE, translated
+from clp_jax.checkpoint.orbax.writer import ItemWriter
 from clp_jax.checkpoint.threads import run_in_threads
-from clp_jax.errors import InputError
 from clp_jax.export import reference
-from clp_jax.export.result import Check, Options, same_bits
+from clp_jax.export.result import Check, Options
 from clp_jax.export.weights import Weights
 from clp_jax.models import family_of
 from clp_jax.progress import in_megabytes, stage
@@ -35,30 +38,36 @@ policy = policy_config.create_trained_policy(config.get_config("CONFIG"), "THIS_
 
 
 def write(weights: Weights, folder: Path, options: Options) -> None:
-    """Writes ``params``, ``assets`` and ``clp.json`` into a folder that is being staged."""
+    """Writes ``params``, ``assets`` and ``clp.json`` into a folder that is being staged, and reads every chunk back."""
     del options
     spec = weights.spec
     assert isinstance(spec, CheckpointSpec)
-    write_stream(epath.Path(folder) / "params", weights.leaves, weights.parts, value_suffix=spec.value_suffix)
+    with (
+        ItemWriter(epath.Path(folder) / "params", read_back=True) as writer,
+        stage("writing and reading back", total=None, unit="MB") as advance,
+    ):
+        jobs = sorted(_jobs(weights, spec, writer), key=lambda job: job[0], reverse=True)
+        run_in_threads([job for _, job in jobs], in_megabytes(advance))
     write_beside(epath.Path(folder), assets=spec.assets, record=spec.plan_record)
 
 
+def _jobs(weights: Weights, spec: CheckpointSpec, writer: ItemWriter) -> Iterator[tuple[int, Iterator[int]]]:
+    """What is to be written: bytes to handle, and what yields the size of each chunk once that is done."""
+    with translated(spec.path):
+        arrays = stored_arrays(spec.path)
+    for path, leaf in weights.leaves.items():
+        name = spec.stored_name(path)
+        if path in weights.changed:
+            yield leaf.size * leaf.dtype.itemsize, put_parts(writer, name, leaf, weights.parts(path))
+        else:
+            yield from ((column.work, column.copy()) for column in columns(arrays[name], None, writer))
+
+
 def check(weights: Weights, folder: Path, options: Options) -> Check:
-    """Reads the checkpoint back: every bit, then what the model answers beside the source's weights."""
+    """Compares what the model answers with what it answers from the source's weights."""
     written = read_spec(folder)
     assert isinstance(written, CheckpointSpec)
     assert isinstance(weights.spec, CheckpointSpec)
-    reader = LeafReader(written)
-
-    def compare(path: str) -> Iterator[int]:
-        read = reader.layers(path) if weights.stacked(path) else iter([reader.whole(path)])
-        for expected, found in zip(weights.parts(path), read, strict=True):
-            if not same_bits(expected, found):
-                raise InputError(f"{path} does not read back as it was written; check the disk and export again.")
-            yield found.nbytes
-
-    with stage("reading back", total=None, unit="MB") as advance:
-        run_in_threads([compare(path) for path in weights.leaves], in_megabytes(advance))
     record = json.loads((folder / RECORD_FILE).read_text()) if (folder / RECORD_FILE).exists() else None
     assert record == weights.spec.plan_record
     acts = family_of(weights.source).why_no_actions(weights.source) is None
@@ -66,7 +75,7 @@ def check(weights: Weights, folder: Path, options: Options) -> Check:
     what = f"{what} of the source's weights (its dtypes and adapters) and of the exported ones, float32 arithmetic"
     if not options.run:
         return Check(len(weights.leaves), None, what, "not asked for (--check bits)")
-    if not weights.changes_values():
+    if not weights.changed:
         return Check(len(weights.leaves), 0.0, f"{what}: the weights are the same")
     inputs = reference.example_inputs(weights.source, options.lengths)
     source = reference.run_model(weights.source, read_params(weights.spec), inputs)

@@ -51,7 +51,8 @@ class Check:
     """What was compared.
 
     Attributes:
-      weights_equal: parameters that were read back from the export and are equal bit for bit to what was to be written.
+      weights_equal: parameters that were read back from the export and are equal bit for bit to what was to be written;
+        for openpi, the decoded elements of every chunk have the checksum of what was to be written.
       largest_difference: of the outputs of the exported and of the JAX model; None if they were not compared.
       what: which outputs, in which code.
       missing: why they were not compared, and what to do; None if they were.

@@ -63,10 +63,13 @@ class Weights:
             for path, leaf in flatten(tree).items()
         }
 
-    def changes_values(self) -> bool:
-        """Whether anything written differs from what is stored."""
+    @cached_property
+    def changed(self) -> frozenset[str]:
+        """Paths of the parameters whose values are not those that are stored: cast, or merged with adapters."""
         stored = flatten(self.stored)
-        return any(stored[path].dtype != leaf.dtype or self._factors(path) for path, leaf in self.leaves.items())
+        return frozenset(
+            path for path, leaf in self.leaves.items() if stored[path].dtype != leaf.dtype or self._factors(path)
+        )
 
     def parts(self, path: str) -> Iterator[Num[np.ndarray, "..."]]:
         """The layers of a stacked parameter one after another, or the one array of any other.

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import toys
 from safetensors_folders import SMOLVLA
 
 from clp_jax.checkpoint import read_params, read_spec, rewrite, write_params
-from clp_jax.checkpoint.manifest import listed_arrays
+from clp_jax.checkpoint.manifest import checksum, listed_arrays
 from clp_jax.checkpoint.safetensors.header import header_of, read_shard
 from clp_jax.checkpoint.verifying import verify
 from clp_jax.cli import main
@@ -162,6 +163,11 @@ def test_a_damaged_manifest_is_one_line(step, change):
     file.write_text(json.dumps(change(json.loads(file.read_text()))))
     with pytest.raises(InputError, match=MANIFEST):
         read_params(read_spec(step)) and read_spec(step).identity
+
+
+def test_checksums_are_those_of_zlib_whoever_takes_them():
+    content = np.random.default_rng(0).bytes(70_001)
+    assert checksum(content[7:], checksum(content[:7])) == zlib.crc32(content)
 
 
 def test_a_copy_elsewhere_passes(step, tmp_path):

@@ -1,5 +1,7 @@
 """How chunks are encoded: which weights are shrunk, and that every reader decodes them."""
 
+import contextlib
+
 import ml_dtypes
 import numpy as np
 import pytest
@@ -8,6 +10,7 @@ from checkpoints import restore_as_openpi
 from etils import epath
 
 from clp_jax.checkpoint.orbax.writer import COMPRESSOR, ArrayForm, ItemWriter
+from clp_jax.errors import InputError
 
 COUNT = 2**18
 NORMAL = np.random.default_rng(0).standard_normal(COUNT, np.float32)
@@ -47,3 +50,16 @@ def test_a_level_above_orbax_s_default_is_kept(tmp_path):
     values = np.tile(NORMAL[: 2**14], 16)  # repeats lie farther apart than what is searched by default
     assert len(stored(values, tmp_path / "19", level=19)) < 0.1 * values.nbytes
     assert len(stored(values, tmp_path / "1")) > 0.5 * values.nbytes
+
+
+@pytest.mark.parametrize(("read_back", "refused"), [(True, True), (False, False)])
+def test_a_chunk_that_is_read_back_holds_what_it_was_to_hold(tmp_path, read_back, refused):
+    """The disk gave other bytes than it got, in a frame that is whole."""
+    frame = zstandard.ZstdCompressor(1, write_checksum=True).compress((NORMAL + 1).tobytes())
+    with ItemWriter(epath.Path(tmp_path) / "params", read_back=read_back) as writer:
+        writer.add("params.w", ArrayForm(NORMAL.shape, NORMAL.shape, NORMAL.dtype))
+        found = pytest.raises(InputError, match="does not read back") if refused else contextlib.nullcontext()
+        with found, writer.open_chunk("params.w", (0,)) as file:
+            file.holds(NORMAL)
+            file.write(frame)
+        writer.write_chunk("params.w", (0,), [NORMAL])  # and one that does

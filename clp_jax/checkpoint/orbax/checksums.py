@@ -4,13 +4,12 @@ Orbax hands the encoded bytes to nobody, so they are read back. It costs no more
 memory in which the system still has them) and is done beside the training.
 """
 
-import zlib
 from collections.abc import Iterator
 
 import jax
 from etils import epath
 
-from clp_jax.checkpoint.manifest import Listed, check_part
+from clp_jax.checkpoint.manifest import Listed, check_part, checksum
 from clp_jax.checkpoint.orbax.chunks import Span, StoredArray, chunk_name, stored_arrays
 from clp_jax.checkpoint.threads import run_in_threads
 from clp_jax.distributed import together
@@ -71,7 +70,7 @@ def checksums(array: StoredArray) -> Iterator[tuple[str, int, int]]:
     for index, place in sorted(array.chunks.items()):
         crc32 = size = 0
         for block in [place] if isinstance(place, bytes) else _blocks(place):
-            crc32, size = zlib.crc32(block, crc32), size + len(block)
+            crc32, size = checksum(block, crc32), size + len(block)
         yield chunk_name(index), crc32, size
 
 

@@ -1,8 +1,9 @@
 """Whole parameter trees between checkpoints and memory."""
 
 import json
+import math
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -65,8 +66,9 @@ def read_params(
         values[path] = array
         yield array.nbytes
 
+    longest_first = sorted(leaves, key=lambda path: math.prod(leaves[path].shape), reverse=True)
     with stage("reading", total=None, unit="MB") as advance:
-        run_in_threads([read(path) for path in leaves], in_megabytes(advance))
+        run_in_threads([read(path) for path in longest_first], in_megabytes(advance))
     return unflatten({path: values[path] for path in leaves})
 
 
@@ -156,33 +158,23 @@ def write_params(
         write_beside(folder, assets=None if assets is None else epath.Path(assets), record=record)
 
 
-def write_stream(
-    folder: epath.Path, leaves: Mapping[str, Any], parts: Callable[[str], Iterator[np.ndarray]], *, value_suffix: bool
-) -> None:
-    """Writes a params item whose leaves come in parts, for outputs that no source holds as they are.
+def put_parts(writer: ItemWriter, name: str, leaf: jax.ShapeDtypeStruct, parts: Iterable[np.ndarray]) -> Iterator[int]:
+    """Writes an array that comes in parts; yields the size of each chunk.
 
     Args:
-      folder: the item's folder, which must not exist (part of a step folder that is being staged).
-      leaves: shape and dtype of every parameter, by path.
-      parts: gives the rows of axis 0 of a parameter one after another, or the whole array alone.
-      value_suffix: end stored names in "value".
+      writer: the output.
+      name: of the array, keys joined by dots.
+      leaf: its shape and dtype.
+      parts: the rows of axis 0 one after another, or the whole array alone.
     """
-
-    def put(path: str) -> Iterator[int]:
-        leaf, name = leaves[path], names[path]
-        dtype, shape = np.dtype(leaf.dtype), tuple(leaf.shape)
-        for number, part in enumerate(parts(path)):
-            whole = part.shape == shape
-            rows = part.reshape(shape or (1,)) if whole else part[None]
-            height = rows_per_chunk(rows[:1].nbytes, len(rows))
-            if number == 0:
-                writer.add(name, ArrayForm(shape, (height, *shape[1:]) if shape else (), dtype))
-            yield from _put_rows(writer, name, rows, height, first=number)
-
-    suffix = ["value"] * value_suffix
-    names = {path: ".".join(["params", *path.split("/"), *suffix]) for path in leaves}
-    with ItemWriter(folder) as writer, stage("writing", total=None, unit="MB") as advance:
-        run_in_threads([put(path) for path in leaves], in_megabytes(advance))
+    dtype, shape = np.dtype(leaf.dtype), tuple(leaf.shape)
+    for number, part in enumerate(parts):
+        whole = part.shape == shape
+        rows = part.reshape(shape or (1,)) if whole else part[None]
+        height = rows_per_chunk(rows[:1].nbytes, len(rows))
+        if number == 0:
+            writer.add(name, ArrayForm(shape, (height, *shape[1:]) if shape else (), dtype))
+        yield from _put_rows(writer, name, rows, height, first=number)
 
 
 def write_beside(folder: epath.Path, *, assets: epath.Path | None, record: Mapping[str, Any] | None) -> None:

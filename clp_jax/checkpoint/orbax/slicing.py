@@ -6,7 +6,7 @@ import itertools
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -101,12 +101,9 @@ def rewrite(
 
     with staged(out, by="clp prune", overwrite=overwrite, sources=[source]) as folder, unchanged(spec):
         with ItemWriter(folder / "params", allow_nonfinite=allow_nonfinite) as writer:
-            # The longest first, so that the threads end together.
-            columns = [
-                column for array, rows in leaves for column in _columns(array, rows, writer, replaced.get(array.name))
-            ]
-            columns.sort(key=lambda column: column.work, reverse=True)
-            run_in_threads([column.copy() for column in columns], report)
+            copy_columns(
+                [c for array, rows in leaves for c in columns(array, rows, writer, replaced.get(array.name))], report
+            )
         write_beside(folder, assets=spec.assets, record=record)
         for name, content in (policy_files or {}).items():
             (folder / "assets" / POLICY / name).write_bytes(content)
@@ -146,7 +143,7 @@ def _size(array: StoredArray, rows: Sequence[int] | None) -> int:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Column:
+class Column:
     """The chunks of an array at one place of all axes but the first, to be copied one after another.
 
     Attributes:
@@ -208,7 +205,7 @@ class _Column:
             stream = ChunkStream(self.array, (source, *self.place), copy_to=file)
             with contextlib.closing(stream):
                 for block in stream.blocks(0, self.height * self.row_bytes):
-                    self.writer.check(self.array.name, block)
+                    file.holds(block)
 
     def _size(self, rows: int) -> int:
         """Bytes of some rows that belong to the array; chunks at its edges are stored with padding."""
@@ -217,10 +214,20 @@ class _Column:
         return rows * math.prod(inside) * self.array.dtype.itemsize
 
 
-def _columns(
+def columns(
     array: StoredArray, rows: Sequence[int] | None, writer: ItemWriter, given: np.ndarray | None = None
-) -> Iterator[_Column]:
-    """Declares the output of one array and yields its columns."""
+) -> Iterator[Column]:
+    """Declares the output of one array and yields its columns.
+
+    Args:
+      array: the source.
+      rows: the rows of axis 0 to keep, checked; None keeps all.
+      writer: the output.
+      given: values of all rows of the output, if they are not the source's.
+
+    Raises:
+      InputError: the given values have another shape or dtype than the output.
+    """
     shape, chunk = array.shape or (1,), array.chunk or (1,)
     row_bytes = math.prod(chunk[1:]) * array.dtype.itemsize
     if given is not None and (given.dtype != array.dtype or given.shape != (_count(array, rows), *shape[1:])):
@@ -231,7 +238,18 @@ def _columns(
     form = ArrayForm((len(rows), *shape[1:]), (height, *chunk[1:]), array.dtype, array.metadata["compressor"])
     writer.add(array.name, form if array.shape else dataclasses.replace(form, shape=(), chunk=()))
     for place in np.ndindex(*(math.ceil(size / step) for size, step in zip(shape[1:], chunk[1:], strict=True))):
-        yield _Column(array, rows, place, height, as_is, writer, given)
+        yield Column(array, rows, place, height, as_is, writer, given)
+
+
+def copy_columns(columns: Iterable[Column], report: Callable[[int], None]) -> None:
+    """Copies columns in a few threads, the longest first, so that the threads end together.
+
+    Args:
+      columns: of one output or several.
+      report: called with the decoded bytes of each chunk.
+    """
+    longest_first = sorted(columns, key=lambda column: column.work, reverse=True)
+    run_in_threads([column.copy() for column in longest_first], report)
 
 
 def _count(array: StoredArray, rows: Sequence[int] | None) -> int:

@@ -11,9 +11,9 @@ import json
 import math
 import os
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import IO, Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -21,8 +21,8 @@ import zstandard
 from etils import epath
 
 from clp_jax.checkpoint.manifest import Listed, Summed, list_arrays
-from clp_jax.checkpoint.orbax.chunks import chunk_name
-from clp_jax.checkpoint.orbax.decoding import BLOCK_BYTES
+from clp_jax.checkpoint.orbax.chunks import Span, StoredArray, chunk_name
+from clp_jax.checkpoint.orbax.decoding import BLOCK_BYTES, ChunkStream
 from clp_jax.checkpoint.orbax.spec import fingerprint, read_spec
 from clp_jax.errors import InputError
 
@@ -92,6 +92,18 @@ class ArrayForm:
         }
 
 
+class ChunkFile(Summed):
+    """The file of a chunk that is being written.
+
+    Attributes:
+      holds: to be called with the elements, contiguous and in their order, whose encoded bytes `write` gets.
+    """
+
+    def __init__(self, file: IO[bytes], holds: Callable[[np.ndarray], None]):
+        super().__init__(file)
+        self.holds = holds
+
+
 class ItemWriter:
     """Writes one params item; chunks may be written from several threads.
 
@@ -101,11 +113,13 @@ class ItemWriter:
     Args:
       folder: the item's folder, which must not exist.
       allow_nonfinite: accept NaN and infinity.
+      read_back: decode every chunk once it is written, and compare what it holds with what it was to hold.
     """
 
-    def __init__(self, folder: epath.Path, *, allow_nonfinite: bool = False):
+    def __init__(self, folder: epath.Path, *, allow_nonfinite: bool = False, read_back: bool = False):
         self._folder = folder
         self._allow_nonfinite = allow_nonfinite
+        self._read_back = read_back
         self._arrays: dict[str, ArrayForm] = {}
         self._crc32: dict[str, dict[str, int]] = {}
         self._started = time.time_ns()
@@ -137,19 +151,39 @@ class ItemWriter:
             (self._folder / name).mkdir()
 
     @contextlib.contextmanager
-    def open_chunk(self, name: str, index: tuple[int, ...]) -> Iterator[Summed]:
+    def open_chunk(self, name: str, index: tuple[int, ...]) -> Iterator[ChunkFile]:
         """Opens the file of one chunk, for encoded bytes.
 
         Args:
           name: a declared array.
           index: the chunk's index in the grid.
+
+        Raises:
+          InputError: it holds NaN or infinity, or does not read back.
         """
-        chunk = chunk_name(index)
-        path = self._folder / name / chunk
+        path, content = self._folder / name / chunk_name(index), Summed()
+
+        def holds(block: np.ndarray) -> None:
+            self._check_finite(name, block)
+            if self._read_back:
+                content.write(block.view(np.uint8).data)
+
         with writing(path), path.open("wb") as file:
-            summed = Summed(file)
-            yield summed
-            self._crc32[name][chunk] = summed.crc32
+            chunk = ChunkFile(file, holds)
+            yield chunk
+        self._crc32[name][path.name] = chunk.crc32
+        if self._read_back:
+            self._compare(name, index, path, content.crc32)
+
+    def _compare(self, name: str, index: tuple[int, ...], path: epath.Path, expected: int) -> None:
+        """Decodes a chunk from its file, which proves the checksum of its frame, and compares what it holds."""
+        form, found = self._arrays[name], Summed()
+        array = StoredArray(name, form.to_json(), {index: Span(path, 0, path.stat().length)})
+        with contextlib.closing(ChunkStream(array, index)) as stream:
+            for block in stream.blocks(0, math.prod(form.chunk) * form.dtype.itemsize):
+                found.write(block.view(np.uint8).data)
+        if found.crc32 != expected:
+            raise InputError(f"{path} does not read back as it was written; check the disk and try again")
 
     def write_chunk(self, name: str, index: tuple[int, ...], blocks: Iterable[np.ndarray]) -> None:
         """Checks, encodes and writes one whole chunk.
@@ -168,7 +202,7 @@ class ItemWriter:
         encoder = None
         with self.open_chunk(name, index) as file:
             for block in _padded(blocks, size, form.dtype):
-                self.check(name, block)
+                file.holds(block)
                 raw = block.view(np.uint8).data
                 if form.compressor is None:
                     file.write(raw)
@@ -182,13 +216,8 @@ class ItemWriter:
                 for piece in encoder.finish():
                     file.write(piece)
 
-    def check(self, name: str, values: np.ndarray) -> None:
-        """Raises an `InputError` that names the array if any value is NaN or infinite, unless that is allowed.
-
-        Args:
-          name: what to call the array.
-          values: some of its values, contiguous.
-        """
+    def _check_finite(self, name: str, values: np.ndarray) -> None:
+        """Raises an `InputError` that names the array if any of its values is NaN or infinite, unless allowed."""
         if self._allow_nonfinite or not jnp.issubdtype(values.dtype, jnp.floating):
             return
         # A float is NaN or infinite if all bits of its exponent are set: as fast to see of bfloat16 as of float32.

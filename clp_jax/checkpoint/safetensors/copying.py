@@ -4,7 +4,6 @@ import contextlib
 import os
 import shutil
 import threading
-import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,12 +11,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from clp_jax.checkpoint.manifest import Listed, check_part
+from clp_jax.checkpoint.manifest import Listed, check_part, checksum
 from clp_jax.checkpoint.orbax.writer import writing
 from clp_jax.checkpoint.safetensors.header import StoredTensor, opened_to_read, read_exactly
 from clp_jax.errors import InputError
 
-BLOCK_BYTES = 2**18
+BLOCK_BYTES = 2**19
 """Bytes that one call reads or writes; they stay in the processor's cache between the two, checks included."""
 
 SPAN_BYTES = 2**26
@@ -85,7 +84,7 @@ class Span(NamedTuple):
                 _check_finite(part, self.rule, self.what)
             with writing(self.ends.target_path):
                 _write_exactly(self.ends.target, part.data, self.to + start)
-            crc32 = zlib.crc32(part.data, crc32)
+            crc32 = checksum(part.data, crc32)
             yield len(part)
         check_part(self.what, self.known, crc32)
         self.crc32[self.number] = crc32

@@ -1,14 +1,13 @@
 """The tensors of a folder of safetensors files as the leaves of a model's parameter tree."""
 
 import functools
-import zlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
 import numpy as np
 
-from clp_jax.checkpoint.manifest import check_part, listed_arrays
+from clp_jax.checkpoint.manifest import check_part, checksum, listed_arrays
 from clp_jax.checkpoint.safetensors.copying import SPAN_BYTES
 from clp_jax.checkpoint.safetensors.folder import FolderSpec
 from clp_jax.checkpoint.safetensors.tensorfile import read_tensors
@@ -107,7 +106,7 @@ class TensorLeaves:
             content = self._tensors[name].reshape(-1).view(np.uint8)
             for number, crc32 in self._listed[name].crc32.items() if name in self._listed else ():
                 start = int(number) * SPAN_BYTES
-                check_part(name, crc32, zlib.crc32(content[start : start + SPAN_BYTES].data))
+                check_part(name, crc32, checksum(content[start : start + SPAN_BYTES].data))
 
     def _dtype(self, path: str) -> np.dtype:
         names = self._names(path)
