@@ -77,6 +77,17 @@ def test_a_flipped_bit_in_a_step_is_found_by_resume_and_verify(run, item):
         read_params(read_spec(run / "0", live=item == "train_state"))
 
 
+def test_an_old_step_leaves_in_one_move_before_it_is_removed(run, monkeypatch):
+    """A kill in the middle of its removal left half a step under its number."""
+    with monkeypatch.context() as patch:
+        patch.setattr(Steps, "_remove_old", lambda self: None)
+        save(run, state_after(2))
+    assert not (run / "0").exists()
+    assert verify(read_spec(run / saving.DELETED / "0"), lambda size: None).arrays == 2 + 5
+    save(run, state_after(3))
+    assert [child.name for child in run.iterdir()] == ["2"]
+
+
 def test_a_step_from_before_checksums_goes_on(run):
     (run / "0" / "clp-manifest.json").unlink()
     restore(run)

@@ -2,19 +2,22 @@
 
 import contextlib
 import os
+import re
 from collections.abc import Iterator
 
 from etils import epath
 
 from clp_jax.distributed import on_first
 from clp_jax.outputs import resumable
+from clp_jax.training.saving import DELETED
 
 _BY = "clp finetune"
 _NAMES = (
     r"\d+(\.orbax-checkpoint-tmp.*)?|(metrics\.jsonl|report\.html)(\.partial)?|metrics\.new|tensorboard|wandb|"
-    r"wandb_id\.txt"
+    r"wandb_id\.txt|" + re.escape(DELETED)
 )
-"""What a run writes: steps, saves that were cut off, logs, its report; metrics.new is of an earlier version."""
+"""What a run writes: steps, saves that were cut off, steps on their way out, logs, its report; metrics.new is of an
+earlier version."""
 
 
 @contextlib.contextmanager

@@ -28,6 +28,8 @@ from clp_jax.outputs import write_manifest
 from clp_jax.training.state import TrainState
 from clp_jax.trees import difference, flatten, unflatten
 
+DELETED = ".deleted"
+"""Folder in RUN into which an old step is moved before it is removed: a kill leaves no half step under its number."""
 _VALUE = "value"
 """openpi's training ends the name of every parameter in it."""
 
@@ -63,10 +65,13 @@ class Steps:
             options=ocp.CheckpointManagerOptions(
                 max_to_keep=1,
                 keep_period=keep_period,
+                todelete_subdir=DELETED,
                 create=True,
                 async_options=ocp.AsyncOptions(timeout_secs=7200),
             ),
         )
+
+        self._remove_old()
 
     @property
     def latest(self) -> int | None:
@@ -93,6 +98,7 @@ class Steps:
             train_state=ocp.args.PyTreeSave(rest),
             assets=_BesideSave(self._write_assets, record),
         )
+        self.wait()
         with self._saving():
             self._manager.save(number, args=items, force=True)
         return number
@@ -140,6 +146,12 @@ class Steps:
         """
         with self._saving():
             self._manager.wait_until_finished()
+        self._remove_old()
+
+    def _remove_old(self) -> None:
+        """Remove the steps that are no longer kept: before the next save needs their room, and at the end."""
+        if jax.process_index() == 0 and (deleted := self._manager.directory / DELETED).exists():
+            deleted.rmtree(missing_ok=True)
 
     @contextlib.contextmanager
     def _saving(self) -> Iterator[None]:
