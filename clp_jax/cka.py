@@ -17,7 +17,6 @@ Sources: Kornblith et al. 2019 (arXiv 1905.00414) for CKA; Song et al. 2012 (JML
 and Rizzo 2014 (arXiv 1310.2926) for U-centring.
 """
 
-import math
 from typing import NamedTuple
 
 import jax
@@ -28,10 +27,6 @@ from jaxtyping import Bool, Float
 from clp_jax.aliases import Array
 from clp_jax.grams import EPS, HIGHEST, all_and_far
 from clp_jax.tiles import ROWS, Tiles
-
-_BAND = 2
-"""Rows of a Gram matrix's tile that are multiplied at a time, or a divisor of it. Two are as fast as more, and XLA of
-jax 0.5 on CPU adds up all products of a band in one float32."""
 
 
 class GramSums(NamedTuple):
@@ -88,7 +83,7 @@ def gram_sums(states: Float[Array, "l n d"], valid: Bool[Array, " n"], *, tile: 
 
     # One loop, not two nested ones: jax 0.5.3 on CPU computes nested loops wrongly once its compilation cache is on.
     pairs = tuple(jnp.asarray(x, jnp.int32) for x in np.triu_indices(tiles.blocks))
-    zeros = jnp.zeros((_bands(tiles.rows), len(states), len(states)), jnp.float32)
+    zeros = jnp.zeros((tiles.rows, len(states), len(states)), jnp.float32)
     sums, _ = jax.lax.scan(add_pair, [(zeros, zeros)] * 2, pairs)
     scales = []
     for i, (exact, split) in enumerate(far.correction()):
@@ -166,17 +161,14 @@ def channel_share(states: Float[Array, "l n d"], valid: Bool[Array, " n"], *, ti
     return jnp.where(total > noise, variance.max(axis=-1) / total, jnp.nan)
 
 
-def _bands(rows: int) -> int:
-    return rows // math.gcd(rows, _BAND)
+def _products(gram: Float[Array, "l t t"], *, own: Array | bool) -> Float[Array, "t l l"]:
+    """Row by row, so that few large entries do not swallow many small ones; own is a tile's with itself.
 
-
-def _products(gram: Float[Array, "l t t"], *, own: Array | bool) -> Float[Array, "bands l l"]:
-    """In bands of some rows, so that few large entries do not swallow many small ones; own is a tile's with itself."""
-    diagonal = own & jnp.eye(gram.shape[-1], dtype=bool)
+    XLA of jax 0.5 on CPU adds up all that is in one product in one float32.
+    """
     # Behind the barrier because XLA on CPU would lay out all that comes before for this product.
-    entries = jax.lax.optimization_barrier(jnp.where(diagonal, 0, gram))
-    banded = entries.reshape(len(gram), _bands(gram.shape[-1]), -1)
-    return jnp.where(own, 1.0, 2.0) * jnp.einsum("lbk,mbk->blm", banded, banded, precision=HIGHEST)
+    entries = jax.lax.optimization_barrier(jnp.where(own & jnp.eye(gram.shape[-1], dtype=bool), 0, gram))
+    return jnp.where(own, 1.0, 2.0) * jnp.einsum("lab,mab->alm", entries, entries, precision=HIGHEST)
 
 
 def _sums(inner: Array, norms: Float[Array, "blocks l t"], noise: Float[Array, " l"], count: Array) -> GramSums:
@@ -184,7 +176,8 @@ def _sums(inner: Array, norms: Float[Array, "blocks l t"], noise: Float[Array, "
     trace = jnp.sum(norms, axis=(0, 2))
     signal = trace > noise
     both = signal[:, None] & signal[None, :]
-    diagonal = jnp.einsum("blt,bmt->blm", norms, norms, precision=HIGHEST).sum(axis=0)
+    # Row by row for the same reason as in `_products`.
+    diagonal = jnp.einsum("blt,bmt->tlm", norms, norms, precision=HIGHEST).sum(axis=0)
     return GramSums(
         inner=jnp.where(both, inner, 0),
         diagonal=jnp.where(both, diagonal, 0),

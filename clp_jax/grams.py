@@ -117,10 +117,8 @@ class _Origin(NamedTuple):
         """p."""
         return self.first + self.second
 
-    def points(
-        self, tiles: Tiles, block: Array, inverse: Float[Array, "l t"]
-    ) -> tuple[Float[Array, "2 l t d"], Float[Array, "l t"]]:
-        """The samples of a tile counted from here, x - p and y, and r less its mean."""
+    def points(self, tiles: Tiles, block: Array, inverse: Float[Array, "l t"]) -> tuple[Array, Array, Array]:
+        """The samples of a tile counted from here, x - p and y [l, t, d], and r less its mean [l, t]."""
         rows, counts = tiles.minus(block, self.first, self.second), inverse > 0
         apart = jnp.where(counts, inverse - self.level[:, None], 0)
         scaled, centre = rows * inverse[:, :, None], self.centre[:, None, :]
@@ -128,7 +126,7 @@ class _Origin(NamedTuple):
         # r has its rounding, which is large beside a small spread of directions: y + origin tells its length better.
         excess = jnp.mean(y * (y + 2 * origin), axis=-1) + (jnp.mean(origin**2, axis=-1) - 1)
         apart -= jnp.where(jnp.abs(excess) < _ROUNDING, inverse * excess / 2, 0)
-        return jnp.stack([rows, scaled + apart[:, :, None] * centre]), apart
+        return rows, scaled + apart[:, :, None] * centre, apart
 
 
 def all_and_far(tiles: Tiles) -> tuple[Tokens, Far, Float[Array, "2 l"]]:
@@ -141,15 +139,19 @@ def all_and_far(tiles: Tiles) -> tuple[Tokens, Far, Float[Array, "2 l"]]:
     count = jnp.maximum(tiles.count, 1)
     inverse, counts = _inverse(tiles), tiles.map(tiles.mask)[:, None, :]
     everyone = _Origin.of(tiles, inverse, counts)
-    distances = tiles.map(lambda block: jnp.sum(everyone.points(tiles, block, inverse[block])[0] ** 2, axis=-1))
-    places, is_far, far_tiles = _farthest(tiles, distances)
+
+    def distances(block: Array) -> Float[Array, "2 l t"]:
+        rows, y, _ = everyone.points(tiles, block, inverse[block])
+        return _along_width(rows**2, y**2)
+
+    places, is_far, far_tiles = _farthest(tiles, tiles.map(distances))
     near = counts & ~is_far[:, None, :]
     origin, far_inverse = _Origin.of(tiles, inverse, near), _inverse(far_tiles)
-    far_points, _ = origin.points(far_tiles, jnp.int32(0), far_inverse[0])
+    far_points = jnp.stack(origin.points(far_tiles, jnp.int32(0), far_inverse[0])[:2])
 
     def sum_of_near(block: Array) -> Float[Array, "2 l d"]:
-        points, _ = origin.points(tiles, block, inverse[block])
-        return jnp.sum(jnp.where(near[block][:, :, None], points, 0), axis=2)
+        rows, y, _ = origin.points(tiles, block, inverse[block])
+        return jnp.stack([jnp.sum(jnp.where(near[block][:, :, None], x, 0), axis=1) for x in (rows, y)])
 
     of_near = tiles.sum(sum_of_near)
     total = of_near + jnp.sum(far_points, axis=2)
@@ -164,10 +166,10 @@ def all_and_far(tiles: Tiles) -> tuple[Tokens, Far, Float[Array, "2 l"]]:
     centring = (rows - jnp.sum(rows, axis=(0, 3), keepdims=True) / (2 * (n - 1))) / (n - 2)
     of_far = jnp.moveaxis(centring.at[places[0], :, :, places[1]].get(mode="fill", fill_value=0), 0, -1)
     tokens, far = tokens._replace(centring=centring), Far(far._replace(centring=of_far[None]), products)
-    # What is lost where features are counted from their mean, or where r is taken from their length.
+    # What is lost where features are counted from their mean, and twice what r and their length lose.
     size = jnp.sum((origin.centre + mean[0]) ** 2, axis=-1)
     rounding = jnp.sum(inverse**2 * (tokens.norms[:, 0] + size[:, None]), axis=(0, 2))
-    return tokens, far, EPS**2 * jnp.stack([count * size, rounding])
+    return tokens, far, EPS**2 * jnp.stack([count * size, 4 * rounding])
 
 
 def _tokens(
@@ -182,13 +184,17 @@ def _tokens(
 
     Those come from ``total``, the sum of all points, so they suit near tokens alone; ``mean`` is that of all points.
     """
-    (points, apart), mask = origin.points(tiles, block, inverse), tiles.mask(block)
-    half = jnp.sum(origin.centre**2, axis=-1)[:, None] / 2
-    along = jnp.einsum("ld,ltd->lt", origin.centre, points[1], precision=HIGHEST) - half * apart
-    rows = jnp.einsum("sld,sltd->slt", total, points, precision=HIGHEST) - jnp.sum(points**2, axis=-1)
-    norms = jnp.sum(jnp.where(mask[:, None], points - mean[:, :, None, :], 0) ** 2, axis=-1)
+    rows, y, apart = origin.points(tiles, block, inverse)
+    total, mean, centre, mask = total[:, :, None, :], mean[:, :, None, :], origin.centre[:, None, :], tiles.mask(block)
+    along = jnp.sum(centre * (y - centre * apart[:, :, None] / 2), axis=-1)
+    sums = _along_width(rows * (total[0] - rows), y * (total[1] - y))
+    norms = jnp.where(mask, _along_width((rows - mean[0]) ** 2, (y - mean[1]) ** 2), 0)
     scale = jnp.where(mask, 1 / jnp.where(mask, inverse, 1), 0)
-    return Tokens(points[1], mask[None, :], scale, apart, along, jnp.zeros_like(norms), norms), rows
+    return Tokens(y, mask[None, :], scale, apart, along, jnp.zeros_like(norms), norms), sums
+
+
+def _along_width(raw: Float[Array, "l t d"], rms: Float[Array, "l t d"]) -> Float[Array, "2 l t"]:
+    return jnp.stack([jnp.sum(raw, axis=-1), jnp.sum(rms, axis=-1)])
 
 
 def _inverse(tiles: Tiles) -> Float[Array, "blocks l t"]:

@@ -16,7 +16,7 @@ MUTANTS: list[Mutant] = [
         ("cka-debiased-denominator", "(n * (n - 3))", "(n * (n - 2))"),
         ("cka-biased-denominator", "/ (n - 1) ** 2", "/ n**2"),
         ("cka-tiles-off-the-diagonal", "jnp.where(own, 1.0, 2.0)", "1.0"),
-        ("cka-diagonal-left-in", "jnp.where(diagonal, 0, gram)", "gram"),
+        ("cka-diagonal-left-in", "jnp.where(own & jnp.eye(gram.shape[-1], dtype=bool), 0, gram)", "gram"),
     ),
     *faults(
         "clp_jax/grams.py",
