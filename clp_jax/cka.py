@@ -1,29 +1,22 @@
 """HSIC and CKA between the layers of one tower: mathematics only, meant to run inside the jit of a forward pass.
 
 All pairs of layers are compared on one set of n samples (tokens), twice: on the states as they are (raw) and on
-RMS-normalised ones (rms). With centred features X_l [n, d] and their Gram matrices K_l = X_l X_l^T, both HSIC
-estimators follow from <K_i, K_j> off the diagonal, the diagonals of the K_l and their traces. `gram_sums` reduces
-states to those [l, l] sums and never holds more than one tile of each layer's Gram matrix.
+RMS-normalised ones (rms). With the features X_l [n, d] of layer l, counted from any centre, K_l = X_l X_l^T is its Gram
+matrix. Away from the diagonal, K_ab - u_a - u_b is its U-centred matrix if
 
-One product per tile gives the Gram matrices of both scales. Write r_a for 1 / RMS of token x_a, p for the mean of the
-tokens weighted by r_a, and q for the mean token less p. The centred tokens of the two scales, the raw one divided by
-its RMS, are
+    u_a = (row_a - total / (2 (n - 1))) / (n - 2),   row_a = sum of K_ab over b other than a,   total = sum of row_a,
 
-    y_a = r_a (x_a - p) + (r_a - mean of r) p        and        z_a = r_a (x_a - p - q) = y_a - w_a,
-    w_a = (r_a - mean of r) p + r_a q,
-
-so that with v_a = (y_a + z_a) / 2 the raw product is z_a . z_b = y_a . y_b - v_a . w_b - w_a . v_b, where each w_a is
-made of two vectors: four numbers per token (`_Tokens`) turn the one matrix into the other. That direction is safe, the
-other is not: RMS takes away what only makes tokens of a common direction longer or shorter. The products that are left
-are no larger than raw ones (|x| |x/|x| - y/|y|| <= 2 |x - y|, Dunkl and Williams 1964), so rounding stays rounding. And
-p is a safe place to count from: no token, however long, moves it far from the others.
+whose rows add up to zero without the diagonal. The inner product of two such matrices is the debiased HSIC, up to a
+factor of n, and the biased one follows from it and from the diagonals. So nothing large cancels: one token thousands of
+times as long as the others has a large entry on the diagonal, which is not in that product. `gram_sums` reduces states
+to those [l, l] sums and never holds more than one tile of each layer's Gram matrix (`clp_jax.grams`).
 
 Axes: l states (depth + 1), n samples, d width, a and b rows of two tiles of t rows, i, j, l and m layers.
 
-Sources: Kornblith et al. 2019 (arXiv 1905.00414) for CKA; Song et al. 2012 (JMLR 13) for the debiased HSIC_1.
+Sources: Kornblith et al. 2019 (arXiv 1905.00414) for CKA; Song et al. 2012 (JMLR 13) for the debiased HSIC_1; Székely
+and Rizzo 2014 (arXiv 1310.2926) for U-centring.
 """
 
-import math
 from typing import NamedTuple
 
 import jax
@@ -32,34 +25,19 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from clp_jax.aliases import Array
+from clp_jax.grams import EPS, HIGHEST, all_and_far
 from clp_jax.tiles import ROWS, Tiles
-
-_SPLIT = jax.lax.DotAlgorithmPreset.BF16_BF16_F32_X3
-"""Of the products of width d: 3 passes of bfloat16 matrix units where the program is compiled for such, float32 on CPU.
-
-Both operands are split in two bfloat16 parts of which the product of the small ones is left out: 2^-18 of a term, of
-either sign, that averages out over the n^2 entries of a Gram matrix. Not so on its diagonal, which is taken from sums.
-"""
-
-_HIGHEST = jax.lax.Precision.HIGHEST
-"""Of the products between Gram matrices, where the parts left out would all be positive; they are a hundredth."""
-
-_BAND = 2
-"""Rows of a Gram matrix's tile that are multiplied at a time, or a divisor of it. Two are as fast as more, and XLA of
-jax 0.5 on CPU adds up all products of a band in one float32."""
-
-_EPS = float(jnp.finfo(jnp.float32).eps)
 
 
 class GramSums(NamedTuple):
-    """What both HSIC estimators need from one set of samples; K_l is the Gram matrix of layer l's centred features.
+    """What both HSIC estimators need from one set of samples; K_l is the Gram matrix of layer l's features.
 
     Fields may carry leading axes of groups, from `jax.vmap`. Do not add the sums of different groups, whose means
     differ: add their HSIC.
 
     Attributes:
-      inner: <K_i, K_j> over all pairs of different samples.
-      diagonal: diag(K_i) . diag(K_j).
+      inner: <K_i, K_j>, U-centred, over all pairs of different samples.
+      diagonal: diag(K_i) . diag(K_j) of features less their mean.
       trace: trace of K_l: total squared deviation from the mean.
       count: valid samples.
     """
@@ -75,37 +53,6 @@ class Scales(NamedTuple):
 
     raw: GramSums
     rms: GramSums
-
-
-class _Tokens(NamedTuple):
-    """All samples in tiles, zero where they do not count; the letters are those on top of this module.
-
-    Attributes:
-      features: y.
-      scale: 1 / r.
-      inverse: r.
-      apart: r - mean of r.
-      along_centre: v . p.
-      along_shift: v . q.
-      raw_norms: |z / r|^2.
-      rms_norms: |y|^2.
-    """
-
-    features: Float[Array, "blocks l t d"]
-    scale: Float[Array, "blocks l t"]
-    inverse: Float[Array, "blocks l t"]
-    apart: Float[Array, "blocks l t"]
-    along_centre: Float[Array, "blocks l t"]
-    along_shift: Float[Array, "blocks l t"]
-    raw_norms: Float[Array, "blocks l t"]
-    rms_norms: Float[Array, "blocks l t"]
-
-    def grams(self, a: Array, b: Array) -> tuple[Float[Array, "l t t"], Float[Array, "l t t"]]:
-        """Tile (a, b) of the Gram matrices of all layers: raw and rms."""
-        rms = jnp.einsum("lad,lbd->lab", self.features[a], self.features[b], precision=_SPLIT)
-        across = _outer(self.apart[a], self.along_centre[b]) + _outer(self.along_centre[a], self.apart[b])
-        across += _outer(self.inverse[a], self.along_shift[b]) + _outer(self.along_shift[a], self.inverse[b])
-        return _outer(self.scale[a], self.scale[b]) * (rms - across), rms
 
 
 def gram_sums(states: Float[Array, "l n d"], valid: Bool[Array, " n"], *, tile: int = ROWS) -> Scales:
@@ -128,27 +75,22 @@ def gram_sums(states: Float[Array, "l n d"], valid: Bool[Array, " n"], *, tile: 
     [1.0, 1.0, 1.0]
     """
     tiles = Tiles.of(states, valid, tile)
-    tokens, noise = _tokens(tiles)
-    diagonal, bands = jnp.eye(tiles.rows, dtype=bool), tiles.rows // math.gcd(tiles.rows, _BAND)
-
-    def products(gram: Float[Array, "l t t"], *, own: Array) -> Float[Array, "bands l l"]:
-        """In bands of some rows, so that few large entries do not swallow many small ones."""
-        # Behind the barrier because XLA on CPU would lay out all that comes before for this product.
-        entries = jax.lax.optimization_barrier(jnp.where(own & diagonal, 0, gram))
-        banded = entries.reshape(len(entries), bands, -1)
-        return jnp.where(own, 1.0, 2.0) * jnp.einsum("lbk,mbk->blm", banded, banded, precision=_HIGHEST)
+    tokens, far, noise = all_and_far(tiles)
 
     def add_pair(sums: list[tuple[Array, Array]], pair: tuple[Array, Array]) -> tuple[list[tuple[Array, Array]], None]:
-        grams = tokens.grams(*pair)
-        return [_kahan(*x, products(gram, own=pair[0] == pair[1])) for x, gram in zip(sums, grams, strict=True)], None
+        terms = [_products(gram, own=pair[0] == pair[1]) for gram in tokens.grams(*pair)]
+        return [_kahan(*x, term) for x, term in zip(sums, terms, strict=True)], None
 
     # One loop, not two nested ones: jax 0.5.3 on CPU computes nested loops wrongly once its compilation cache is on.
     pairs = tuple(jnp.asarray(x, jnp.int32) for x in np.triu_indices(tiles.blocks))
-    zeros = jnp.zeros((bands, len(states), len(states)), jnp.float32)
+    zeros = jnp.zeros((tiles.rows, len(states), len(states)), jnp.float32)
     sums, _ = jax.lax.scan(add_pair, [(zeros, zeros)] * 2, pairs)
-    norms = tokens.raw_norms, tokens.rms_norms
-    inner = [of_bands.sum(axis=0) for of_bands, _ in sums]
-    return Scales(*(_sums(*scale, tiles.count) for scale in zip(inner, norms, noise, strict=True)))
+    scales = []
+    for i, (exact, split) in enumerate(far.correction()):
+        more = _products(exact, own=True) - _products(split, own=True)
+        inner = jnp.sum(sums[i][0], axis=0) + jnp.sum(more, axis=0)
+        scales.append(_sums(inner, tokens.norms[:, i], noise[i], tiles.count))
+    return Scales(*scales)
 
 
 def hsic(sums: GramSums, *, debiased: bool) -> Float[Array, "*g l l"]:
@@ -160,20 +102,19 @@ def hsic(sums: GramSums, *, debiased: bool) -> Float[Array, "*g l l"]:
 
     Args:
       sums: from `gram_sums`.
-      debiased: HSIC_1 of Song et al. instead of HSIC_0 = <K_i, K_j> / (n - 1)^2.
+      debiased: HSIC_1 of Song et al. instead of HSIC_0 = <K_i, K_j> / (n - 1)^2 of centred features, with the diagonal.
 
     Returns:
-      Symmetric matrix; NaN with fewer valid samples than the estimator needs, 4 for HSIC_1 and 2 for HSIC_0.
+      Symmetric matrix; NaN with fewer valid samples than the estimator needs, 4 for HSIC_1 and 3 for HSIC_0.
     """
     n = sums.count[..., None, None]
-    if not debiased:
-        return jnp.where(n >= 2, (sums.inner + sums.diagonal) / jnp.maximum(n - 1, 1) ** 2, jnp.nan)
-    enough = n >= 4
+    enough = n >= (4 if debiased else 3)
     n = jnp.where(enough, n, 4)
+    if debiased:
+        return jnp.where(enough, sums.inner / (n * (n - 3)), jnp.nan)
+    # The rows of a Gram matrix of centred features add up to its diagonal once that is left out, so u follows from it.
     traces = sums.trace[..., :, None] * (sums.trace[..., None, :] / ((n - 1) * (n - 2)))
-    # K without its diagonal has row sums -diag(K), because rows of a centred K sum to zero: no further pass over K.
-    total = sums.inner - 2 / (n - 2) * sums.diagonal + traces
-    return jnp.where(enough, total / (n * (n - 3)), jnp.nan)
+    return jnp.where(enough, (sums.inner + n / (n - 2) * sums.diagonal - traces) / (n - 1) ** 2, jnp.nan)
 
 
 def cka(hsic: Float[Array, "*g l l"]) -> Float[Array, "*g l l"]:
@@ -213,43 +154,21 @@ def channel_share(states: Float[Array, "l n d"], valid: Bool[Array, " n"], *, ti
       Between 1/d (evenly spread) and 1; NaN for constant features.
     """
     tiles = Tiles.of(states, valid, tile)
-    means = _means(tiles, tiles.map(tiles.mask)[:, None, :].astype(jnp.float32))
-    variance = tiles.sum(lambda block: jnp.sum(_minus(tiles, block, *means) ** 2, axis=1))
+    means = tiles.means(tiles.map(tiles.mask)[:, None, :].astype(jnp.float32))
+    variance = tiles.sum(lambda block: jnp.sum(tiles.minus(block, *means) ** 2, axis=1))
     total = variance.sum(axis=-1)
-    noise = tiles.count * jnp.sum((_EPS * means[0]) ** 2, axis=-1)
+    noise = tiles.count * jnp.sum((EPS * means[0]) ** 2, axis=-1)
     return jnp.where(total > noise, variance.max(axis=-1) / total, jnp.nan)
 
 
-def _tokens(tiles: Tiles) -> tuple[_Tokens, tuple[Float[Array, " l"], Float[Array, " l"]]]:
-    """What the Gram matrices are made of, and how much of the squared deviation of each scale may be rounding."""
-    count = jnp.maximum(tiles.count, 1)
-    mask = tiles.map(tiles.mask)[:, None, :]
-    square = tiles.map(lambda block: jnp.mean(tiles(block) ** 2, axis=-1))
-    inverse = jnp.where(mask, jax.lax.rsqrt(jnp.where(square > 0, square, 1)), 0)
-    centres = _means(tiles, inverse)
-    centre = centres[0] + centres[1]
-    shift = tiles.sum(lambda block: jnp.sum(_minus(tiles, block, *centres), axis=1)) / count
-    apart = inverse
-    for _ in range(2):  # the second time takes away the rounding of the first mean
-        apart = jnp.where(mask, apart - jnp.sum(apart, axis=(0, 2), keepdims=True) / count, 0)
-    ways = jnp.stack([centre, shift])
-    of_ways = jnp.einsum("wld,vld->wvl", ways, ways, precision=_HIGHEST)
+def _products(gram: Float[Array, "l t t"], *, own: Array | bool) -> Float[Array, "t l l"]:
+    """Row by row, so that few large entries do not swallow many small ones; own is a tile's with itself.
 
-    def of_tile(block: Array) -> tuple[Array, ...]:
-        rows = _minus(tiles, block, *centres)
-        features = rows * inverse[block][:, :, None] + _outer(apart[block], centre)
-        # Of v, that is, of y and half of w.
-        along = jnp.einsum("wld,ltd->wlt", ways, features, precision=_HIGHEST)
-        along = along - (of_ways[:, 0, :, None] * apart[block] + of_ways[:, 1, :, None] * inverse[block]) / 2
-        raw = jnp.where(mask[block][:, :, None], rows - shift[:, None, :], 0)
-        return features, *along, jnp.sum(raw**2, axis=-1), jnp.sum(features**2, axis=-1)
-
-    features, along_centre, along_shift, raw_norms, rms_norms = tiles.map(of_tile)
-    scale = jnp.where(mask, 1 / jnp.where(mask, inverse, 1), 0)
-    size = jnp.sum((centre + shift) ** 2, axis=-1)
-    rounding = _EPS**2 * jnp.sum(inverse**2 * (raw_norms + size[:, None]), axis=(0, 2))
-    tokens = _Tokens(features, scale, inverse, apart, along_centre, along_shift, raw_norms, rms_norms)
-    return tokens, (_EPS**2 * count * size, rounding)
+    XLA of jax 0.5 on CPU adds up all that is in one product in one float32.
+    """
+    # Behind the barrier because XLA on CPU would lay out all that comes before for this product.
+    entries = jax.lax.optimization_barrier(jnp.where(own & jnp.eye(gram.shape[-1], dtype=bool), 0, gram))
+    return jnp.where(own, 1.0, 2.0) * jnp.einsum("lab,mab->alm", entries, entries, precision=HIGHEST)
 
 
 def _sums(inner: Array, norms: Float[Array, "blocks l t"], noise: Float[Array, " l"], count: Array) -> GramSums:
@@ -257,7 +176,8 @@ def _sums(inner: Array, norms: Float[Array, "blocks l t"], noise: Float[Array, "
     trace = jnp.sum(norms, axis=(0, 2))
     signal = trace > noise
     both = signal[:, None] & signal[None, :]
-    diagonal = jnp.einsum("blt,bmt->blm", norms, norms, precision=_HIGHEST).sum(axis=0)
+    # Row by row for the same reason as in `_products`.
+    diagonal = jnp.einsum("blt,bmt->tlm", norms, norms, precision=HIGHEST).sum(axis=0)
     return GramSums(
         inner=jnp.where(both, inner, 0),
         diagonal=jnp.where(both, diagonal, 0),
@@ -266,37 +186,7 @@ def _sums(inner: Array, norms: Float[Array, "blocks l t"], noise: Float[Array, "
     )
 
 
-def _means(tiles: Tiles, weights: Float[Array, "blocks _ t"]) -> tuple[Float[Array, "l d"], Float[Array, "l d"]]:
-    """The weighted mean of each layer and that of what is left without it.
-
-    The second takes away the rounding of the first, which matters once the mean is many times the spread. What both
-    leave of constant features is at most one rounding of the mean per value.
-    """
-    total = jnp.sum(weights, axis=(0, 2))[:, None]
-    total = jnp.where(total > 0, total, 1)
-
-    def mean_without(*means: Float[Array, "l d"]) -> Float[Array, "l d"]:
-        # By tiles: a reduction of the whole array would first write all of it in float32 on CPU.
-        weighted = tiles.sum(lambda block: jnp.sum(_minus(tiles, block, *means) * weights[block][:, :, None], axis=1))
-        return weighted / total
-
-    mean = mean_without()
-    return mean, mean_without(mean)
-
-
-def _minus(tiles: Tiles, block: Array, *means: Float[Array, "l d"]) -> Float[Array, "l t d"]:
-    """The rows of a tile without these means; zeros where they do not count."""
-    rows = tiles(block)
-    for mean in means:
-        rows = rows - mean[:, None, :]
-    return jnp.where(tiles.mask(block)[None, :, None], rows, 0)
-
-
 def _kahan(total: Array, lost: Array, term: Array) -> tuple[Array, Array]:
     """Compensated summation, for large n has thousands of pairs of tiles: the new total, and what it is too much."""
     term = term - lost
     return total + term, ((total + term) - total) - term
-
-
-def _outer(x: Float[Array, "l a"], y: Float[Array, "l b"]) -> Float[Array, "l a b"]:
-    return x[:, :, None] * y[:, None, :]

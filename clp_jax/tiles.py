@@ -50,13 +50,13 @@ class Tiles:
 
         The last tile begins early enough to be full and masks the rows of the tile before: the states need no padding.
         """
-        start = self._start(block)
+        start = self.start(block)
         fresh = start + jnp.arange(self.rows) >= block * self.rows
         return jax.lax.dynamic_slice_in_dim(self.valid, start, self.rows) & fresh
 
     def __call__(self, block: Array) -> Float[Array, "l t d"]:
         """The rows of a tile in float32; zeros where they do not count."""
-        rows = jax.lax.dynamic_slice_in_dim(self.states, self._start(block), self.rows, axis=1)
+        rows = jax.lax.dynamic_slice_in_dim(self.states, self.start(block), self.rows, axis=1)
         return jnp.where(self.mask(block)[None, :, None], rows.astype(jnp.float32), 0)
 
     def map(self, function: Callable[[Array], Any]) -> Any:
@@ -68,5 +68,30 @@ class Tiles:
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(term, jnp.int32(0)))
         return jax.lax.fori_loop(0, self.blocks, lambda block, total: jax.tree.map(jnp.add, total, term(block)), zeros)
 
-    def _start(self, block: Array) -> Array:
+    def minus(self, block: Array, *means: Float[Array, "l d"]) -> Float[Array, "l t d"]:
+        """The rows of a tile without these means; zeros where they do not count."""
+        rows = self(block)
+        for mean in means:
+            rows = rows - mean[:, None, :]
+        return jnp.where(self.mask(block)[None, :, None], rows, 0)
+
+    def means(self, weights: Float[Array, "blocks _ t"]) -> tuple[Float[Array, "l d"], Float[Array, "l d"]]:
+        """The weighted mean of each layer and that of what is left without it.
+
+        The second takes away the rounding of the first, which matters once the mean is many times the spread. What
+        both leave of constant features is at most one rounding of the mean per value.
+        """
+        total = jnp.sum(weights, axis=(0, 2))[:, None]
+        total = jnp.where(total > 0, total, 1)
+
+        def mean_without(*means: Float[Array, "l d"]) -> Float[Array, "l d"]:
+            # By tiles: a reduction of the whole array would first write all of it in float32 on CPU.
+            weighted = self.sum(lambda block: jnp.sum(self.minus(block, *means) * weights[block][:, :, None], axis=1))
+            return weighted / total
+
+        mean = mean_without()
+        return mean, mean_without(mean)
+
+    def start(self, block: Array) -> Array:
+        """Number of the first sample of a tile."""
         return jnp.minimum(block * self.rows, self.valid.shape[0] - self.rows)

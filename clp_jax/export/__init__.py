@@ -4,11 +4,14 @@ Every target is a module with ``write`` and ``check``. An export is read back an
 weights bit for bit, and the answers of the exported model wherever its code is installed.
 """
 
+import math
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from clp_jax.checkpoint import FolderSpec, Spec
+from clp_jax.checkpoint.carrying import check_room, side_files
 from clp_jax.checkpoint.opening import unchanged
 from clp_jax.errors import InputError
 from clp_jax.export import groot, lerobot, openpi, pytorch, stablehlo
@@ -53,13 +56,19 @@ def export_checkpoint(
       What was compared, which is also in ``export.json`` and in the card.
 
     Raises:
-      InputError: the target has no such model, the checkpoint lacks something, or the comparison failed.
+      InputError: the target has no such model, the checkpoint lacks something, the disk has no room, or the comparison
+        failed.
     """
     if is_remote(out):
         raise InputError(f"{out} is no folder of this machine; export to one, then copy it there.")
     check_target(weights, target)
     if target == "stablehlo":
         stablehlo.check_possible(weights.architecture, options)
+    # What openpi reads is compressed: nobody knows before how far.
+    weights_bytes = (
+        0 if target == "openpi" else sum(math.prod(x.shape) * x.dtype.itemsize for x in weights.leaves.values())
+    )
+    check_room(out, _carried(weights.spec, target).values(), weights=weights_bytes)
     exporter = _EXPORTERS[target]
     with (
         staged(out, by="clp export", overwrite=overwrite, sources=[weights.source_folder]) as folder,
@@ -71,6 +80,13 @@ def export_checkpoint(
         (Path(folder) / "README.md").write_text(card)
         write_json(Path(folder) / EXPORT_FILE, export_record(weights, target, options, check))
     return check
+
+
+def _carried(spec: Spec, target: Target) -> Mapping[str, str | os.PathLike[str]]:
+    """The other files that go along as they are; what lies in the folders of upstreams is their own."""
+    if target in ("lerobot", "groot"):
+        return {}
+    return spec.others if isinstance(spec, FolderSpec) else side_files(spec.assets)
 
 
 def check_target(weights: Weights, target: Target) -> None:

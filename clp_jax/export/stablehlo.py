@@ -10,6 +10,7 @@ import numpy as np
 from etils import epath
 
 from clp_jax.checkpoint import FolderSpec, Spec, write_beside
+from clp_jax.checkpoint.carrying import copy_all
 from clp_jax.checkpoint.orbax.spec import POLICY
 from clp_jax.checkpoint.safetensors.folder import CONFIG_FILE
 from clp_jax.checkpoint.safetensors.listing import WEIGHTS_FILE
@@ -68,9 +69,7 @@ def _write_beside(spec: Spec, folder: epath.Path) -> None:
         policy = folder / "assets" / POLICY
         policy.mkdir(parents=True)
         write_json(Path(policy / CONFIG_FILE), spec.config)
-        for name, source in spec.others.items():
-            (policy / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(source, policy / name)
+        copy_all(spec.others, policy)
     write_beside(folder, assets=None if isinstance(spec, FolderSpec) else spec.assets, record=spec.plan_record)
 
 

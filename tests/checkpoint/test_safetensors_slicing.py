@@ -66,7 +66,8 @@ def test_a_smolvla_policy_is_cut(keep, tmp_path):
     written = {file.name for file in (tmp_path / "out").iterdir()}
     assert written == {file.name for file in SMOLVLA.iterdir()} | {MANIFEST}
     size = sum(len(content) for _, _, content in got.values())
-    assert report.bytes_out == size and seen[-1] == (size, size)
+    others = sum(file.stat().st_size for file in SMOLVLA.iterdir() if file.name not in ("config.json", WEIGHTS))
+    assert report.bytes_out == size and seen[-1] == (size + others, size + others)
     assert report.leaves == len(got) and report.sliced == 9 * 2 * len(keep) and report.notes == ()
     assert read_folder(tmp_path / "out").depths == {"vision": 3, "vlm": len(keep), "action": len(keep)}
 

@@ -3,7 +3,7 @@
 import json
 import math
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -11,6 +11,7 @@ import numpy as np
 from etils import epath
 
 from clp_jax.aliases import Tree
+from clp_jax.checkpoint.carrying import copy_all, side_files
 from clp_jax.checkpoint.orbax.checksums import check_item
 from clp_jax.checkpoint.orbax.chunks import stored_arrays
 from clp_jax.checkpoint.orbax.decoding import BLOCK_BYTES, read_array, read_slabs
@@ -18,7 +19,6 @@ from clp_jax.checkpoint.orbax.spec import RECORD_FILE, CheckpointSpec, translate
 from clp_jax.checkpoint.orbax.writer import ArrayForm, ItemWriter, rows_per_chunk, writing
 from clp_jax.checkpoint.threads import run_in_threads
 from clp_jax.errors import InputError
-from clp_jax.folders import files_below
 from clp_jax.outputs import staged
 from clp_jax.progress import in_megabytes, stage
 from clp_jax.trees import check_same_structure, flatten, unflatten
@@ -177,28 +177,32 @@ def put_parts(writer: ItemWriter, name: str, leaf: jax.ShapeDtypeStruct, parts: 
         yield from _put_rows(writer, name, rows, height, first=number)
 
 
-def write_beside(folder: epath.Path, *, assets: epath.Path | None, record: Mapping[str, Any] | None) -> None:
+def write_beside(
+    folder: epath.Path,
+    *,
+    assets: epath.Path | None,
+    record: Mapping[str, Any] | None,
+    report: Callable[[int], None] | None = None,
+) -> None:
     """Copies the assets into a step folder and writes ``clp.json``, the last file of every output.
 
     Args:
       folder: the step folder.
       assets: folder to copy, if any.
       record: content of ``clp.json``, if any.
+      report: as of `copy_all`.
     """
     with writing(folder):
         if assets is not None:
-            copy_files(assets, folder / "assets")
+            copy_files(assets, folder / "assets", report)
         if record is not None:
             (folder / RECORD_FILE).write_text(json.dumps(record, indent=2, allow_nan=False) + "\n")
 
 
-def copy_files(source: epath.Path, target: epath.Path) -> None:
+def copy_files(source: epath.Path, target: epath.Path, report: Callable[[int], None] | None = None) -> None:
     """Copies all files below a folder; either side may be remote."""
     target.mkdir(parents=True, exist_ok=True)
-    for file in files_below(source):
-        copy = target / file.relative_to(source)
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        copy.write_bytes(file.read_bytes())
+    copy_all(side_files(source), target, report)
 
 
 def _put_array(writer: ItemWriter, name: str, leaf: Any) -> Iterator[int]:

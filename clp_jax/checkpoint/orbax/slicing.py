@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from clp_jax.checkpoint.carrying import check_room, side_files
 from clp_jax.checkpoint.opening import fingerprint, unchanged
 from clp_jax.checkpoint.orbax.chunks import StoredArray, stored_arrays
 from clp_jax.checkpoint.orbax.decoding import ChunkStream
@@ -73,13 +74,14 @@ def rewrite(
       policy_files: contents of files below ``assets/policy``, in place of the copies.
       overwrite: replace an existing `out`.
       allow_nonfinite: accept NaN and infinity in the weights.
-      progress: called with the decoded bytes written so far and in all.
+      progress: called with the bytes written so far and in all, those of arrays decoded.
 
     Returns:
       Sizes and time.
 
     Raises:
-      InputError: the source is damaged or not finite, `take` names rows or leaves that do not exist, or `out` exists.
+      InputError: the source is damaged or not finite, `take` names rows or leaves that do not exist, or `out` exists or
+        has no room for the assets.
     """
     started = time.perf_counter()
     shapes = flatten(spec.tree)
@@ -90,6 +92,7 @@ def rewrite(
     leaves = [(arrays[spec.stored_name(path)], kept[path]) for path in shapes]
     replaced = {spec.stored_name(path): values for path, values in given.items()}
     total = sum(_size(array, rows) for array, rows in leaves)
+    to_copy = check_room(out, side_files(spec.assets).values())
     source = spec.path.parent if spec.assets or spec.plan_record else spec.path
     done = 0
 
@@ -97,14 +100,14 @@ def rewrite(
         nonlocal done
         done += size
         if progress is not None:
-            progress(done, total)
+            progress(done, total + to_copy)
 
     with staged(out, by="clp prune", overwrite=overwrite, sources=[source]) as folder, unchanged(spec):
         with ItemWriter(folder / "params", allow_nonfinite=allow_nonfinite) as writer:
             copy_columns(
                 [c for array, rows in leaves for c in columns(array, rows, writer, replaced.get(array.name))], report
             )
-        write_beside(folder, assets=spec.assets, record=record)
+        write_beside(folder, assets=spec.assets, record=record, report=report)
         for name, content in (policy_files or {}).items():
             (folder / "assets" / POLICY / name).write_bytes(content)
     return RewriteReport(

@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import shutil
 import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -156,18 +155,6 @@ class FileToWrite:
             name: Listed(new.shape, new.dtype, dict(sorted(self.crc32[name].items())))
             for name, (_, new) in self.tensors.items()
         }
-
-
-def copy_file(source: Path, target: Path) -> None:
-    """Copies a whole file as it is; what cannot be read is told from what cannot be written.
-
-    Raises:
-      InputError: says which.
-    """
-    with opened_to_read(source) as descriptor, writing(target):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with os.fdopen(descriptor, "rb", closefd=False) as reader, target.open("wb") as writer:
-            shutil.copyfileobj(reader, writer, BLOCK_BYTES)
 
 
 _of_thread = threading.local()

@@ -14,12 +14,13 @@ from typing import Any
 import numpy as np
 from etils import epath
 
+from clp_jax.checkpoint.carrying import check_room, copy_all
 from clp_jax.checkpoint.manifest import list_arrays, listed_arrays
 from clp_jax.checkpoint.opening import unchanged
 from clp_jax.checkpoint.orbax.params import write_beside
 from clp_jax.checkpoint.orbax.slicing import RewriteReport
 from clp_jax.checkpoint.orbax.writer import writing
-from clp_jax.checkpoint.safetensors.copying import FileToWrite, copy_file
+from clp_jax.checkpoint.safetensors.copying import FileToWrite
 from clp_jax.checkpoint.safetensors.folder import CONFIG_FILE, FolderSpec, check_stamps, fingerprint_folder, read_folder
 from clp_jax.checkpoint.safetensors.header import StoredTensor, header_of
 from clp_jax.checkpoint.safetensors.listing import INDEX_FILE
@@ -63,7 +64,7 @@ def slice_folder(
       overwrite: replace an existing `out`.
       allow_nonfinite: accept NaN and infinity in tensors of floats. Dtypes below eight bits cannot hold any, and those
         that clp_jax does not know are not looked into.
-      progress: called with the bytes written so far and in all.
+      progress: called with the bytes written so far and in all, other files included.
 
     Returns:
       Sizes and time; `RewriteReport.sliced` counts the tensors of shortened towers, and its notes name what was added
@@ -71,7 +72,7 @@ def slice_folder(
 
     Raises:
       InputError: the blocks do not fit the model, the source is damaged, not finite or changes meanwhile, or `out`
-        exists.
+        exists or does not fit on its disk.
     """
     started = time.perf_counter()
     if is_remote(out):
@@ -79,13 +80,16 @@ def slice_folder(
     kept = _kept_blocks(spec, keep)
     files = _files_to_write(spec, kept, given or {})
     total = sum(file.data_bytes for file in files)
+    outdated = _outdated(spec)
+    others = {name: place for name, place in spec.others.items() if name not in outdated}
+    to_copy = check_room(out, others.values(), weights=total)
     done = 0
 
     def report(size: int) -> None:
         nonlocal done
         done += size
         if progress is not None:
-            progress(done, total)
+            progress(done, total + to_copy)
 
     check_stamps(spec)
     sources = [spec.path, spec.path.resolve()]
@@ -94,6 +98,7 @@ def slice_folder(
         with contextlib.ExitStack() as opened:
             spans = [span for file in files for span in file.open(folder, opened, check=not allow_nonfinite)]
             run_in_threads([span.copy() for span in spans], report)
+        copy_all(others, folder, report)
         _write_around(spec, kept, files, folder)
         write_beside(epath.Path(folder), assets=None, record=record)
         arrays = {name: array for file in files for name, array in file.listed().items()}
@@ -189,14 +194,10 @@ def _placed(names: Mapping[str, StoredTensor]) -> dict[str, tuple[StoredTensor, 
 def _write_around(
     spec: FolderSpec, kept: Mapping[str, tuple[int, ...]], files: Sequence[FileToWrite], folder: Path
 ) -> None:
-    """Writes the index and the config, and copies every other file."""
-    outdated = _outdated(spec)
-    for name, place in spec.others.items():
-        if name not in outdated:
-            copy_file(place, folder / name)
+    """Writes the index and the config."""
     depths = {name: len(blocks) for name, blocks in kept.items()}
     if depths == spec.depths:
-        copy_file(spec.path / CONFIG_FILE, folder / CONFIG_FILE)
+        copy_all({CONFIG_FILE: spec.path / CONFIG_FILE}, folder)
     else:
         _write_json(spec, folder, CONFIG_FILE, spec.family.config_with_depths(spec.config, depths))
     if spec.index is not None:

@@ -1,0 +1,228 @@
+"""Gram matrices of the tokens of all layers, tile by tile, at both scales, with what U-centres them.
+
+One product per tile gives the Gram matrices of both scales. Write r_a for 1 / RMS of token x_a and p for the mean of
+the tokens weighted by r_a. The centred rms tokens, and the raw ones counted from p and divided by their RMS, are
+
+    y_a = r_a (x_a - p) + (r_a - mean of r) p        and        z_a = r_a (x_a - p) = y_a - (r_a - mean of r) p,
+
+so that with v_a = (y_a + z_a) / 2 and w_a = (r_a - mean of r) p the raw product is
+z_a . z_b = y_a . y_b - v_a . w_b - w_a . v_b: two numbers per token turn the one matrix into the other. That direction
+is safe, the other is not: RMS takes away what only makes tokens of a common direction longer or shorter. The products
+that are left are no larger than raw ones (|x| |x/|x| - y/|y|| <= 2 |x - y|, Dunkl and Williams 1964), so rounding stays
+rounding.
+
+Rounding is relative to how far tokens are from where they are counted from, and a few of them may be 10^4 times as far
+as the others (massive activations). So the farthest tokens have no part in p, their sums over the others are not taken
+from sums that they are in, and among themselves they are multiplied at full precision, for nothing averages out there.
+
+Axes and letters as in `clp_jax.cka`; k far tokens.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Bool, Float
+
+from clp_jax.aliases import Array
+from clp_jax.tiles import Tiles
+
+_SPLIT = jax.lax.DotAlgorithmPreset.BF16_BF16_F32_X3
+"""Of the products of width d: 3 passes of bfloat16 matrix units where the program is compiled for such, float32 on CPU.
+
+Both operands are split in two bfloat16 parts of which the product of the small ones is left out: 2^-18 of a term, of
+either sign, that averages out over the n^2 entries of a Gram matrix. Not so on its diagonal, which is taken from sums.
+"""
+
+HIGHEST = jax.lax.Precision.HIGHEST
+"""Of the products between Gram matrices, where the parts left out would all be positive; they are a hundredth."""
+
+EPS = float(jnp.finfo(jnp.float32).eps)
+
+_FAR = 64
+"""The most tokens that are treated as far; more of them are so many pairs that rounding averages out."""
+
+_ROUNDING = 1e-3
+"""How far from 1 the square of a length may be that is 1 but for rounding; zeros have none."""
+
+
+class Tokens(NamedTuple):
+    """Samples in tiles, zero where they do not count; the letters are those on top of this module and of `clp_jax.cka`.
+
+    Attributes:
+      features: y.
+      counts: which samples do.
+      scale: 1 / r.
+      apart: r - mean of r.
+      along: v . p.
+      centring: u, for raw and rms.
+      norms: squared distance from the mean of all samples, raw and rms.
+    """
+
+    features: Float[Array, "blocks l t d"]
+    counts: Bool[Array, "blocks 1 t"]
+    scale: Float[Array, "blocks l t"]
+    apart: Float[Array, "blocks l t"]
+    along: Float[Array, "blocks l t"]
+    centring: Float[Array, "blocks 2 l t"]
+    norms: Float[Array, "blocks 2 l t"]
+
+    def grams(self, a: Array, b: Array) -> list[Float[Array, "l t t"]]:
+        """Tile (a, b) of the U-centred Gram matrices of all layers, raw and rms; the diagonal is left in."""
+        rms = jnp.einsum("lad,lbd->lab", self.features[a], self.features[b], precision=_SPLIT)
+        across = _outer(self.apart[a], self.along[b]) + _outer(self.along[a], self.apart[b])
+        return self.centred(a, b, _outer(self.scale[a], self.scale[b]) * (rms - across), rms)
+
+    def centred(self, a: Array, b: Array, *grams: Float[Array, "l t t"]) -> list[Float[Array, "l t t"]]:
+        """Tile (a, b) of Gram matrices, raw and rms, U-centred; zero where a sample does not count."""
+        counts = _outer(self.counts[a], self.counts[b])
+        rows, columns = self.centring[a][:, :, :, None], self.centring[b][:, :, None, :]
+        return [
+            jnp.where(counts, gram - row - column, 0) for gram, row, column in zip(grams, rows, columns, strict=True)
+        ]
+
+
+class Far(NamedTuple):
+    """The farthest samples once more, in one tile.
+
+    Attributes:
+      tokens: they.
+      products: their Gram matrices, raw and rms, each multiplied by itself at full precision.
+    """
+
+    tokens: Tokens
+    products: Float[Array, "2 l k k"]
+
+    def correction(self) -> list[tuple[Float[Array, "l k k"], Float[Array, "l k k"]]]:
+        """Raw and rms: the U-centred Gram matrix as it should be, and as tiles of all samples have it."""
+        only = jnp.int32(0), jnp.int32(0)
+        return list(zip(self.tokens.centred(*only, *self.products), self.tokens.grams(*only), strict=True))
+
+
+class _Origin(NamedTuple):
+    """Where tokens are counted from: p in two parts, as `Tiles.means` gives them, and the mean of r."""
+
+    first: Float[Array, "l d"]
+    second: Float[Array, "l d"]
+    level: Float[Array, " l"]
+
+    @classmethod
+    def of(cls, tiles: Tiles, inverse: Float[Array, "blocks l t"], counts: Bool[Array, "blocks 1 t"]) -> "_Origin":
+        """That of the samples that count here."""
+        weights = jnp.where(counts, inverse, 0)
+        return cls(*tiles.means(weights), jnp.sum(weights, axis=(0, 2)) / jnp.maximum(jnp.sum(counts), 1))
+
+    @property
+    def centre(self) -> Float[Array, "l d"]:
+        """p."""
+        return self.first + self.second
+
+    def points(self, tiles: Tiles, block: Array, inverse: Float[Array, "l t"]) -> tuple[Array, Array, Array]:
+        """The samples of a tile counted from here, x - p and y [l, t, d], and r less its mean [l, t]."""
+        rows, counts = tiles.minus(block, self.first, self.second), inverse > 0
+        apart = jnp.where(counts, inverse - self.level[:, None], 0)
+        scaled, centre = rows * inverse[:, :, None], self.centre[:, None, :]
+        y, origin = scaled + apart[:, :, None] * centre, self.level[:, None, None] * centre
+        # r has its rounding, which is large beside a small spread of directions: y + origin tells its length better.
+        excess = jnp.mean(y * (y + 2 * origin), axis=-1) + (jnp.mean(origin**2, axis=-1) - 1)
+        apart -= jnp.where(jnp.abs(excess) < _ROUNDING, inverse * excess / 2, 0)
+        return rows, scaled + apart[:, :, None] * centre, apart
+
+
+def all_and_far(tiles: Tiles) -> tuple[Tokens, Far, Float[Array, "2 l"]]:
+    """What the Gram matrices of all layers are made of, at both scales.
+
+    Returns:
+      All samples in tiles; the farthest ones once more in a tile of their own; and how much of the squared distances
+      from the mean may be rounding, raw and rms.
+    """
+    count = jnp.maximum(tiles.count, 1)
+    inverse, counts = _inverse(tiles), tiles.map(tiles.mask)[:, None, :]
+    everyone = _Origin.of(tiles, inverse, counts)
+
+    def distances(block: Array) -> Float[Array, "2 l t"]:
+        rows, y, _ = everyone.points(tiles, block, inverse[block])
+        return _along_width(rows**2, y**2)
+
+    places, is_far, far_tiles = _farthest(tiles, tiles.map(distances))
+    near = counts & ~is_far[:, None, :]
+    origin, far_inverse = _Origin.of(tiles, inverse, near), _inverse(far_tiles)
+    far_points = jnp.stack(origin.points(far_tiles, jnp.int32(0), far_inverse[0])[:2])
+
+    def sum_of_near(block: Array) -> Float[Array, "2 l d"]:
+        rows, y, _ = origin.points(tiles, block, inverse[block])
+        return jnp.stack([jnp.sum(jnp.where(near[block][:, :, None], x, 0), axis=1) for x in (rows, y)])
+
+    of_near = tiles.sum(sum_of_near)
+    total = of_near + jnp.sum(far_points, axis=2)
+    mean = total / count
+    tokens, rows = tiles.map(lambda block: _tokens(tiles, block, inverse[block], origin, total, mean))
+    far, _ = far_tiles.map(lambda block: _tokens(far_tiles, block, far_inverse[block], origin, total, mean))
+    products = jnp.einsum("slad,slbd->slab", far_points, far_points, precision=HIGHEST)
+    among_far = jnp.sum(jnp.where(jnp.eye(products.shape[-1], dtype=bool), 0, products), axis=-1)
+    far_rows = jnp.einsum("sld,slkd->slk", of_near, far_points, precision=HIGHEST) + among_far
+    rows = rows.at[places[0], :, :, places[1]].set(jnp.moveaxis(far_rows, -1, 0), mode="drop")
+    n = jnp.maximum(tiles.count, 3)  # no estimator takes fewer
+    centring = (rows - jnp.sum(rows, axis=(0, 3), keepdims=True) / (2 * (n - 1))) / (n - 2)
+    of_far = jnp.moveaxis(centring.at[places[0], :, :, places[1]].get(mode="fill", fill_value=0), 0, -1)
+    tokens, far = tokens._replace(centring=centring), Far(far._replace(centring=of_far[None]), products)
+    # What is lost where features are counted from their mean, and twice what r and their length lose.
+    size = jnp.sum((origin.centre + mean[0]) ** 2, axis=-1)
+    rounding = jnp.sum(inverse**2 * (tokens.norms[:, 0] + size[:, None]), axis=(0, 2))
+    return tokens, far, EPS**2 * jnp.stack([count * size, 4 * rounding])
+
+
+def _tokens(
+    tiles: Tiles,
+    block: Array,
+    inverse: Float[Array, "l t"],
+    origin: _Origin,
+    total: Float[Array, "2 l d"],
+    mean: Float[Array, "2 l d"],
+) -> tuple[Tokens, Float[Array, "2 l t"]]:
+    """One tile, not yet U-centred, and the sums of the rows of its Gram matrices without the diagonal.
+
+    Those come from ``total``, the sum of all points, so they suit near tokens alone; ``mean`` is that of all points.
+    """
+    rows, y, apart = origin.points(tiles, block, inverse)
+    total, mean, centre, mask = total[:, :, None, :], mean[:, :, None, :], origin.centre[:, None, :], tiles.mask(block)
+    along = jnp.sum(centre * (y - centre * apart[:, :, None] / 2), axis=-1)
+    sums = _along_width(rows * (total[0] - rows), y * (total[1] - y))
+    norms = jnp.where(mask, _along_width((rows - mean[0]) ** 2, (y - mean[1]) ** 2), 0)
+    scale = jnp.where(mask, 1 / jnp.where(mask, inverse, 1), 0)
+    return Tokens(y, mask[None, :], scale, apart, along, jnp.zeros_like(norms), norms), sums
+
+
+def _along_width(raw: Float[Array, "l t d"], rms: Float[Array, "l t d"]) -> Float[Array, "2 l t"]:
+    return jnp.stack([jnp.sum(raw, axis=-1), jnp.sum(rms, axis=-1)])
+
+
+def _inverse(tiles: Tiles) -> Float[Array, "blocks l t"]:
+    """r: 1 / RMS of each sample; 1 for zeros, and 0 where a sample does not count."""
+    square = tiles.map(lambda block: jnp.mean(tiles(block) ** 2, axis=-1))
+    inverse = jax.lax.rsqrt(jnp.where(square > 0, square, 1))
+    return jnp.where(tiles.map(tiles.mask)[:, None, :], inverse, 0)
+
+
+def _farthest(
+    tiles: Tiles, distances: Float[Array, "blocks 2 l t"]
+) -> tuple[tuple[Array, Array], Bool[Array, "blocks t"], Tiles]:
+    """The samples with the largest shares of the squared distances in any layer, a quarter of all at most.
+
+    Returns:
+      Tile and row of each of them, past the end for those that do not count; whether a sample is one; the samples.
+    """
+    total = jnp.sum(distances, axis=(0, 3), keepdims=True)
+    share = jnp.max(jnp.where(distances > 0, distances / total, 0), axis=(1, 2))
+    n = tiles.states.shape[1]
+    order = jnp.argsort(-share.ravel())[: min(_FAR, max(n // 4, 1))]
+    chosen = jnp.arange(len(order)) < tiles.count // 4
+    block, row = jnp.divmod(order, tiles.rows)
+    places = jnp.where(chosen, block, tiles.blocks), row
+    is_far = jnp.zeros(share.shape, bool).at[places].set(True, mode="drop")
+    states = jnp.take(tiles.states, tiles.start(block) + row, axis=1)
+    return places, is_far, Tiles(states, chosen, len(order), 1)
+
+
+def _outer(x: Array, y: Array) -> Array:
+    return x[:, :, None] * y[:, None, :]
