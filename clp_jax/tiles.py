@@ -55,9 +55,8 @@ class Tiles:
         return jax.lax.dynamic_slice_in_dim(self.valid, start, self.rows) & fresh
 
     def __call__(self, block: Array) -> Float[Array, "l t d"]:
-        """The rows of a tile in float32; zeros where they do not count."""
-        rows = jax.lax.dynamic_slice_in_dim(self.states, self.start(block), self.rows, axis=1)
-        return jnp.where(self.mask(block)[None, :, None], rows.astype(jnp.float32), 0)
+        """The rows of a tile in float32, those that do not count among them."""
+        return jax.lax.dynamic_slice_in_dim(self.states, self.start(block), self.rows, axis=1).astype(jnp.float32)
 
     def map(self, function: Callable[[Array], Any]) -> Any:
         """The tree ``function(block)`` of every block, stacked."""

@@ -34,7 +34,7 @@ MUTANTS: list[Mutant] = [
     *faults(
         "clp_jax/tiles.py",
         f"{_CKA}::test_rows_that_are_not_valid_do_not_count",
-        ("tiles-padding-counts", "jnp.where(self.mask(block)[None, :, None], rows.astype(jnp.float32), 0)", "rows"),
+        ("tiles-padding-counts", "jnp.where(self.mask(block)[None, :, None], rows, 0)", "rows"),
     ),
     *faults(
         "clp_jax/tiles.py",
