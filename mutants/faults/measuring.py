@@ -40,6 +40,10 @@ MUTANTS: list[Mutant] = [
         "clp_jax/tiles.py",
         f"{_CKA}::test_keeps_its_digits_when_the_mean_is_100000_times_the_spread",
         ("cka-counted-from-zero", "rows = rows - mean[:, None, :]", "pass"),
+    ),
+    *faults(
+        "clp_jax/tiles.py",
+        f"{_CKA}::test_channel_share_is_the_largest_share_of_the_centred_variance_of_valid_rows",
         ("cka-rounded-mean", "return mean, mean_without(mean)", "return mean, 0 * mean"),
     ),
     *faults(
