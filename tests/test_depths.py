@@ -19,6 +19,7 @@ from clp_jax.analysis import Analysis
 from clp_jax.checkpoint import read_params, read_spec, write_params
 from clp_jax.cli import main
 from clp_jax.commands import serve
+from clp_jax.commands.depths_flags import trained_cut
 from clp_jax.commands.serve import Serve
 from clp_jax.cuts import WHOLE, cut_of, smaller
 from clp_jax.data import arrange
@@ -120,6 +121,20 @@ def test_damaged_cuts_are_one_line(finished, tmp_path, capsys, cuts):
     (copy / "clp.json").write_text(json.dumps(record))
     argv = ["prune", "--checkpoint", str(copy), "--keep-layers", "2", "--out", str(tmp_path / "two")]
     assert "clp.json is damaged" in refusal(capsys, argv)
+
+
+@pytest.mark.parametrize(
+    ("towers", "complaint"),
+    [
+        ({"vlm": {"depth": 18, "keep": [0, 1]}}, "a 'vlm' tower of 18 blocks, but the model's has 4"),
+        ({"vlm": {"depth": 4, "keep": [0, 1]}}, "must keep the same blocks"),
+        ({"vision": {"depth": 2, "keep": [0, 1]}}, "trained no cut of this depth"),
+    ],
+)
+def test_cuts_of_another_model_are_one_line(towers, complaint):
+    plan = PrunePlan.of(ARCH.kind, ARCH.depths).to_json() | {"towers": towers, "coupled": []}
+    with pytest.raises(InputError, match=complaint):
+        trained_cut([PrunePlan.from_json(plan)], Depth(keep_layers=2), ARCH, otherwise="none")
 
 
 def test_a_trained_cut_comes_out_without_data(inputs, finished, tmp_path):

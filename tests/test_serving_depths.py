@@ -1,19 +1,23 @@
 """Several depths of one model behind one server: which one answers, and that it answers as the cut model alone."""
 
 import functools
+import weakref
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import toys
 from served import loaded, params, rows
 
+from clp_jax.commands.evaluate_policy import identity
 from clp_jax.cuts import WHOLE, names_of, rows_of, smaller
 from clp_jax.errors import InputError
+from clp_jax.evaluation.local import LocalPolicy
 from clp_jax.models import Lengths
 from clp_jax.serving.depths import ANY, Wish, models_of, pick, wish_of
 from clp_jax.serving.policy import Policy
 from clp_jax.serving.requests import ModelRequests
-from clp_jax.trees import flatten
+from clp_jax.trees import flatten, unflatten
 
 ARCH = toys.architecture()
 CUTS = (WHOLE, (("vlm", (0, 2)), ("action", (0, 2))))
@@ -61,7 +65,8 @@ def test_each_request_of_a_batch_is_answered_by_its_depth_as_by_the_cut_model(po
 
 def test_the_time_that_a_request_has_chooses_by_what_was_measured(policy, monkeypatch):
     times = policy._milliseconds[4]
-    assert list(times) == NAMES == list(policy.metadata["keep_layers"]) and min(times.values()) > 0
+    assert list(times) == NAMES == policy.metadata["keep_layers"] and min(times.values()) > 0
+    assert policy.metadata["latency_ms"] == times
     monkeypatch.setitem(policy._milliseconds, 4, {"4": 30.0, "2": 20.0})
     observation = rows(1)[0]
     found = [policy.infer(observation | {"latency_ms": time})["keep_layers"] for time in (31, 30.0, np.float32(29), 1)]
@@ -84,6 +89,10 @@ def test_the_depth_that_answers_does_not_depend_on_the_order_in_which_depths_are
         ({"latency_ms": "30"}, "milliseconds above 0"),
         ({"latency_ms": True}, "milliseconds above 0"),
         ({"latency_ms": [30, 40]}, "milliseconds above 0"),
+        ({"latency_ms": [[30], [40, 50]]}, "milliseconds above 0"),
+        ({"latency_ms": None}, "milliseconds above 0"),
+        ({"keep_layers": {"vlm": 2}}, "keep_layers/vlm: keep_layers is one of 4, 2 and latency_ms a number"),
+        ({"keep_layers": 2, "observation/latency_ms": {"most": 30}}, "neither is a map"),
     ],
 )
 def test_a_wish_that_cannot_be_had_is_said(policy, asked, complaint):
@@ -99,6 +108,7 @@ def test_a_server_of_one_depth_refuses_to_choose(asked):
 
 def test_a_robots_own_key_of_that_name_is_no_wish():
     assert wish_of({"latency_ms": 3}, NAMES, used=("latency_ms",)) == ANY
+    assert wish_of({"keep_layers/arm": 3}, NAMES, used=("keep_layers/arm",)) == ANY
 
 
 def test_weights_that_depths_share_are_held_once():
@@ -108,6 +118,23 @@ def test_weights_that_depths_share_are_held_once():
     full, half = flatten(whole.params), flatten(models["2"].params)
     own = {path for path, leaf in half.items() if leaf.shape != full[path].shape}
     assert own and all("/layers/" in path for path in own)
+
+
+def test_what_no_depth_has_is_not_held():
+    name, weights = "PaliGemma/llm/layers/mlp/linear", flatten(params(ARCH))
+    weights[name] = jnp.asarray(weights[name])
+    stacked = weakref.ref(weights[name])
+    made = served(ARCH, unflatten(weights), cuts=CUTS[1:])
+    del weights
+    assert stacked() is None and list(made._models) == ["2"]
+
+
+def test_an_evaluation_goes_on_when_a_server_of_several_depths_was_started_anew(policy, monkeypatch):
+    before = identity(LocalPolicy(policy))
+    monkeypatch.setitem(policy.metadata, "latency_ms", {"4": 30.0, "2": 20.0})
+    assert identity(LocalPolicy(policy)) == before
+    monkeypatch.setitem(policy.metadata, "keep_layers", NAMES[::-1])
+    assert identity(LocalPolicy(policy)) != before
 
 
 def test_names_tell_every_group_that_a_cut_changes():

@@ -10,7 +10,7 @@ from clp_jax.cuts import cut_of, name_of, names_of
 from clp_jax.errors import InputError
 from clp_jax.models import Architecture, Shape
 from clp_jax.plan import PrunePlan
-from clp_jax.planning import Depth, check_depth, choose_nested, groups_of, per_group
+from clp_jax.planning import Depth, check_depth, check_plan, choose_nested, groups_of, per_group
 
 _CRITERION = "jumps"
 
@@ -73,14 +73,17 @@ def trained_cut(known: Sequence[PrunePlan], depth: Depth, shape: Architecture | 
       otherwise: what else can be done where it was not trained.
 
     Raises:
-      InputError: no cut of this depth was trained.
+      InputError: no cut of this depth was trained, or a cut does not fit the model.
     """
+    for plan in known:
+        check_plan(plan, shape)
     groups, optional = groups_of(shape)
     asked = per_group(depth.keep_layers, groups, "keep_layers")
     if depth.keep_optional is not None:
         asked |= dict.fromkeys(optional, depth.keep_optional)
+    whole = {group: shape.depths[group[0]] for group in shape.groups}
     for plan in known:
-        if all(len(plan.towers[group[0]].keep) == asked.get(group, shape.depths[group[0]]) for group in shape.groups):
+        if {group: depth - len(plan.removed(group[0])) for group, depth in whole.items()} == whole | asked:
             return plan
     trained = " and ".join(names_of([cut_of(plan) for plan in known], shape))
     raise InputError(

@@ -11,7 +11,7 @@ from clp_jax.progress import progress
 
 SHARED = tuple(field.name for flags in (ProcessingFlags, ModelFlags) for field in dataclasses.fields(flags))
 """Flags that ``clp serve`` has too."""
-_NO_IDENTITY = ("keys", "max_batch")
+_NO_IDENTITY = ("keys", "max_batch", "latency_ms")
 """What a policy tells that may change without it being another one."""
 
 

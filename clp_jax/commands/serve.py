@@ -32,7 +32,7 @@ from clp_jax.processing.norm_stats import NormStats
 from clp_jax.processing.robots import Robot
 from clp_jax.progress import progress
 from clp_jax.provenance import cuts_of
-from clp_jax.serving.depths import DEPTH
+from clp_jax.serving.depths import DEPTH, TIME
 from clp_jax.serving.policy import Policy, check_sizes
 from clp_jax.serving.requests import ModelRequests, Requests, RobotRequests
 from clp_jax.serving.server import ServerSettings, check_free, run_server
@@ -220,8 +220,8 @@ def _introduce(console: Console, policy: Policy, host: str, port: int) -> None:
     console.print(f"requests ({escape(str(told['robot']))}): {escape(', '.join(told['keys']))}", soft_wrap=True)
     if "conventions" in told:
         console.print(f"conventions {told['conventions']}", soft_wrap=True, highlight=False, markup=False)
-    if DEPTH in told:
-        times = ", ".join(f"{name} {time:.1f} ms" for name, time in told[DEPTH].items())
+    if TIME in told:
+        times = ", ".join(f"{name} {time:.1f} ms" for name, time in told[TIME].items())
         console.print(f"{DEPTH}: {times} for one observation, the first where a request asks for none", soft_wrap=True)
     console.print(f"answers: {told['action_horizon']} actions of {told['action_dim']} dimensions")
     console.print(f"ready: ws://{host}:{port}", soft_wrap=True)

@@ -5,7 +5,7 @@ keeps it.
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -17,7 +17,7 @@ from clp_jax.loading import LoadedModel
 from clp_jax.sharding import parameter_shardings
 
 DEPTH, TIME = "keep_layers", "latency_ms"
-"""Keys of a request."""
+"""Keys of a request, and of what a client is told: the depths that are served, and their milliseconds."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,18 +45,21 @@ def wish_of(values: Mapping[str, Any], names: Sequence[str], used: Sequence[str]
       used: keys that mean something else to this robot.
 
     Raises:
-      InputError: a depth that is not served, no time, both, or any of them where one model is served.
+      InputError: a depth that is not served, no time, both, a map, or any of them where one model is served.
 
     >>> wish_of({"keep_layers": 9}, ["18", "9"])
     Wish(depth='9', milliseconds=None)
     """
-    asked = {key: values[key] for key in (DEPTH, TIME) if key in values and key not in used}
+    # Of a map that a request holds, `flat` leaves keys such as keep_layers/llm.
+    asked = {key: value for key, value in values.items() if key.split("/")[0] in (DEPTH, TIME) and key not in used}
     if not asked:
         return ANY
     if not names:
         raise InputError(
-            f"{' and '.join(asked)} chooses between depths, and one is served; clp serve --depths serves several."
+            f"{_said(asked)} chooses between depths, and one is served; clp serve --depths serves several."
         )
+    if not asked.keys() <= {DEPTH, TIME}:
+        raise InputError(f"{_said(asked)}: {DEPTH} is one of {', '.join(names)} and {TIME} a number, neither is a map.")
     if len(asked) == 2:
         raise InputError(f"the request holds {DEPTH} and {TIME}; send one of them.")
     if TIME in asked:
@@ -101,8 +104,12 @@ def _cut_out(model: LoadedModel, cut: Cut) -> LoadedModel:
     return dataclasses.replace(model, architecture=smaller(model.architecture, cut), params=params)
 
 
+def _said(asked: Iterable[str]) -> str:
+    return " and ".join(key[:40] for key in asked)
+
+
 def _milliseconds(value: Any) -> float:
-    array = np.asarray(value)
-    if array.size != 1 or array.dtype.kind not in "fiu" or not array.item() > 0:
+    number = value.item() if isinstance(value, np.ndarray | np.generic) and value.size == 1 else value
+    if type(number) not in (int, float) or not number > 0:
         raise InputError(f"{TIME} is {str(value)[:40]}; send milliseconds above 0.")
-    return float(array.item())
+    return float(number)

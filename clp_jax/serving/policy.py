@@ -19,7 +19,7 @@ from clp_jax.cuts import WHOLE, Cut
 from clp_jax.errors import InputError
 from clp_jax.loading import LoadedModel
 from clp_jax.models import Architecture, Gates, Lengths, build, family_of
-from clp_jax.serving.depths import ANY, DEPTH, Wish, models_of, pick, wish_of
+from clp_jax.serving.depths import ANY, DEPTH, TIME, Wish, models_of, pick, wish_of
 from clp_jax.serving.requests import Requests, chunk, flat
 from clp_jax.sharding import batch_sharding, parameter_shardings, replicated
 
@@ -79,7 +79,7 @@ class Policy:
         check_sizes(action_horizon=action_horizon, max_batch=max_batch, num_steps=num_steps)
         self.requests = requests
         self.buckets = buckets(max_batch)
-        self._model, self._horizon = model, action_horizon
+        self._architecture, self._mesh, self._horizon = model.architecture, model.mesh, action_horizon
         dim = model.architecture.action_dim
         self._noise_shape = None if dim is None else (action_horizon, dim)
         self._numbers = itertools.count()
@@ -87,7 +87,7 @@ class Policy:
         self._models = models_of(model, cuts)
         self._programs: dict[tuple[str, int], Any] = {}
         self._milliseconds: dict[int, dict[str, float]] = {}
-        self.metadata = self._metadata(num_steps)
+        self.metadata = self._metadata(model.spec.plan_record)
 
     def compile(self, bucket: int) -> None:
         """Compile the programs of one batch size; `infer` and `infer_batch` do so when they need one.
@@ -101,7 +101,7 @@ class Policy:
                 model.architecture,
                 jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), model.params),
                 self._abstract(bucket),
-                model.mesh,
+                self._mesh,
                 num_steps=self._num_steps,
                 seed=self._seed,
             )
@@ -109,11 +109,11 @@ class Policy:
         several = len(self._models) > 1
         self._milliseconds[bucket] = self._timed(bucket) if several else dict.fromkeys(self._models, 0.0)
         if several:
-            self.metadata[DEPTH] = self._milliseconds[min(self._milliseconds)]
+            self.metadata[TIME] = self._milliseconds[min(self._milliseconds)]
 
     def _abstract(self, bucket: int) -> dict[str, Any]:
         lengths = Lengths(self._horizon, self.requests.prompt_length)
-        return abstract_rows(self._model.architecture, bucket, lengths, cameras=self.requests.cameras)
+        return abstract_rows(self._architecture, bucket, lengths, cameras=self.requests.cameras)
 
     def _timed(self, bucket: int) -> dict[str, float]:
         """Milliseconds of a batch by depth, its way to the device and back included."""
@@ -231,7 +231,7 @@ class Policy:
         if "noise" not in values:
             return None
         if self._noise_shape is None:
-            raise InputError(f"a {self._model.architecture.kind} draws no noise; leave noise out of the request.")
+            raise InputError(f"a {self._architecture.kind} draws no noise; leave noise out of the request.")
         return chunk(values, "noise", *self._noise_shape)
 
     def _row(self, entry: Prepared) -> dict[str, Any]:
@@ -241,20 +241,21 @@ class Policy:
         noise = np.zeros(self._noise_shape, np.float32) if entry.noise is None else entry.noise
         return row | {"noise": noise, "given": np.asarray(entry.noise is not None)}
 
-    def _metadata(self, num_steps: int) -> dict[str, Any]:
-        """What a client is told when it connects."""
-        architecture, record = self._model.architecture, self._model.spec.plan_record
+    def _metadata(self, record: Mapping[str, Any] | None) -> dict[str, Any]:
+        """What a client is told when it connects; `compile` adds the milliseconds of several depths."""
+        several = {DEPTH: list(self._models)} if len(self._models) > 1 else {}
         return {
-            "model": architecture.kind,
-            "depth": architecture.depths,
+            "model": self._architecture.kind,
+            "depth": self._architecture.depths,
             "plan": None if record is None else record.get("plan"),
             "action_horizon": self._horizon,
             "action_dim": self.requests.action_dim,
             "noise_shape": self._noise_shape and list(self._noise_shape),
             "robot": self.requests.name,
             "keys": list(self.requests.keys),
-            "num_steps": num_steps,
+            "num_steps": self._num_steps,
             "max_batch": self.buckets[-1],
+            **several,
         }
 
 

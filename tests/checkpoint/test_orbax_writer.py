@@ -63,3 +63,21 @@ def test_a_chunk_that_is_read_back_holds_what_it_was_to_hold(tmp_path, read_back
             file.holds(NORMAL)
             file.write(frame)
         writer.write_chunk("params.w", (0,), [NORMAL])  # and one that does
+
+
+@pytest.mark.parametrize("place", [20, -1])
+def test_a_chunk_that_the_disk_damages_is_not_taken_for_the_sources(tmp_path, monkeypatch, place):
+    def damaged(self, name, index, path, expected):
+        content = bytearray(path.read_bytes())
+        content[place] ^= 255
+        path.write_bytes(content)
+        compare(self, name, index, path, expected)
+
+    compare = ItemWriter._compare
+    monkeypatch.setattr(ItemWriter, "_compare", damaged)
+    with ItemWriter(epath.Path(tmp_path) / "params", read_back=True, allow_nonfinite=True) as writer:
+        writer.add("params.w", ArrayForm(NORMAL.shape, NORMAL.shape, NORMAL.dtype))
+        with pytest.raises(InputError, match="does not read back as it was written; check the disk"):
+            writer.write_chunk("params.w", (0,), [NORMAL])
+        monkeypatch.setattr(ItemWriter, "_compare", compare)
+        writer.write_chunk("params.w", (0,), [NORMAL])

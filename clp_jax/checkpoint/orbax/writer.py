@@ -177,13 +177,17 @@ class ItemWriter:
 
     def _compare(self, name: str, index: tuple[int, ...], path: epath.Path, expected: int) -> None:
         """Decodes a chunk from its file, which proves the checksum of its frame, and compares what it holds."""
+        complaint = f"{path} does not read back as it was written; check the disk and try again"
         form, found = self._arrays[name], Summed()
         array = StoredArray(name, form.to_json(), {index: Span(path, 0, path.stat().length)})
-        with contextlib.closing(ChunkStream(array, index)) as stream:
-            for block in stream.blocks(0, math.prod(form.chunk) * form.dtype.itemsize):
-                found.write(block.view(np.uint8).data)
+        try:
+            with contextlib.closing(ChunkStream(array, index)) as stream:
+                for block in stream.blocks(0, math.prod(form.chunk) * form.dtype.itemsize):
+                    found.write(block.view(np.uint8).data)
+        except InputError as error:  # which takes it for the source's
+            raise InputError(complaint) from error
         if found.crc32 != expected:
-            raise InputError(f"{path} does not read back as it was written; check the disk and try again")
+            raise InputError(complaint)
 
     def write_chunk(self, name: str, index: tuple[int, ...], blocks: Iterable[np.ndarray]) -> None:
         """Checks, encodes and writes one whole chunk.
