@@ -1,6 +1,7 @@
 """Several depths of one model behind one server: which one answers, and that it answers as the cut model alone."""
 
 import functools
+import re
 import weakref
 
 import jax.numpy as jnp
@@ -73,9 +74,11 @@ def test_the_time_that_a_request_has_chooses_by_what_was_measured(policy, monkey
     assert found == ["4", "4", "2", "2"]
 
 
-def test_the_depth_that_answers_does_not_depend_on_the_order_in_which_depths_are_served():
-    assert pick(Wish(milliseconds=35.0), {"9": 22.0, "18": 40.0, "12": 30.0}) == "12"
-    assert pick(ANY, {"9": 22.0, "18": 40.0}) == "9"
+def test_the_deepest_that_keeps_its_time_answers_in_whatever_order_depths_are_served_and_measured():
+    blocks = {"9": 45, "18": 63, "12": 51}
+    assert pick(Wish(milliseconds=35.0), {"9": 22.0, "18": 40.0, "12": 30.0}, blocks) == "12"
+    assert pick(Wish(milliseconds=35.0), {"9": 31.0, "18": 40.0, "12": 30.0}, blocks) == "12"
+    assert pick(ANY, {"9": 22.0, "18": 40.0}, blocks) == "9"
 
 
 @pytest.mark.parametrize(
@@ -83,6 +86,7 @@ def test_the_depth_that_answers_does_not_depend_on_the_order_in_which_depths_are
     [
         ({"keep_layers": 3}, "keep_layers is 3; served are 4, 2"),
         ({"keep_layers": [2]}, "served are 4, 2"),
+        ({"keep_layers": np.zeros((2, 1))}, re.escape("keep_layers is [[0.] [0.]]; served are")),
         ({"keep_layers": 2, "latency_ms": 30}, "send one of them"),
         ({"latency_ms": 0}, "milliseconds above 0"),
         ({"latency_ms": np.nan}, "milliseconds above 0"),

@@ -5,7 +5,7 @@ keeps it.
 """
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -54,40 +54,40 @@ def wish_of(values: Mapping[str, Any], names: Sequence[str], used: Sequence[str]
     asked = {key: value for key, value in values.items() if key.split("/")[0] in (DEPTH, TIME) and key not in used}
     if not asked:
         return ANY
+    said = " and ".join(map(_short, asked))
     if not names:
-        raise InputError(
-            f"{_said(asked)} chooses between depths, and one is served; clp serve --depths serves several."
-        )
+        raise InputError(f"{said} chooses between depths, and one is served; clp serve --depths serves several.")
     if not asked.keys() <= {DEPTH, TIME}:
-        raise InputError(f"{_said(asked)}: {DEPTH} is one of {', '.join(names)} and {TIME} a number, neither is a map.")
+        raise InputError(f"{said}: {DEPTH} is one of {', '.join(names)} and {TIME} a number, neither is a map.")
     if len(asked) == 2:
         raise InputError(f"the request holds {DEPTH} and {TIME}; send one of them.")
     if TIME in asked:
         return Wish(milliseconds=_milliseconds(asked[TIME]))
     name = str(asked[DEPTH])
     if name not in names:
-        raise InputError(f"{DEPTH} is {name[:40]}; served are {', '.join(names)}.")
+        raise InputError(f"{DEPTH} is {_short(name)}; served are {', '.join(names)}.")
     return Wish(depth=name)
 
 
-def pick(wish: Wish, milliseconds: Mapping[str, float]) -> str:
+def pick(wish: Wish, milliseconds: Mapping[str, float], blocks: Mapping[str, int]) -> str:
     """The depth that a request gets.
 
     Args:
       wish: of the request.
       milliseconds: of a batch by depth, in the order in which they are served.
+      blocks: of all towers by depth. Cuts are nested, so they tell which is deeper, where a disturbed clock would not.
 
     Returns:
       Its name. Where no depth keeps the time, the fastest.
 
-    >>> times = {"18": 40.0, "12": 30.0, "9": 22.0}
-    >>> [pick(wish, times) for wish in (Wish(), Wish("12"), Wish(None, 35.0), Wish(None, 1.0))]
+    >>> times, blocks = {"18": 40.0, "12": 30.0, "9": 22.0}, {"18": 63, "12": 51, "9": 45}
+    >>> [pick(wish, times, blocks) for wish in (Wish(), Wish("12"), Wish(None, 35.0), Wish(None, 1.0))]
     ['18', '12', '12', '9']
     """
     if wish.milliseconds is None:
         return wish.depth or next(iter(milliseconds))
     fitting = [name for name, time in milliseconds.items() if time <= wish.milliseconds]
-    return max(fitting, key=milliseconds.__getitem__) if fitting else min(milliseconds, key=milliseconds.__getitem__)
+    return max(fitting, key=blocks.__getitem__) if fitting else min(milliseconds, key=milliseconds.__getitem__)
 
 
 def models_of(model: LoadedModel, cuts: Sequence[Cut]) -> dict[str, LoadedModel]:
@@ -104,12 +104,13 @@ def _cut_out(model: LoadedModel, cut: Cut) -> LoadedModel:
     return dataclasses.replace(model, architecture=smaller(model.architecture, cut), params=params)
 
 
-def _said(asked: Iterable[str]) -> str:
-    return " and ".join(key[:40] for key in asked)
+def _short(value: Any) -> str:
+    """Enough of a value to know it again, in one line."""
+    return " ".join(str(value).split())[:40]
 
 
 def _milliseconds(value: Any) -> float:
     number = value.item() if isinstance(value, np.ndarray | np.generic) and value.size == 1 else value
     if type(number) not in (int, float) or not number > 0:
-        raise InputError(f"{TIME} is {str(value)[:40]}; send milliseconds above 0.")
+        raise InputError(f"{TIME} is {_short(value)}; send milliseconds above 0.")
     return float(number)

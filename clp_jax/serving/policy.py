@@ -209,7 +209,8 @@ class Policy:
         Times are those of a batch of all of them: who is alone at a depth waits for those at smaller ones.
         """
         times = self._milliseconds[self._bucket(len(prepared))]
-        chosen = [pick(entry.wish, times) for entry in prepared]
+        blocks = {name: sum(model.architecture.depths.values()) for name, model in self._models.items()}
+        chosen = [pick(entry.wish, times, blocks) for entry in prepared]
         return {
             name: [place for place, choice in enumerate(chosen) if choice == name]
             for name in sorted(set(chosen), key=times.__getitem__)

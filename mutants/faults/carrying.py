@@ -56,8 +56,8 @@ MUTANTS: list[Mutant] = [
         ("serve-depth-over-its-time", "time <= wish.milliseconds", "time >= wish.milliseconds"),
         (
             "serve-depth-of-the-fewest-blocks",
-            "return max(fitting, key=milliseconds.__getitem__) if fitting",
-            "return min(fitting, key=milliseconds.__getitem__) if fitting",
+            "return max(fitting, key=blocks.__getitem__) if fitting",
+            "return min(fitting, key=blocks.__getitem__) if fitting",
         ),
     ),
     *faults(

@@ -38,6 +38,12 @@ class CheckpointSpec:
       plan_record: content of ``clp.json`` in the step folder, if there is one.
     """
 
+    path: epath.Path
+    tree: dict[str, Any]
+    value_suffix: bool
+    assets: epath.Path | None
+    plan_record: dict[str, Any] | None
+
     @functools.cached_property
     def identity(self) -> str:
         """The fingerprint when it was first asked for, compared with the manifest's where there is one.
@@ -55,12 +61,6 @@ class CheckpointSpec:
         """Where the files are that say what shapes do not: ``assets/policy`` of a run. openpi's have none."""
         policy = None if self.assets is None else self.assets / POLICY
         return policy if policy is not None and policy.is_dir() else None
-
-    path: epath.Path
-    tree: dict[str, Any]
-    value_suffix: bool
-    assets: epath.Path | None
-    plan_record: dict[str, Any] | None
 
     def stored_name(self, path: str) -> str:
         """Returns the name of a leaf in the checkpoint's database.
