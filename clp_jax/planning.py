@@ -87,7 +87,7 @@ def per_group(value: Any, groups: Sequence[Group], name: str) -> dict[Group, Any
     flag = f"--{name.replace('_', '-')}"
     if not isinstance(value, Mapping):
         if len(groups) > 1 and name != "keep_ratio":
-            example = " ".join(f"{group[0]}=..." for group in groups)
+            example = ("," if name == "depths" else " ").join(f"{group[0]}=..." for group in groups)
             raise InputError(f"{flag} {value} does not say of which tower; write {flag} {example}.")
         return dict.fromkeys(groups, value)
     found: dict[Group, Any] = {}

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import re
 import shutil
 
 import family_cases
@@ -12,11 +13,13 @@ import optax
 import pytest
 import toys
 import tyro
+from safetensors_folders import GROOT
 from served import rows
 
 from clp_jax import sharding
 from clp_jax.analysis import Analysis
 from clp_jax.checkpoint import read_params, read_spec, write_params
+from clp_jax.checkpoint.safetensors.folder import read_folder
 from clp_jax.cli import main
 from clp_jax.commands import serve
 from clp_jax.commands.depths_flags import trained_cut
@@ -134,7 +137,13 @@ def test_damaged_cuts_are_one_line(finished, tmp_path, capsys, cuts):
 def test_cuts_of_another_model_are_one_line(towers, complaint):
     plan = PrunePlan.of(ARCH.kind, ARCH.depths).to_json() | {"towers": towers, "coupled": []}
     with pytest.raises(InputError, match=complaint):
-        trained_cut([PrunePlan.from_json(plan)], Depth(keep_layers=2), ARCH, otherwise="none")
+        trained_cut([PrunePlan.from_json(plan)], Depth(keep_layers=2), ARCH, flag="depths", otherwise="none")
+
+
+def test_a_number_for_several_towers_is_told_how_to_write_it():
+    shape = read_folder(GROOT).shape
+    with pytest.raises(InputError, match=re.escape("of which tower; write --depths llm=...,dit=...,vl=....")):
+        trained_cut([], Depth(keep_layers=2), shape, flag="depths", otherwise="none")
 
 
 def test_a_trained_cut_comes_out_without_data(inputs, finished, tmp_path):
@@ -195,6 +204,7 @@ def test_a_trained_cut_is_served_as_if_it_had_been_cut_out(finished, tmp_path):
         ("step", ("1",), "trained no cut of this depth, only 4 and 3 and 2: take one of these, or cut this one"),
         ("step", ("2", "2"), "names a depth twice"),
         ("step", ("two",), "--depths two cannot be read"),
+        ("step", ("vision=1",), "--depths: there is no tower 'vision'"),
         ("model", ("2",), "was not trained at several depths"),
     ],
 )
@@ -230,6 +240,7 @@ def test_a_run_resumes_to_the_same_bits_in_the_same_turn(inputs, finished, tmp_p
         (("--depths", "2", "2"), {}, "one must keep more blocks"),
         (("--depths", "5"), {}, "5"),
         (("--depths", "two"), {}, "--depths two cannot be read"),
+        (("--depths", "llm=2"), {}, "--depths: there is no tower 'llm'"),
         (("--depths", "2", "--teacher", "model"), {}, "--depths and --teacher"),
     ],
 )

@@ -46,6 +46,7 @@ def open_cuts(config: Any, spec: Spec, architecture: Architecture) -> list[Prune
         raise InputError("--depths and --teacher cannot be had together; leave one out.")
     depths = depths_of(config.depths)
     for depth in depths:
+        per_group(depth.keep_layers, groups_of(architecture)[0], "depths")  # the flag that messages are to name
         check_depth(depth, _CRITERION, architecture)
     plans = choose_nested(analysis_of(config.analysis, spec), _CRITERION, depths)
     smaller = [plan for plan in plans if not plan.is_identity]
@@ -63,22 +64,25 @@ def depths_of(words: Sequence[str]) -> list[Depth]:
     return [Depth(keep_layers=numbers((word,), int, "--depths", "12 9, or llm=8,dit=12")) for word in words]
 
 
-def trained_cut(known: Sequence[PrunePlan], depth: Depth, shape: Architecture | Shape, *, otherwise: str) -> PrunePlan:
+def trained_cut(
+    known: Sequence[PrunePlan], depth: Depth, shape: Architecture | Shape, *, flag: str, otherwise: str
+) -> PrunePlan:
     """The cut of a depth among those that a run trained.
 
     Args:
       known: of `cuts_of`.
       depth: that is asked for; a group of towers that it does not name stays whole.
       shape: of the trained model.
+      flag: that the depth comes from, for messages: "keep_layers" or "depths".
       otherwise: what else can be done where it was not trained.
 
     Raises:
-      InputError: no cut of this depth was trained, or a cut does not fit the model.
+      InputError: no cut of this depth was trained, or it names no tower, or a cut does not fit the model.
     """
     for plan in known:
         check_plan(plan, shape)
     groups, optional = groups_of(shape)
-    asked = per_group(depth.keep_layers, groups, "keep_layers")
+    asked = per_group(depth.keep_layers, groups, flag)
     if depth.keep_optional is not None:
         asked |= dict.fromkeys(optional, depth.keep_optional)
     whole = {group: shape.depths[group[0]] for group in shape.groups}

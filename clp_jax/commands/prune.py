@@ -298,7 +298,7 @@ def _plan_of_training(config: Prune, spec: Spec, shape: Architecture | Shape) ->
     otherwise = "give --data, --analysis, --plan or --keep for another"
     if config.heal:
         otherwise = "say with --criterion how to choose others on --data"
-    return trained_cut(known, config.depth(), shape, otherwise=otherwise)
+    return trained_cut(known, config.depth(), shape, flag="keep_layers", otherwise=otherwise)
 
 
 def blocks_of(words: tuple[str, ...]) -> list[int] | dict[str, list[int]]:

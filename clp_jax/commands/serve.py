@@ -133,7 +133,9 @@ def _cuts(config: Serve, spec: Spec, architecture: Architecture) -> tuple[Cut, .
     known.insert(0, PrunePlan.of(architecture.kind, architecture.depths, coupled=architecture.coupled))
     otherwise = "cut this one with clp prune and serve it alone"
     depths = depths_of(config.depths)
-    cuts = tuple(cut_of(trained_cut(known, depth, architecture, otherwise=otherwise)) for depth in depths)
+    cuts = tuple(
+        cut_of(trained_cut(known, depth, architecture, flag="depths", otherwise=otherwise)) for depth in depths
+    )
     if len(set(cuts)) < len(cuts):
         raise InputError(f"--depths {' '.join(config.depths)} names a depth twice.")
     return cuts
