@@ -31,7 +31,8 @@ OTHERS_FLAGS = {
         "--lora-full-model",
         "--pruned",
     ),
-    *("--signal", "--targets", "--work", "--xla_backend_optimization_level", "--logdir"),
+    *("--signal", "--targets", "--work", "--logdir", "--xla_backend_optimization_level"),
+    "--xla_jf_spmd_threshold_for_windowed_einsum_mib",
 }
 """Flags of other programs, and of our own tools for developers, that pages mention in their sentences."""
 JOINS = {"&&", "|", ";", "&", "||"}
