@@ -9,6 +9,7 @@ from clp_jax.evaluation.statistics import wilson
 from studies.metaworld import protocol
 from studies.metaworld.tables import blocks, final_loss, header, row, success
 
+_RATES = protocol.TUNED_RATES
 Found = dict[str, Any]
 """What `collect.collect_tuned` wrote."""
 
@@ -16,7 +17,7 @@ Found = dict[str, Any]
 def text(found: Found) -> str:
     """The part in Markdown."""
     seconds = ", ".join(f"{depth} blocks {value:.3f} s" for depth, value in found["step_seconds"].items())
-    rates = ", ".join(f"{rate:g}" for rate in protocol.TUNED_RATES)
+    rates = ", ".join(f"{rate:g}" for rate in _RATES)
     parts = [
         "\n".join(
             [
@@ -28,7 +29,8 @@ def text(found: Found) -> str:
                     f"{protocol.TUNING_RUN}; the rate with the least last loss on {protocol.TUNING_EPISODES} other "
                     "demonstrations a task was then run with the seeds of the table. A step takes "
                     f"{seconds}, from which the steps of equal time follow. Ratios are geometric means over the seeds; "
-                    "in brackets two standard errors."
+                    "in brackets two standard errors. * marks a rate at the edge of the grid, beyond which the arm may "
+                    "do better."
                 ),
             ]
         )
@@ -42,7 +44,7 @@ def text(found: Found) -> str:
 def chosen_rate(found: Found, regime: str, name: str) -> float | None:
     """Of an arm, by the runs on the tuning episodes; None before all rates were run."""
     runs = [run for run in _runs(found, regime, name) if run["seed"] == protocol.TUNING_RUN]
-    if len(runs) < len(protocol.TUNED_RATES):
+    if len(runs) < len(_RATES):
         return None
     return min(runs, key=final_loss)["rate"]
 
@@ -104,7 +106,7 @@ def _table(found: Found, regime: str, depth: int) -> str:
                 [
                     arm["label"],
                     blocks(arm["mask"], depth),
-                    f"{runs[0]['rate']:g}",
+                    f"{runs[0]['rate']:g}{'*' if runs[0]['rate'] in (min(_RATES), max(_RATES)) else ''}",
                     max(int(step) for step in runs[0]["held_out_loss"]) + 1,
                     f"{np.mean(losses):.4f}" + (f" ±{np.std(losses, ddof=1):.4f}" if len(losses) > 1 else ""),
                     _ratio(ratios(found, regime, name, "full")),
@@ -163,15 +165,17 @@ def _default(found: Found) -> str:
     if not settings:
         return ""
     told = ", ".join(f"{_ratio(values)} with {depth} blocks, {regime}" for (regime, depth), values in settings.items())
-    better = protocol.jumps_is_the_better_default(settings)
+    left = len(protocol.REGIMES) * len(protocol.TUNED_DEPTHS) - len(settings)
+    better = "they do" if protocol.jumps_is_the_better_default(settings) else "they do not"
+    outcome = f"{left} of the settings have not been run, so the default stays" if left else better
     return "\n".join(
         [
             "### The default of a given depth",
             "",
             (
                 f"Held-out loss of `jumps` to that of `clp`: {told}. It was fixed beforehand that `jumps` takes the "
-                "place of the paper's rule if all of these lie below 1 by two standard errors: "
-                f"{'they do' if better else 'they do not'}."
+                "place of the paper's rule if all settings lie below 1 by two standard errors: "
+                f"{outcome}."
             ),
         ]
     )
