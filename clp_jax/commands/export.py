@@ -85,7 +85,7 @@ def run(config: Export) -> None:
         console.print(f"Conventions: {conventions}", highlight=False, markup=False, soft_wrap=True)
     for sentence in unlike_target(weights, config.to, conventions):
         console.print(f"[yellow]warning:[/] {escape(sentence)}", soft_wrap=True)
-    console.print(f"{check.weights_equal} parameters read back, bit for bit what was to be written.")
+    console.print(str(check), highlight=False)
     if check.largest_difference is not None:
         console.print(f"Largest difference of the {escape(check.what)}: [bold]{check.largest_difference:.1e}[/]")
     else:

@@ -1,7 +1,8 @@
 """Carry a checkpoint, pruned or not, to where it runs: openpi (JAX, PyTorch), lerobot, Isaac-GR00T, or nothing but JAX.
 
 Every target is a module with ``write`` and ``check``. An export is read back and compared before it gets its name: the
-weights bit for bit, and the answers of the exported model wherever its code is installed.
+weights bit for bit (for openpi by the CRC-32 of every chunk), and the answers of the exported model wherever its code
+is installed.
 """
 
 import math

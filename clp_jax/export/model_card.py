@@ -154,7 +154,7 @@ def _depths(architecture: Architecture) -> str:
 
 
 def _checked(check: Check) -> str:
-    text = f"{check.weights_equal} parameters were read back from the files, bit for bit what was to be written."
+    text = str(check)
     if check.largest_difference is None:
         return f"{text}\n\n**Not compared:** {check.what}. Reason: {check.missing}."
     return f"{text} Largest difference of the {check.what}: {check.largest_difference:.1e}."

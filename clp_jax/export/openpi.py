@@ -1,5 +1,6 @@
 """An inference checkpoint for openpi: one set of weights in one dtype, norm stats, nothing of the optimiser."""
 
+import functools
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -73,11 +74,12 @@ def check(weights: Weights, folder: Path, options: Options) -> Check:
     acts = family_of(weights.source).why_no_actions(weights.source) is None
     what = "sampled actions" if acts else "logits"
     what = f"{what} of the source's weights (its dtypes and adapters) and of the exported ones, float32 arithmetic"
+    found = functools.partial(Check, len(weights.leaves), by="chunk by chunk by CRC-32")
     if not options.run:
-        return Check(len(weights.leaves), None, what, "not asked for (--check bits)")
+        return found(None, what, "not asked for (--check bits)")
     if not weights.changed:
-        return Check(len(weights.leaves), 0.0, f"{what}: the weights are the same")
+        return found(0.0, f"{what}: the weights are the same")
     inputs = reference.example_inputs(weights.source, options.lengths)
     source = reference.run_model(weights.source, read_params(weights.spec), inputs)
     exported = reference.run_model(weights.architecture, read_params(written), inputs)
-    return Check(len(weights.leaves), reference.largest_difference(source, exported), what)
+    return found(reference.largest_difference(source, exported), what)

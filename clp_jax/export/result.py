@@ -6,7 +6,7 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -51,17 +51,21 @@ class Check:
     """What was compared.
 
     Attributes:
-      weights_equal: parameters that were read back from the export and are equal bit for bit to what was to be written;
-        for openpi, the decoded elements of every chunk have the checksum of what was to be written.
+      weights_equal: parameters that were read back from the export and are what was to be written.
       largest_difference: of the outputs of the exported and of the JAX model; None if they were not compared.
       what: which outputs, in which code.
       missing: why they were not compared, and what to do; None if they were.
+      by: how the parameters were compared.
     """
 
     weights_equal: int
     largest_difference: float | None
     what: str
     missing: str | None = None
+    by: Literal["bit for bit", "chunk by chunk by CRC-32"] = "bit for bit"
+
+    def __str__(self) -> str:
+        return f"{self.weights_equal} parameters read back, {self.by} what was to be written."
 
 
 def write_json(file: Path, content: Mapping[str, Any]) -> None:

@@ -1,6 +1,5 @@
 """Requests through the model, alone or in batches, and back as the robot's actions."""
 
-import copy
 import dataclasses
 import functools
 import itertools
@@ -192,9 +191,9 @@ class Policy:
             batch = jax.tree.map(lambda *xs: np.stack(xs), *map(self._row, rows))
             actions = self._sampled(name, bucket, batch)
             timing = {"infer_ms": 1e3 * (time.perf_counter() - start), "batch_size": len(entries)}
-            told = {"policy_timing": timing} | ({DEPTH: name} if len(self._models) > 1 else {})
+            which = {DEPTH: name} if len(self._models) > 1 else {}
             for place, row, entry in zip(places, actions, entries, strict=False):
-                found[place] = self._outcome(row, entry, told)
+                found[place] = self._outcome(row, entry, {"policy_timing": dict(timing), **which})
         return [found[place] for place in range(len(prepared))]
 
     def _bucket(self, count: int) -> int:
@@ -222,7 +221,7 @@ class Policy:
             actions = self.requests.actions(row, entry.state)
             if np.isfinite(actions).all():
                 note = self.requests.note(row)
-                answer = {"actions": actions, "state": entry.state.tolist(), **copy.deepcopy(dict(told))}
+                answer = {"actions": actions, "state": entry.state.tolist(), **told}
                 return answer if note is None else answer | {"note": note}
         if entry.noise is not None:
             return InputError("the noise of the request makes actions that are not finite; send normal noise.")

@@ -46,8 +46,8 @@ MUTANTS: list[Mutant] = [
         "tests/test_serving_depths.py::test_each_request_of_a_batch_is_answered_by_its_depth_as_by_the_cut_model",
         (
             "serve-answers-of-neighbours",
-            "found[place] = self._outcome(row, entry, told)",
-            "found[len(found)] = self._outcome(row, entry, told)",
+            "found[place] = self._outcome(",
+            "found[len(found)] = self._outcome(",
         ),
     ),
     *faults(
