@@ -1,6 +1,7 @@
 """What was fixed before any result was seen."""
 
 import dataclasses
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -84,12 +85,35 @@ REGIMES = {"scarce": Regime(episodes=8, steps=150), "rich": Regime(episodes=50, 
 
 TUNED_RATES = (5e-4, 1e-3, 2e-3)
 """The second round: peak learning rates. Every arm of every regime gets the one whose last loss on the episodes of
-``data/tuning`` is least."""
+``data/tuning`` is least, of these and of those that `next_rate` asks for beyond them."""
 TUNING_EPISODES, TUNING_SEED, TUNING_RUN = 12, 2000, 100
 """Demonstrations of each new task that serve for this alone, their seed, and that of the runs that are compared."""
 TUNED_DEPTHS = (9, 6)
 LONGER = 10
 """Times the rich regime's steps, for the full model and ``jumps`` at the main depth: does more close the gap?"""
+
+
+def next_rate(losses: Mapping[float, float]) -> float | None:
+    """The learning rate that an arm is to be tried with next; None when its best one has a worse one on either side.
+
+    Going beyond `TUNED_RATES` was added after the scarce regime's main arms had been run, of which the pruned ones were
+    best with the highest rate; it holds for all arms of both regimes.
+
+    Args:
+      losses: last loss on the tuning episodes by rate.
+
+    >>> next_rate({}), next_rate({5e-4: 0.3, 1e-3: 0.2, 2e-3: 0.25})
+    (0.0005, None)
+    >>> next_rate({5e-4: 0.3, 1e-3: 0.25, 2e-3: 0.2}), next_rate({5e-4: 0.2, 1e-3: 0.25, 2e-3: 0.3})
+    (0.004, 0.00025)
+    """
+    untried = [rate for rate in TUNED_RATES if rate not in losses]
+    if untried:
+        return untried[0]
+    best = min(losses, key=lambda rate: losses[rate])
+    if best == max(losses):
+        return 2 * best
+    return best / 2 if best == min(losses) else None
 
 
 def jumps_is_the_better_default(ratios: dict[tuple[str, int], list[float]]) -> bool:

@@ -1,7 +1,8 @@
 """The second round: every arm at its own learning rate, and arms that are healed or taught.
 
 The first round gave all arms one learning rate. Here each arm is fine-tuned with every rate of a grid, the rate is
-chosen by the loss on episodes that serve for nothing else, and with it the arm is run with the seeds that count.
+chosen by the loss on episodes that serve for nothing else, and with it the arm is run with the seeds that count. Where
+the best rate is the grid's first or last, the grid is extended.
 """
 
 import contextlib
@@ -105,16 +106,16 @@ class Job:
 
 
 def all_jobs(work: Path, base: Path) -> Iterator[Job]:
-    """The round in the order of worth: the main arms everywhere, then the others, then what takes long."""
+    """The round in the order of worth: the main arms everywhere, their success, the others, then what takes long."""
     step_seconds(work, base)
     settings = [(regime, depth) for regime in protocol.REGIMES for depth in protocol.TUNED_DEPTHS]
-    for main in (True, False):
-        for regime, depth in settings:
-            every = arms(work, base, depth)
-            yield from (Job(arm, regime) for arm in (every[:4] if main else every[4:]))
     main_depth = protocol.TUNED_DEPTHS[0]
+    for regime, depth in settings:
+        yield from (Job(arm, regime) for arm in arms(work, base, depth)[:4])
     for regime in protocol.REGIMES:
         yield from (Job(arm, regime, simulate=True) for arm in arms(work, base, main_depth)[:4])
+    for regime, depth in settings:
+        yield from (Job(arm, regime) for arm in arms(work, base, depth)[4:])
     full, _, jumps, *_ = arms(work, base, main_depth)
     yield from (Job(arm, "rich", times=protocol.LONGER) for arm in (full, jumps))
 
@@ -139,8 +140,8 @@ def do(job: Job, work: Path, base: Path) -> None:
 
 def tune(job: Job, work: Path, base: Path) -> float:
     """The rate whose last loss on the tuning episodes is least."""
-    losses = {}
-    for rate in protocol.TUNED_RATES:
+    losses: dict[float, float] = {}
+    while (rate := protocol.next_rate(losses)) is not None:
         run = _run(job, work, base, rate, protocol.TUNING_RUN).parent
         losses[rate] = final_loss(json.loads((run / "curve.json").read_text()))
     return min(losses, key=lambda rate: losses[rate])

@@ -9,7 +9,6 @@ from clp_jax.evaluation.statistics import wilson
 from studies.metaworld import protocol
 from studies.metaworld.tables import blocks, final_loss, header, row, success
 
-_RATES = protocol.TUNED_RATES
 Found = dict[str, Any]
 """What `collect.collect_tuned` wrote."""
 
@@ -17,7 +16,7 @@ Found = dict[str, Any]
 def text(found: Found) -> str:
     """The part in Markdown."""
     seconds = ", ".join(f"{depth} blocks {value:.3f} s" for depth, value in found["step_seconds"].items())
-    rates = ", ".join(f"{rate:g}" for rate in _RATES)
+    rates = ", ".join(f"{rate:g}" for rate in protocol.TUNED_RATES)
     parts = [
         "\n".join(
             [
@@ -25,12 +24,11 @@ def text(found: Found) -> str:
                 "",
                 (
                     f"From the {found['base']} base; Python {found['conditions']['python']}, jax "
-                    f"{found['conditions']['packages']['jax']}. Every arm was run with {rates} and the seed "
-                    f"{protocol.TUNING_RUN}; the rate with the least last loss on {protocol.TUNING_EPISODES} other "
-                    "demonstrations a task was then run with the seeds of the table. A step takes "
-                    f"{seconds}, from which the steps of equal time follow. Ratios are geometric means over the seeds; "
-                    "in brackets two standard errors. * marks a rate at the edge of the grid, beyond which the arm may "
-                    "do better."
+                    f"{found['conditions']['packages']['jax']}. Every arm was run with {rates} (beyond them "
+                    f"where the first or last was best) and the seed {protocol.TUNING_RUN}; the rate with the least last "
+                    f"loss on {protocol.TUNING_EPISODES} other demonstrations a task was then run with the seeds of the "
+                    f"table. A step takes {seconds}, from which the steps of equal time follow. Ratios are geometric means over the seeds; "
+                    "in brackets two standard errors."
                 ),
             ]
         )
@@ -42,11 +40,10 @@ def text(found: Found) -> str:
 
 
 def chosen_rate(found: Found, regime: str, name: str) -> float | None:
-    """Of an arm, by the runs on the tuning episodes; None before all rates were run."""
+    """Of an arm, by the runs on the tuning episodes; None before all rates that it takes were run."""
     runs = [run for run in _runs(found, regime, name) if run["seed"] == protocol.TUNING_RUN]
-    if len(runs) < len(_RATES):
-        return None
-    return min(runs, key=final_loss)["rate"]
+    losses = {run["rate"]: final_loss(run) for run in runs}
+    return min(losses, key=lambda rate: losses[rate]) if protocol.next_rate(losses) is None else None
 
 
 def reported_runs(found: Found, regime: str, name: str) -> list[dict[str, Any]]:
@@ -106,7 +103,7 @@ def _table(found: Found, regime: str, depth: int) -> str:
                 [
                     arm["label"],
                     blocks(arm["mask"], depth),
-                    f"{runs[0]['rate']:g}{'*' if runs[0]['rate'] in (min(_RATES), max(_RATES)) else ''}",
+                    f"{runs[0]['rate']:g}",
                     max(int(step) for step in runs[0]["held_out_loss"]) + 1,
                     f"{np.mean(losses):.4f}" + (f" ±{np.std(losses, ddof=1):.4f}" if len(losses) > 1 else ""),
                     _ratio(ratios(found, regime, name, "full")),
