@@ -24,11 +24,11 @@ def text(found: Found) -> str:
                 "",
                 (
                     f"From the {found['base']} base; Python {found['conditions']['python']}, jax "
-                    f"{found['conditions']['packages']['jax']}. Every arm was run with {rates} (beyond them "
-                    f"where the first or last was best) and the seed {protocol.TUNING_RUN}; the rate with the least last "
-                    f"loss on {protocol.TUNING_EPISODES} other demonstrations a task was then run with the seeds of the "
-                    f"table. A step takes {seconds}, from which the steps of equal time follow. Ratios are geometric means over the seeds; "
-                    "in brackets two standard errors."
+                    f"{found['conditions']['packages']['jax']}. Every arm was run with {rates} (beyond them where the "
+                    f"first or last was best) and the seed {protocol.TUNING_RUN}; the rate with the least last loss on "
+                    f"{protocol.TUNING_EPISODES} other demonstrations a task was then run with the seeds of the table. "
+                    f"A step takes {seconds}, from which the steps of equal time follow. Ratios are geometric means over "
+                    "the seeds; in brackets two standard errors."
                 ),
             ]
         )
