@@ -27,8 +27,8 @@ def text(found: Found) -> str:
                     f"{found['conditions']['packages']['jax']}. Every arm was run with {rates} (beyond them where the "
                     f"first or last was best) and the seed {protocol.TUNING_RUN}; the rate with the least last loss on "
                     f"{protocol.TUNING_EPISODES} other demonstrations a task was then run with the seeds of the table. "
-                    f"A step takes {seconds}, from which the steps of equal time follow. Ratios are geometric means over "
-                    "the seeds; in brackets two standard errors."
+                    f"A step takes {seconds}, from which the steps of equal time follow. Ratios are geometric means "
+                    "over the seeds; in brackets two standard errors."
                 ),
             ]
         )
