@@ -70,7 +70,7 @@ def gram_sums(states: Float[Array, "l n d"], valid: Bool[Array, " n"], *, tile: 
       Sums over the valid samples; zeros for a layer whose features are constant up to float32 rounding.
 
     >>> states = jax.random.normal(jax.random.key(0), (3, 40, 8))
-    >>> sums = gram_sums(states, jnp.ones(40, bool))
+    >>> sums = jax.jit(gram_sums)(states, jnp.ones(40, bool))
     >>> cka(hsic(sums.raw, debiased=True)).diagonal().round(5).tolist()
     [1.0, 1.0, 1.0]
     """

@@ -20,9 +20,18 @@ PROMISE = 1e-6  # CKA of difficult states, on all machines; seen 5e-7
 BFLOAT16_STATES = 1e-5  # CKA from bfloat16 states whose mean is 100 times the spread: the promise; seen 3e-7
 
 
-@functools.partial(jax.jit, static_argnums=(2, 3, 4))
+@functools.partial(jax.jit, static_argnums=2)
+def matrices_of(states, valid, tile):
+    """Both estimators at both scales: one program for the four."""
+    sums = cka.gram_sums(states, valid, tile=tile)._asdict()
+    return {
+        scale: [cka.cka(cka.hsic(of_scale, debiased=debiased)) for debiased in (False, True)]
+        for scale, of_scale in sums.items()
+    }
+
+
 def matrix_of(states, valid, debiased, tile, scale="raw"):
-    return cka.cka(cka.hsic(getattr(cka.gram_sums(states, valid, tile=tile), scale), debiased=debiased))
+    return matrices_of(states, valid, tile)[scale][debiased]
 
 
 def all_equal(actual, wanted, tolerance):
