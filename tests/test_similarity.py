@@ -111,6 +111,7 @@ def test_second_pass_does_not_compile_again(pi0):
     assert step._cache_size() == compiled > 0
 
 
+@pytest.mark.slow
 def test_padded_tokens_and_absent_cameras_do_not_count(pi0):
     arch, params, data = pi0
     arrays = {key: value.copy() for key, value in data.arrays.items()}

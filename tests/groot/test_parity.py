@@ -132,6 +132,7 @@ def test_gradients(differentiated):
             assert largest_difference(ours[key.removeprefix("grad:")], theirs) < GRADIENT_TOLERANCE, key
 
 
+@pytest.mark.slow
 def test_norms_of_all_gradients(differentiated):
     ours, norms = differentiated[2], json.loads((GOLDEN / "grad_norms.json").read_text())
     assert norms.keys() <= ours.keys()
