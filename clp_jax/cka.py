@@ -75,7 +75,7 @@ def gram_sums(states: Float[Array, "l n d"], valid: Bool[Array, " n"], *, tile: 
     [1.0, 1.0, 1.0]
     """
     tiles = Tiles.of(states, valid, tile)
-    tokens, far, noise = all_and_far(tiles)
+    tokens, far, norms, noise = all_and_far(tiles)
 
     def add_pair(sums: list[tuple[Array, Array]], pair: tuple[Array, Array]) -> tuple[list[tuple[Array, Array]], None]:
         terms = [_products(gram, own=pair[0] == pair[1]) for gram in tokens.grams(*pair)]
@@ -89,7 +89,7 @@ def gram_sums(states: Float[Array, "l n d"], valid: Bool[Array, " n"], *, tile: 
     for i, (exact, split) in enumerate(far.correction()):
         more = _products(exact, own=True) - _products(split, own=True)
         inner = jnp.sum(sums[i][0], axis=0) + jnp.sum(more, axis=0)
-        scales.append(_sums(inner, tokens.norms[:, i], noise[i], tiles.count))
+        scales.append(_sums(inner, norms[:, i], noise[i], tiles.count))
     return Scales(*scales)
 
 

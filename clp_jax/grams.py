@@ -56,7 +56,6 @@ class Tokens(NamedTuple):
       apart: r - mean of r.
       along: v . p.
       centring: u, for raw and rms.
-      norms: squared distance from the mean of all samples, raw and rms.
     """
 
     features: Float[Array, "blocks l t d"]
@@ -65,7 +64,6 @@ class Tokens(NamedTuple):
     apart: Float[Array, "blocks l t"]
     along: Float[Array, "blocks l t"]
     centring: Float[Array, "blocks 2 l t"]
-    norms: Float[Array, "blocks 2 l t"]
 
     def grams(self, a: Array, b: Array) -> list[Float[Array, "l t t"]]:
         """Tile (a, b) of the U-centred Gram matrices of all layers, raw and rms; the diagonal is left in."""
@@ -100,64 +98,72 @@ class Far(NamedTuple):
 
 
 class _Origin(NamedTuple):
-    """Where tokens are counted from: p in two parts, as `Tiles.means` gives them, and the mean of r."""
+    """Where tokens are counted from: p, and the mean of r."""
 
-    first: Float[Array, "l d"]
-    second: Float[Array, "l d"]
+    centre: Float[Array, "l d"]
     level: Float[Array, " l"]
 
     @classmethod
     def of(cls, tiles: Tiles, inverse: Float[Array, "blocks l t"], counts: Bool[Array, "blocks 1 t"]) -> "_Origin":
         """That of the samples that count here."""
         weights = jnp.where(counts, inverse, 0)
-        return cls(*tiles.means(weights), jnp.sum(weights, axis=(0, 2)) / jnp.maximum(jnp.sum(counts), 1))
+        weight = jnp.sum(weights, axis=(0, 2))
+        total = tiles.sum(lambda block: jnp.sum(tiles.minus(block) * weights[block][:, :, None], axis=1))
+        return cls(
+            total / jnp.where(weight > 0, weight, 1)[:, None],
+            weight / jnp.maximum(jnp.sum(counts, dtype=jnp.float32), 1),
+        )
 
-    @property
-    def centre(self) -> Float[Array, "l d"]:
-        """p."""
-        return self.first + self.second
+    def points(self, tiles: Tiles, block: Array, inverse: Float[Array, "l t"]) -> tuple[Array, Array, Array, Array]:
+        """The samples of a tile counted from here, x - p and y [l, t, d], and r, better, and less its mean [l, t]."""
+        centre, level = self.centre[:, None, :], self.level[:, None]
+        rows, apart = tiles.minus(block, self.centre), jnp.where(inverse > 0, inverse - level, 0)
+        # y = r x - (mean of r) p too: there the large r of tokens much shorter than p multiplies nothing large.
+        short = inverse**2 * jnp.sum(self.centre**2, axis=-1, keepdims=True) > 4 * rows.shape[-1]
+        origin, start = level[:, :, None] * centre, jnp.where(short[:, :, None], tiles.minus(block), rows)
 
-    def points(self, tiles: Tiles, block: Array, inverse: Float[Array, "l t"]) -> tuple[Array, Array, Array]:
-        """The samples of a tile counted from here, x - p and y [l, t, d], and r less its mean [l, t]."""
-        rows, counts = tiles.minus(block, self.first, self.second), inverse > 0
-        apart = jnp.where(counts, inverse - self.level[:, None], 0)
-        scaled, centre = rows * inverse[:, :, None], self.centre[:, None, :]
-        y, origin = scaled + apart[:, :, None] * centre, self.level[:, None, None] * centre
+        def scaled(inverse: Array, apart: Array) -> Array:
+            return start * inverse[:, :, None] + jnp.where(short, -level, apart)[:, :, None] * centre
+
         # r has its rounding, which is large beside a small spread of directions: y + origin tells its length better.
+        y = scaled(inverse, apart)
         excess = jnp.mean(y * (y + 2 * origin), axis=-1) + (jnp.mean(origin**2, axis=-1) - 1)
-        apart -= jnp.where(jnp.abs(excess) < _ROUNDING, inverse * excess / 2, 0)
-        return rows, scaled + apart[:, :, None] * centre, apart
+        turn = jnp.where(jnp.abs(excess) < _ROUNDING, inverse * excess / 2, 0)
+        inverse, apart = inverse - turn, apart - turn
+        return rows, scaled(inverse, apart), inverse, apart
 
 
-def all_and_far(tiles: Tiles) -> tuple[Tokens, Far, Float[Array, "2 l"]]:
+def all_and_far(tiles: Tiles) -> tuple[Tokens, Far, Float[Array, "blocks 2 l t"], Float[Array, "2 l"]]:
     """What the Gram matrices of all layers are made of, at both scales.
 
     Returns:
-      All samples in tiles; the farthest ones once more in a tile of their own; and how much of the squared distances
-      from the mean may be rounding, raw and rms.
+      All samples in tiles; the farthest ones once more in a tile of their own; the squared distances of all from their
+      mean, raw and rms; and how much of the sum of those may be rounding.
     """
     count = jnp.maximum(tiles.count, 1)
     inverse, counts = _inverse(tiles), tiles.map(tiles.mask)[:, None, :]
-    everyone = _Origin.of(tiles, inverse, counts)
-
-    def distances(block: Array) -> Float[Array, "2 l t"]:
-        rows, y, _ = everyone.points(tiles, block, inverse[block])
-        return _along_width(rows**2, y**2)
-
-    places, is_far, far_tiles = _farthest(tiles, tiles.map(distances))
+    places, is_far, far_tiles = _farthest(tiles, inverse)
     near = counts & ~is_far[:, None, :]
     origin, far_inverse = _Origin.of(tiles, inverse, near), _inverse(far_tiles)
-    far_points = jnp.stack(origin.points(far_tiles, jnp.int32(0), far_inverse[0])[:2])
+    tokens, squares = tiles.map(lambda block: _tokens(tiles, block, inverse[block], origin))
+    far, _ = far_tiles.map(lambda block: _tokens(far_tiles, block, far_inverse[block], origin))
 
-    def sum_of_near(block: Array) -> Float[Array, "2 l d"]:
-        rows, y, _ = origin.points(tiles, block, inverse[block])
-        return jnp.stack([jnp.sum(jnp.where(near[block][:, :, None], x, 0), axis=1) for x in (rows, y)])
+    def points(block: Array) -> tuple[Float[Array, "l t d"], Float[Array, "l t d"]]:
+        return tiles.minus(block, origin.centre), tokens.features[block]
 
-    of_near = tiles.sum(sum_of_near)
+    far_points = jnp.stack([far_tiles.minus(jnp.int32(0), origin.centre), far.features[0]])
+    of_near = tiles.sum(
+        lambda block: jnp.stack([jnp.sum(jnp.where(near[block][:, :, None], x, 0), axis=1) for x in points(block)])
+    )
     total = of_near + jnp.sum(far_points, axis=2)
+    with_total = tiles.map(
+        lambda block: _along_width(*(x * y[:, None] for x, y in zip(points(block), total, strict=True)))
+    )
     mean = total / count
-    tokens, rows = tiles.map(lambda block: _tokens(tiles, block, inverse[block], origin, total, mean))
-    far, _ = far_tiles.map(lambda block: _tokens(far_tiles, block, far_inverse[block], origin, total, mean))
+    norms = squares - 2 / count * with_total + jnp.sum(mean**2, axis=-1, keepdims=True)
+    norms = jnp.where(counts[:, None], jnp.maximum(norms, 0), 0)
+    # Of a far token this sum is not to be taken from one that it is in.
+    rows = with_total - squares
     products = jnp.einsum("slad,slbd->slab", far_points, far_points, precision=HIGHEST)
     among_far = jnp.sum(jnp.where(jnp.eye(products.shape[-1], dtype=bool), 0, products), axis=-1)
     far_rows = jnp.einsum("sld,slkd->slk", of_near, far_points, precision=HIGHEST) + among_far
@@ -166,31 +172,20 @@ def all_and_far(tiles: Tiles) -> tuple[Tokens, Far, Float[Array, "2 l"]]:
     centring = (rows - jnp.sum(rows, axis=(0, 3), keepdims=True) / (2 * (n - 1))) / (n - 2)
     of_far = jnp.moveaxis(centring.at[places[0], :, :, places[1]].get(mode="fill", fill_value=0), 0, -1)
     tokens, far = tokens._replace(centring=centring), Far(far._replace(centring=of_far[None]), products)
-    # What is lost where features are counted from their mean, and twice what r and their length lose.
-    size = jnp.sum((origin.centre + mean[0]) ** 2, axis=-1)
-    rounding = jnp.sum(inverse**2 * (tokens.norms[:, 0] + size[:, None]), axis=(0, 2))
-    return tokens, far, EPS**2 * jnp.stack([count * size, 4 * rounding])
+    # What is lost where features are counted from their mean, and twice what r and the length of r x lose.
+    width = jnp.full(len(origin.level), 4.0 * tiles.states.shape[-1])
+    return tokens, far, norms, EPS**2 * count * jnp.stack([jnp.sum((origin.centre + mean[0]) ** 2, axis=-1), width])
 
 
 def _tokens(
-    tiles: Tiles,
-    block: Array,
-    inverse: Float[Array, "l t"],
-    origin: _Origin,
-    total: Float[Array, "2 l d"],
-    mean: Float[Array, "2 l d"],
+    tiles: Tiles, block: Array, inverse: Float[Array, "l t"], origin: _Origin
 ) -> tuple[Tokens, Float[Array, "2 l t"]]:
-    """One tile, not yet U-centred, and the sums of the rows of its Gram matrices without the diagonal.
-
-    Those come from ``total``, the sum of all points, so they suit near tokens alone; ``mean`` is that of all points.
-    """
-    rows, y, apart = origin.points(tiles, block, inverse)
-    total, mean, centre, mask = total[:, :, None, :], mean[:, :, None, :], origin.centre[:, None, :], tiles.mask(block)
+    """One tile, not yet U-centred, and the squared lengths of its points, raw and rms."""
+    rows, y, inverse, apart = origin.points(tiles, block, inverse)
+    mask, centre = tiles.mask(block), origin.centre[:, None, :]
     along = jnp.sum(centre * (y - centre * apart[:, :, None] / 2), axis=-1)
-    sums = _along_width(rows * (total[0] - rows), y * (total[1] - y))
-    norms = jnp.where(mask, _along_width((rows - mean[0]) ** 2, (y - mean[1]) ** 2), 0)
-    scale = jnp.where(mask, 1 / jnp.where(mask, inverse, 1), 0)
-    return Tokens(y, mask[None, :], scale, apart, along, jnp.zeros_like(norms), norms), sums
+    scale, squares = jnp.where(mask, 1 / jnp.where(mask, inverse, 1), 0), _along_width(rows**2, y**2)
+    return Tokens(y, mask[None, :], scale, apart, along, jnp.zeros_like(squares)), squares
 
 
 def _along_width(raw: Float[Array, "l t d"], rms: Float[Array, "l t d"]) -> Float[Array, "2 l t"]:
@@ -205,13 +200,29 @@ def _inverse(tiles: Tiles) -> Float[Array, "blocks l t"]:
 
 
 def _farthest(
-    tiles: Tiles, distances: Float[Array, "blocks 2 l t"]
+    tiles: Tiles, inverse: Float[Array, "blocks l t"]
 ) -> tuple[tuple[Array, Array], Bool[Array, "blocks t"], Tiles]:
-    """The samples with the largest shares of the squared distances in any layer, a quarter of all at most.
+    """The samples with the largest shares of the squared distances in any layer and scale, a quarter of all at most.
+
+    Distances are from the plain means of x and of r x: p would be near the shortest tokens.
 
     Returns:
       Tile and row of each of them, past the end for those that do not count; whether a sample is one; the samples.
     """
+
+    def samples(block: Array) -> tuple[Float[Array, "l t d"], Float[Array, "l t d"]]:
+        rows = tiles.minus(block)
+        return rows, rows * inverse[block][:, :, None]
+
+    total = tiles.sum(lambda block: jnp.stack([jnp.sum(x, axis=1) for x in samples(block)]))
+    means = (total / jnp.maximum(tiles.count, 1))[:, :, None]
+    distances = tiles.map(
+        lambda block: jnp.where(
+            tiles.mask(block),
+            _along_width(*((x - mean) ** 2 for x, mean in zip(samples(block), means, strict=True))),
+            0,
+        )
+    )
     total = jnp.sum(distances, axis=(0, 3), keepdims=True)
     share = jnp.max(jnp.where(distances > 0, distances / total, 0), axis=(1, 2))
     n = tiles.states.shape[1]

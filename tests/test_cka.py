@@ -159,7 +159,7 @@ def test_is_within_its_promise_of_float64_on_difficult_states_on_any_machine(sta
 
 
 def with_massive(what, height, mean):
-    """States some of whose tokens, or one channel, are ``height`` times as large as the others, or as their spread."""
+    """States some of whose tokens, or one channel, are ``height`` times the others, or their spread; or one, a part."""
     rng, states = np.random.default_rng(1), np.array(walk(3, 256, 192, step=0.3, mean=mean), np.float64)
 
     def added(tokens):
@@ -169,6 +169,7 @@ def with_massive(what, height, mean):
         "a token of its own direction": lambda: added([3]),
         "three tokens": lambda: added([3, 100, 200]),
         "a longer token": lambda: states[:, 3].__imul__(height),
+        "a shorter token": lambda: states[:, 3].__itruediv__(height),
         "another token in every layer": lambda: [states[i, 5 * i + 3].__imul__(height) for i in range(3)],
         "one observation": lambda: states[:, :64].__imul__(height),
         "one channel": lambda: states[:, :, 5].__imul__(height),
@@ -185,6 +186,7 @@ def with_massive(what, height, mean):
         "a token of its own direction",
         "three tokens",
         "a longer token",
+        "a shorter token",
         "another token in every layer",
         "one observation",
         "one channel",

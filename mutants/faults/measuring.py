@@ -52,6 +52,8 @@ MUTANTS: list[Mutant] = [
         ("cka-one-bfloat16-part", "BF16_BF16_F32_X3", "BF16_BF16_F32"),
         ("cka-far-tokens-like-the-others", "jnp.arange(len(order)) < tiles.count // 4", "jnp.arange(len(order)) < 0"),
         ("cka-length-by-its-rounded-inverse", "_ROUNDING = 1e-3", "_ROUNDING = 0.0"),
+        ("cka-short-tokens-like-the-others", "> 4 * rows.shape[-1]", "> jnp.inf"),
+        ("cka-every-token-as-a-short-one", "> 4 * rows.shape[-1]", "> 0"),
     ),
     *faults(
         "clp_jax/cka.py",
