@@ -16,6 +16,7 @@ from clp_jax.advising.costs import Cost
 from clp_jax.advising.halving import mean_loss
 from clp_jax.checkpoint import write_params
 from clp_jax.commands.advise_output import show
+from clp_jax.errors import InputError
 from clp_jax.plan import PrunePlan
 
 pytestmark = pytest.mark.slow
@@ -65,6 +66,35 @@ def test_the_better_half_of_each_depth_goes_on():
 def test_a_loss_that_is_no_number_is_never_the_best():
     assert mean_loss((1.0, math.nan), (1.0, 1.0)) == math.inf
     assert mean_loss((1.0, 4.0), (2.0, 1.0)) == 2.0
+
+
+def diverging(*names):
+    """Measures candidates, of which these diverge."""
+    return lambda one, rung: Trial(one.name, rung, 2**rung, (math.nan if one.name in names else one.peak_lr,) * 2)
+
+
+def test_who_diverges_does_not_go_on():
+    candidates = [candidate(depth, rate) for depth in ("full", "9", "6") for rate in (1.0, 2.0)]
+    found = list(halve(candidates, 2, diverging("full-1", "9-1", "9-2"), [1.0, 1.0]))
+    assert [trial.candidate for trial, is_out in found if is_out] == ["full-1", "9-1", "9-2", "6-2"]
+    last = [trial for trial, _ in found if trial.rung == 1]
+    assert [trial.candidate for trial in last] == ["full-2", "6-1"]
+
+
+def test_a_depth_that_diverges_is_not_judged():
+    candidates = {depth: candidate(depth, 1.0) for depth in ("full", "9", "6")}
+    losses = {"full": (1.0, 2.0), "9": (math.nan, 2.0), "6": (1.0, 2.0)}
+    trials = [Trial(depth, 0, 1, each) for depth, each in losses.items()]
+    verdict = judge(candidates, trials, [1.0] * 2, {"full": 3.0, "9": 1.0, "6": 2.0}, tolerance=0.02)
+    assert [place.candidate.depth for place in verdict.places] == ["full", "6"]
+    assert verdict.best is verdict.places[1] and verdict.best.chosen == 1.0
+    json.dumps([place.to_json() for place in verdict.places], allow_nan=False)
+
+
+def test_without_a_whole_model_that_trains_there_is_nothing_to_advise():
+    candidates = [candidate("full", 1.0), candidate("9", 1.0)]
+    with pytest.raises(InputError, match="the whole model diverged with every learning rate"):
+        list(halve(candidates, 1, diverging("full-1"), [1.0, 1.0]))
 
 
 @pytest.mark.parametrize(("worse", "advised"), [(0.01, "6"), (0.05, "9"), (0.5, "9")])
@@ -155,6 +185,23 @@ def test_a_small_run_and_its_resumption(words, tmp_path, capsys):
     assert json.loads(capsys.readouterr().out) == found
     assert (out / "trials.jsonl").read_text().splitlines() == trials
     assert json.loads((out / "advice.json").read_text()) == found
+
+
+def test_a_learning_rate_that_diverges_ends_its_candidate_alone(words, tmp_path, capsys):
+    flags = [*words, "--rungs", "1", "--learning-rates", "1e30", "1e-3", "--out", str(tmp_path / "advice")]
+    assert cli.main(flags) == 0
+    said = capsys.readouterr().out
+    assert [line.split()[4] for line in said.splitlines() if line.endswith("diverged")] == [
+        "full-1e+30",
+        "2-first-1e+30",
+    ]
+    trials = (tmp_path / "advice" / "trials.jsonl").read_text()
+    assert "NaN" not in trials and "[null, null, null]" in trials
+    found = json.loads((tmp_path / "advice" / "advice.json").read_text())
+    assert [place["peak_lr"] for place in found["depths"]] == [1e-3, 1e-3]
+    assert cli.main([*flags, "--resume", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == found
+    assert (tmp_path / "advice" / "trials.jsonl").read_text() == trials
 
 
 def test_flags_that_do_not_fit_are_refused_before_anything_is_read(words, tmp_path, capsys):

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import logging
+import math
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -253,9 +254,9 @@ def _trials(
                 shutil.rmtree(folder / "runs" / trial.candidate, ignore_errors=True)
                 continue
             loss = mean_loss(trial.losses, weights)
+            found = f"held-out loss {loss:.4f}" if math.isfinite(loss) else "diverged"
             console.print(
-                f"rung {trial.rung + 1} of {config.rungs}: {escape(trial.candidate):24} {trial.steps:6} steps, "
-                f"held-out loss {loss:.4f}"
+                f"rung {trial.rung + 1} of {config.rungs}: {escape(trial.candidate):24} {trial.steps:6} steps, {found}"
             )
             last += [trial] if trial.rung + 1 == config.rungs else []
     except Stopped:
@@ -268,7 +269,8 @@ def _trials(
 def _trial(line: bytes, where: str) -> Trial:
     with blamed_on(where, "remove the line, and the trial will run again"):
         value = parse_json(line, where)
-        return Trial(**value | {"losses": tuple(map(float, value["losses"]))})
+        losses = (math.nan if loss is None else float(loss) for loss in value["losses"])
+        return Trial(**value | {"losses": tuple(losses)})
 
 
 def _trainer(
