@@ -41,7 +41,7 @@ from clp_jax.trees import flatten
 
 _BY = "clp advise"
 SETTINGS = "advise.json"
-"""What was read and asked, and the costs that were measured: what --resume needs beside the trials."""
+"""What was read and asked, the candidates and the costs that were measured: what --resume needs beside the trials."""
 _NAMES = r"advise\.json(\.partial)?|trials\.jsonl|advice\.(json(\.partial)?|png)|report\.html|plan\.json|cuts|runs"
 _MAY_CHANGE = ("out", "resume", "overwrite", "json", "tolerance", "workers")
 
@@ -127,7 +127,7 @@ def _run(config: Advise, lifetime: contextlib.ExitStack) -> None:
     )
     entry = Entry.of(spec, data, dataclasses.asdict(config))
     _check_same(folder, entry, console)
-    candidates = _choose(config, spec, data, depths, rates)
+    candidates = _known_candidates(folder) or _choose(config, spec, data, depths, rates)
     console.print(
         f"{len(candidates)} candidates at {len(depths) + 1} depths, {len(data)} observations for training, "
         f"{sum(map(len, held.episodes))} observations of {len(held.episodes)} other episodes held out"
@@ -190,6 +190,15 @@ def _check_same(folder: Path, entry: Entry, console: Console) -> None:
             console.print(f"[yellow]note:[/] {escape(note)}")
 
 
+def _known_candidates(folder: Path) -> list[Candidate]:
+    """Those of the command that is resumed, if they were written down: another analysis might choose other blocks."""
+    file = folder / SETTINGS
+    if not file.exists():
+        return []
+    with blamed_on(file, "begin in another --out"):
+        return [Candidate.from_json(one) for one in read_json_object(file).get("candidates", [])]
+
+
 def _choose(
     config: Advise, spec: Spec, data: TrainingData, depths: Mapping[str, DepthFlags], rates: tuple[float, ...]
 ) -> list[Candidate]:
@@ -229,7 +238,8 @@ def _costs(
         cut = smaller(architecture, one.plan)
         models.setdefault(one.depth, (cut, _run_of(config, one.peak_lr, cut, config.steps, config.steps)))
     costs = measure_costs(models, data, make_mesh(config.fsdp_devices))
-    write_json(file, entry.to_json() | {"costs": {depth: dataclasses.asdict(cost) for depth, cost in costs.items()}})
+    measured = {depth: dataclasses.asdict(cost) for depth, cost in costs.items()}
+    write_json(file, entry.to_json() | {"candidates": [one.to_json() for one in candidates], "costs": measured})
     return costs
 
 
