@@ -156,6 +156,8 @@ def _run(config: Advise, lifetime: contextlib.ExitStack) -> None:
 
 def _depths(config: Advise, architecture: Architecture) -> dict[str, DepthFlags]:
     """The depths to try, by the words that name them."""
+    if not config.criteria:
+        raise InputError("--criteria names no rule, so no smaller depth could be tried; leave it out, or name one.")
     words = config.keep_layers
     if len(words) == 0:
         if len(architecture.groups) > 1:
