@@ -212,6 +212,13 @@ def test_a_learning_rate_that_diverges_ends_its_candidate_alone(words, tmp_path,
     assert (tmp_path / "advice" / "trials.jsonl").read_text() == trials
 
 
+def test_the_help_tells_which_observations_choose_blocks(capsys):
+    assert cli.main(["advise", "--help"]) == 0
+    said = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "by which blocks are chosen, none of them held out; 256 if absent" in said
+    assert "held-out ones included" not in said
+
+
 def test_flags_that_do_not_fit_are_refused_before_anything_is_read(words, tmp_path, capsys):
     flags = [*words, "--out", str(tmp_path / "out")]
     assert cli.main([*flags, "--keep-layers", "5"]) == 2

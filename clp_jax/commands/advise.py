@@ -76,6 +76,8 @@ class Advise(MeasureFlags, UpstreamFlags):
     """How often the better half of each depth goes on: the first rung has --steps / 2^(rungs - 1) steps."""
     tolerance: float = 0.02
     """The fastest depth is advised whose held-out loss exceeds the whole model's by at most this share."""
+    max_observations: int | None = None
+    """Observations at most by which blocks are chosen, none of them held out; 256 if absent."""
     evaluate_observations: int = 256
     """Held-out observations at most."""
     workers: int = 4
