@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 import toys
+from etils import epath
 from pages import Page, assert_self_contained
 from rich.console import Console
 
@@ -18,6 +19,7 @@ from clp_jax.checkpoint import write_params
 from clp_jax.commands import advise
 from clp_jax.commands.advise_output import show
 from clp_jax.errors import InputError
+from clp_jax.outputs import check_own
 from clp_jax.plan import PrunePlan
 
 pytestmark = pytest.mark.slow
@@ -180,6 +182,10 @@ def test_a_small_run_and_its_resumption(words, tmp_path, capsys, monkeypatch):
     assert [cells[0] for _, cells in Page(page).tables["readings"]] == ["full", "2"]
     assert f"<h1>Advised depth: {found['advised']['depth']}</h1>" in page
 
+    # As if killed while a file was written: --overwrite, which would begin anew, knows it as its own.
+    for name in ("advise.json", "advice.json", "plan.json"):
+        (out / f"{name}.partial").write_text("{")
+    check_own(epath.Path(out), "clp advise", names=advise._NAMES)
     # As if killed while the last trial was written down: that trial runs again, with the same result.
     (out / "advice.json").unlink()
     (out / "trials.jsonl").write_text("\n".join(trials[:3]) + "\n" + trials[3][:20])

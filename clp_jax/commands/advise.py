@@ -42,7 +42,7 @@ from clp_jax.trees import flatten
 _BY = "clp advise"
 SETTINGS = "advise.json"
 """What was read and asked, the candidates and the costs that were measured: what --resume needs beside the trials."""
-_NAMES = r"advise\.json(\.partial)?|trials\.jsonl|advice\.(json(\.partial)?|png)|report\.html|plan\.json|cuts|runs"
+_NAMES = r"(advise|advice|plan)\.json(\.partial)?|trials\.jsonl|advice\.png|report\.html|cuts|runs"
 _MAY_CHANGE = ("out", "resume", "overwrite", "json", "tolerance", "workers")
 
 
