@@ -233,6 +233,8 @@ def test_healing_needs_data_and_episodes_to_hold_out(written, tmp_path, capsys, 
     flags = [*flags[:3], "--keep-layers", "3", *flags[5:], "--data", str(written / "data.npz")]
     assert cli.main([*flags, "--holdout-ratio", "0"]) == 2
     assert "--heal chooses by episodes that are held out" in capsys.readouterr().err
+    assert cli.main([*flags, "--max-observations", "1"]) == 2
+    assert "all of --max-observations 1 would be held out" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
