@@ -3,7 +3,9 @@
 import io
 import json
 import math
+import re
 
+import family_cases as cases
 import numpy as np
 import pytest
 import toys
@@ -216,6 +218,25 @@ def test_a_learning_rate_that_diverges_ends_its_candidate_alone(words, tmp_path,
     assert cli.main([*flags, "--resume", "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == found
     assert (tmp_path / "advice" / "trials.jsonl").read_text() == trials
+
+
+@pytest.mark.parametrize(
+    ("kind", "depths"), [("pi0", ["3", "2", "1"]), ("pi0_fast", ["3", "2", "1"]), ("smolvla", ["2"])]
+)
+def test_depths_that_nobody_names_are_shares_of_the_blocks_that_may_go(kind, depths):
+    assert list(advise._depths(asked(), cases.architecture(kind))) == depths
+
+
+def test_depths_of_a_model_with_several_groups_are_asked_for_in_a_form_that_is_read():
+    arch = cases.architecture("gr00t_n1_5")
+    with pytest.raises(InputError, match="say which depths to try") as error:
+        advise._depths(asked(), arch)
+    (word,) = re.findall(r"--keep-layers (\S+)\.$", str(error.value))
+    assert list(advise._depths(asked(word), arch)) == [word] == ["llm=2+vl=2+dit=2"]
+
+
+def asked(*depths):
+    return advise.Advise(checkpoint="full", data=("data.npz",), out="out", steps=2, keep_layers=depths)
 
 
 def test_the_help_tells_which_observations_choose_blocks(capsys):

@@ -32,7 +32,7 @@ from clp_jax.loading import default_dtype, load_model, read_architecture
 from clp_jax.models import Architecture, abstract_params, family_of
 from clp_jax.outputs import append_line, resumable, whole_lines
 from clp_jax.plan import PrunePlan
-from clp_jax.planning import check_depth, choose
+from clp_jax.planning import check_depth, choose, groups_of
 from clp_jax.sharding import make_mesh
 from clp_jax.training import OptimizerSettings, Run, StepSettings, check_batch_size
 from clp_jax.training.freezing import frozen_paths
@@ -67,7 +67,7 @@ class Advise(MeasureFlags, UpstreamFlags):
     """Steps of the whole model in the longest trial; a smaller one does as many as take the same time."""
     keep_layers: tuple[str, ...] = ()
     """Depths to try: 12 9 6, or where towers are cut on their own llm=8+dit=12 llm=5+dit=8. If absent two thirds, one
-    half and one third of the blocks of a model with one group of towers."""
+    half and one third of the blocks of a model with one group of towers, the image encoder not counted."""
     criteria: tuple[str, ...] = ("jumps", "clp", "mse")
     """Rules that choose the blocks; where two choose the same blocks they are tried once."""
     learning_rates: tuple[float, ...] = ()
@@ -162,14 +162,16 @@ def _depths(config: Advise, architecture: Architecture) -> dict[str, DepthFlags]
         raise InputError("--criteria names no rule, so no smaller depth could be tried; leave it out, or name one.")
     words = config.keep_layers
     if len(words) == 0:
-        if len(architecture.groups) > 1:
-            half = "+".join(f"{group[0]}={architecture.depths[group[0]] // 2}" for group in architecture.groups)
+        groups, _ = groups_of(architecture)
+        if len(groups) > 1:
+            half = "+".join(f"{group[0]}={architecture.depths[group[0]] // 2}" for group in groups)
             raise InputError(
                 f"a {architecture.kind} has several groups of towers; say which depths to try, for example "
                 f"--keep-layers {half}."
             )
-        blocks = max(architecture.depths[name] for group in architecture.groups for name in group)
-        words = tuple(str(max(round(blocks * share), 1)) for share in (2 / 3, 1 / 2, 1 / 3))
+        (tower,) = (tower for tower in architecture.towers if tower.name == groups[0][0])
+        removed = (tower.period * round(tower.depth * share / tower.period) for share in (1 / 3, 1 / 2, 2 / 3))
+        words = tuple(str(tower.depth - count) for count in removed if count < tower.depth)
     found = {word: DepthFlags(keep_layers=tuple(word.split("+"))) for word in dict.fromkeys(words)}
     for flags in found.values():
         for criterion in config.criteria:
