@@ -246,7 +246,7 @@ def test_the_help_tells_which_observations_choose_blocks(capsys):
     assert "held-out ones included" not in said
 
 
-def test_flags_that_do_not_fit_are_refused_before_anything_is_read(words, tmp_path, capsys):
+def test_flags_that_do_not_fit_are_refused_before_anything_is_read(words, tmp_path, capsys, monkeypatch):
     flags = [*words, "--out", str(tmp_path / "out")]
     assert cli.main([*flags, "--keep-layers", "5"]) == 2
     assert "5" in capsys.readouterr().err
@@ -256,4 +256,7 @@ def test_flags_that_do_not_fit_are_refused_before_anything_is_read(words, tmp_pa
     assert "--holdout-ratio" in capsys.readouterr().err
     assert cli.main([*flags, "--criteria"]) == 2
     assert "--criteria" in capsys.readouterr().err
-    assert not (tmp_path / "out").exists()
+    monkeypatch.chdir(tmp_path)
+    assert cli.main([*flags, "--out", "gs://bucket/advice"]) == 2
+    assert "--out gs://bucket/advice is an address" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())

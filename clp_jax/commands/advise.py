@@ -28,6 +28,7 @@ from clp_jax.data import TrainingData
 from clp_jax.editable_json import write_json
 from clp_jax.errors import InputError, blamed_on
 from clp_jax.files import parse_json, read_json_object
+from clp_jax.folders import is_remote
 from clp_jax.loading import default_dtype, load_model, read_architecture
 from clp_jax.models import Architecture, abstract_params, family_of
 from clp_jax.outputs import append_line, resumable, whole_lines
@@ -98,6 +99,10 @@ def run(config: Advise) -> None:
 
 def _run(config: Advise, lifetime: contextlib.ExitStack) -> None:
     logging.getLogger("absl").setLevel(logging.CRITICAL)
+    if is_remote(config.out):
+        raise InputError(
+            f"--out {config.out} is an address; give a local folder, to which trials are added one by one."
+        )
     console = Console(stderr=config.json)
     spec = read_spec(config.checkpoint)
     settings = {"dtype": config.dtype or default_dtype(), **config.model_settings()}
