@@ -239,6 +239,15 @@ def asked(*depths):
     return advise.Advise(checkpoint="full", data=("data.npz",), out="out", steps=2, keep_layers=depths)
 
 
+@pytest.mark.parametrize("content", [{}, {"config": []}, {"config": {}, "costs": {"full": 1}}])
+def test_damaged_settings_of_a_command_that_is_resumed_are_one_line(words, content, tmp_path, capsys):
+    (tmp_path / "advise.json").write_text(json.dumps(content))
+    assert cli.main([*words, "--out", str(tmp_path), "--resume"]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    with pytest.raises(InputError, match=r"advise.json cannot be read: .*; begin in another --out"):
+        advise._known_costs(tmp_path)
+
+
 def test_the_help_tells_which_observations_choose_blocks(capsys):
     assert cli.main(["advise", "--help"]) == 0
     said = " ".join(capsys.readouterr().out.replace("│", " ").split())

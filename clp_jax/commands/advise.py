@@ -44,6 +44,7 @@ _BY = "clp advise"
 SETTINGS = "advise.json"
 """What was read and asked, the candidates and the costs that were measured: what --resume needs beside the trials."""
 _NAMES = r"(advise|advice|plan)\.json(\.partial)?|trials\.jsonl|advice\.png|report\.html|cuts|runs"
+_OR_ELSEWHERE = "begin in another --out"
 _MAY_CHANGE = ("out", "resume", "overwrite", "json", "tolerance", "workers")
 
 
@@ -144,7 +145,7 @@ def _run(config: Advise, lifetime: contextlib.ExitStack) -> None:
         "otherwise; all else is as in clp finetune. Measuring a training step and sampling at every depth.",
         soft_wrap=True,
     )
-    costs = _costs(config, folder, entry, architecture, candidates, data)
+    costs = _known_costs(folder) or _costs(config, folder, entry, architecture, candidates, data)
     trainer = _trainer(config, entry, folder, spec, architecture, data, held, costs)
     trials = _trials(config, folder, trainer, candidates, console)
     if trials is None:
@@ -195,8 +196,8 @@ def _learning_rates(config: Advise, architecture: Architecture) -> tuple[float, 
 
 def _check_same(folder: Path, entry: Entry, console: Console) -> None:
     if (file := folder / SETTINGS).exists():
-        before = read_json_object(file)
-        note = check_same_run(before, entry, may_change=_MAY_CHANGE, defaults={})
+        with blamed_on(file, _OR_ELSEWHERE):
+            note = check_same_run(read_json_object(file), entry, may_change=_MAY_CHANGE, defaults={})
         if note is not None:
             console.print(f"[yellow]note:[/] {escape(note)}")
 
@@ -206,7 +207,7 @@ def _known_candidates(folder: Path) -> list[Candidate]:
     file = folder / SETTINGS
     if not file.exists():
         return []
-    with blamed_on(file, "begin in another --out"):
+    with blamed_on(file, _OR_ELSEWHERE):
         return [Candidate.from_json(one) for one in read_json_object(file).get("candidates", [])]
 
 
@@ -232,6 +233,15 @@ Costs = dict[str, Cost]
 """By depth."""
 
 
+def _known_costs(folder: Path) -> Costs:
+    """Those of the command that is resumed."""
+    file = folder / SETTINGS
+    if not file.exists():
+        return {}
+    with blamed_on(file, _OR_ELSEWHERE):
+        return {depth: Cost(**cost) for depth, cost in read_json_object(file)["costs"].items()}
+
+
 def _costs(
     config: Advise,
     folder: Path,
@@ -240,17 +250,16 @@ def _costs(
     candidates: list[Candidate],
     data: TrainingData,
 ) -> Costs:
-    """Measured once, for the steps of a trial depend on it."""
-    file = folder / SETTINGS
-    if file.exists():
-        return {depth: Cost(**cost) for depth, cost in read_json_object(file)["costs"].items()}
+    """Measured once, for the steps of a trial depend on it, and written down."""
     models = {}
     for one in candidates:
         cut = smaller(architecture, one.plan)
         models.setdefault(one.depth, (cut, _run_of(config, one.peak_lr, cut, config.steps, config.steps)))
     costs = measure_costs(models, data, make_mesh(config.fsdp_devices))
     measured = {depth: dataclasses.asdict(cost) for depth, cost in costs.items()}
-    write_json(file, entry.to_json() | {"candidates": [one.to_json() for one in candidates], "costs": measured})
+    write_json(
+        folder / SETTINGS, entry.to_json() | {"candidates": [one.to_json() for one in candidates], "costs": measured}
+    )
     return costs
 
 
