@@ -168,7 +168,7 @@ def test_a_small_run_and_its_resumption(words, tmp_path, capsys, monkeypatch):
     out = tmp_path / "advice"
     assert cli.main([*words, "--out", str(out)]) == 0
     said = capsys.readouterr().out
-    assert "Advised:" in said and f"Report: {out}/report.html" in said
+    assert "Measuring a training step" in said and "Advised:" in said and f"Report: {out}/report.html" in said
     assert {path.name for path in out.iterdir()} == {
         *("advise.json", "trials.jsonl", "advice.json", "advice.png", "report.html", "plan.json", "clp-manifest.json")
     }
@@ -198,7 +198,8 @@ def test_a_small_run_and_its_resumption(words, tmp_path, capsys, monkeypatch):
     # What was tried is judged: an analysis on another machine might choose other blocks under the same names.
     monkeypatch.setattr(advise, "measure", None)
     assert cli.main([*words, "--out", str(out), "--resume", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out) == found
+    told = capsys.readouterr()
+    assert json.loads(told.out) == found and "Measuring" not in told.err
     assert (out / "trials.jsonl").read_text().splitlines() == trials
     assert json.loads((out / "advice.json").read_text()) == found
 

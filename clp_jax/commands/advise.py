@@ -140,12 +140,14 @@ def _run(config: Advise, lifetime: contextlib.ExitStack) -> None:
         f"{len(candidates)} candidates at {len(depths) + 1} depths, {len(data)} observations for training, "
         f"{sum(map(len, held.episodes))} observations of {len(held.episodes)} other episodes held out"
     )
+    costs = _known_costs(folder)
+    measuring = "" if costs else " Measuring a training step and sampling at every depth."
     console.print(
         "Learning rates climb over a tenth of a trial and fall to a tenth of the peak at its end, where no flag says "
-        "otherwise; all else is as in clp finetune. Measuring a training step and sampling at every depth.",
+        f"otherwise; all else is as in clp finetune.{measuring}",
         soft_wrap=True,
     )
-    costs = _known_costs(folder) or _costs(config, folder, entry, architecture, candidates, data)
+    costs = costs or _costs(config, folder, entry, architecture, candidates, data)
     trainer = _trainer(config, entry, folder, spec, architecture, data, held, costs)
     trials = _trials(config, folder, trainer, candidates, console)
     if trials is None:
