@@ -171,7 +171,7 @@ def _depths(config: Advise, architecture: Architecture) -> dict[str, DepthFlags]
     words = config.keep_layers
     if len(words) == 0:
         groups, _ = groups_of(architecture)
-        if len(groups) > 1:
+        if len(groups) != 1:
             half = "+".join(f"{group[0]}={architecture.depths[group[0]] // 2}" for group in groups)
             raise InputError(
                 f"a {architecture.kind} has several groups of towers; say which depths to try, for example "
