@@ -141,6 +141,11 @@ def _way(config: Prune, *, has_cuts: bool) -> str:
         )
     if given[0] in ("plan", "keep") and (config.depth() != Depth() or config.criterion is not None):
         raise InputError(f"--{given[0]} already says which blocks stay; leave out the depth and the criterion.")
+    if given[0] == "analysis" and config.criterion is not None and config.depth() == Depth():
+        raise InputError(
+            "--criterion chooses anew from the matrices of --analysis: say how deep, too; without it the plan there "
+            "holds as it is."
+        )
     if given[0] == "data" and not config.depth().is_given:
         raise InputError("say how deep: --keep-layers, --keep-ratio, --threshold or --auto.")
     return given[0]
