@@ -264,6 +264,8 @@ def test_flags_that_do_not_fit_are_refused_before_anything_is_read(words, tmp_pa
     assert "--learning-rates" in capsys.readouterr().err
     assert cli.main([*flags, "--holdout-ratio", "0.1"]) == 2
     assert "--holdout-ratio" in capsys.readouterr().err
+    assert cli.main([*flags, "--evaluate-observations", "1"]) == 2
+    assert "1 held-out episodes are measured" in (said := capsys.readouterr().err) and "--evaluate-observations" in said
     assert cli.main([*flags, "--criteria"]) == 2
     assert "--criteria" in capsys.readouterr().err
     monkeypatch.chdir(tmp_path)

@@ -47,7 +47,7 @@ class HeldOut:
         """At most so many observations of the episodes that are held out.
 
         Raises:
-          InputError: there are fewer than two such episodes.
+          InputError: these are of fewer than two episodes.
         """
         episodes, weights = [], []
         for share, one in data.held_out_sets(most).values():
@@ -57,8 +57,8 @@ class HeldOut:
                 weights.append(share * len(rows) / len(one))
         if len(episodes) < 2:
             raise InputError(
-                f"{len(episodes)} episodes are held out, and an uncertainty needs two at least: give data of more "
-                "episodes, or a larger --holdout-ratio."
+                f"{len(episodes)} held-out episodes are measured, and an uncertainty needs two at least: give data of "
+                "more episodes, or a larger --holdout-ratio or --evaluate-observations."
             )
         return cls(episodes, weights)
 
