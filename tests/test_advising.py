@@ -3,10 +3,13 @@
 import io
 import json
 import math
+import re
 
+import family_cases as cases
 import numpy as np
 import pytest
 import toys
+from etils import epath
 from pages import Page, assert_self_contained
 from rich.console import Console
 
@@ -15,7 +18,10 @@ from clp_jax.advising import Candidate, Trial, candidates_of, halve, judge
 from clp_jax.advising.costs import Cost
 from clp_jax.advising.halving import mean_loss
 from clp_jax.checkpoint import write_params
+from clp_jax.commands import advise
 from clp_jax.commands.advise_output import show
+from clp_jax.errors import InputError
+from clp_jax.outputs import check_own
 from clp_jax.plan import PrunePlan
 
 pytestmark = pytest.mark.slow
@@ -38,6 +44,11 @@ def test_criteria_that_choose_the_same_blocks_are_one_candidate():
         *("2-a-0.0001", "2-a-0.0002", "2-b-0.0001", "2-b-0.0002"),
     ]
     assert found[2].criteria == ("a", "b") and found[0].criteria == ()
+
+
+def test_a_candidate_is_read_as_it_was_written():
+    one = Candidate("3", plan([0, 1, 3]), ("a", "b"), 1e-4)
+    assert Candidate.from_json(json.loads(json.dumps(one.to_json()))) == one
 
 
 def candidate(depth, rate):
@@ -65,6 +76,35 @@ def test_the_better_half_of_each_depth_goes_on():
 def test_a_loss_that_is_no_number_is_never_the_best():
     assert mean_loss((1.0, math.nan), (1.0, 1.0)) == math.inf
     assert mean_loss((1.0, 4.0), (2.0, 1.0)) == 2.0
+
+
+def diverging(*names):
+    """Measures candidates, of which these diverge."""
+    return lambda one, rung: Trial(one.name, rung, 2**rung, (math.nan if one.name in names else one.peak_lr,) * 2)
+
+
+def test_who_diverges_does_not_go_on():
+    candidates = [candidate(depth, rate) for depth in ("full", "9", "6") for rate in (1.0, 2.0)]
+    found = list(halve(candidates, 2, diverging("full-1", "9-1", "9-2"), [1.0, 1.0]))
+    assert [trial.candidate for trial, is_out in found if is_out] == ["full-1", "9-1", "9-2", "6-2"]
+    last = [trial for trial, _ in found if trial.rung == 1]
+    assert [trial.candidate for trial in last] == ["full-2", "6-1"]
+
+
+def test_a_depth_that_diverges_is_not_judged():
+    candidates = {depth: candidate(depth, 1.0) for depth in ("full", "9", "6")}
+    losses = {"full": (1.0, 2.0), "9": (math.nan, 2.0), "6": (1.0, 2.0)}
+    trials = [Trial(depth, 0, 1, each) for depth, each in losses.items()]
+    verdict = judge(candidates, trials, [1.0] * 2, {"full": 3.0, "9": 1.0, "6": 2.0}, tolerance=0.02)
+    assert [place.candidate.depth for place in verdict.places] == ["full", "6"]
+    assert verdict.best is verdict.places[1] and verdict.best.chosen == 1.0
+    json.dumps([place.to_json() for place in verdict.places], allow_nan=False)
+
+
+def test_without_a_whole_model_that_trains_there_is_nothing_to_advise():
+    candidates = [candidate("full", 1.0), candidate("9", 1.0)]
+    with pytest.raises(InputError, match="the whole model diverged with every learning rate"):
+        list(halve(candidates, 1, diverging("full-1"), [1.0, 1.0]))
 
 
 @pytest.mark.parametrize(("worse", "advised"), [(0.01, "6"), (0.05, "9"), (0.5, "9")])
@@ -124,11 +164,11 @@ def words(tmp_path_factory):
     ]
 
 
-def test_a_small_run_and_its_resumption(words, tmp_path, capsys):
+def test_a_small_run_and_its_resumption(words, tmp_path, capsys, monkeypatch):
     out = tmp_path / "advice"
     assert cli.main([*words, "--out", str(out)]) == 0
     said = capsys.readouterr().out
-    assert "Advised:" in said and f"Report: {out}/report.html" in said
+    assert "Measuring a training step" in said and "Advised:" in said and f"Report: {out}/report.html" in said
     assert {path.name for path in out.iterdir()} == {
         *("advise.json", "trials.jsonl", "advice.json", "advice.png", "report.html", "plan.json", "clp-manifest.json")
     }
@@ -144,6 +184,10 @@ def test_a_small_run_and_its_resumption(words, tmp_path, capsys):
     assert [cells[0] for _, cells in Page(page).tables["readings"]] == ["full", "2"]
     assert f"<h1>Advised depth: {found['advised']['depth']}</h1>" in page
 
+    # As if killed while a file was written: --overwrite, which would begin anew, knows it as its own.
+    for name in ("advise.json", "advice.json", "plan.json"):
+        (out / f"{name}.partial").write_text("{")
+    check_own(epath.Path(out), "clp advise", names=advise._NAMES)
     # As if killed while the last trial was written down: that trial runs again, with the same result.
     (out / "advice.json").unlink()
     (out / "trials.jsonl").write_text("\n".join(trials[:3]) + "\n" + trials[3][:20])
@@ -151,13 +195,68 @@ def test_a_small_run_and_its_resumption(words, tmp_path, capsys):
     assert "--resume" in capsys.readouterr().err
     assert cli.main([*words, "--out", str(out), "--resume", "--steps", "3"]) == 2
     assert "steps was 2, is 3" in capsys.readouterr().err
+    # What was tried is judged: an analysis on another machine might choose other blocks under the same names.
+    monkeypatch.setattr(advise, "measure", None)
     assert cli.main([*words, "--out", str(out), "--resume", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out) == found
+    told = capsys.readouterr()
+    assert json.loads(told.out) == found and "Measuring" not in told.err
     assert (out / "trials.jsonl").read_text().splitlines() == trials
     assert json.loads((out / "advice.json").read_text()) == found
 
 
-def test_flags_that_do_not_fit_are_refused_before_anything_is_read(words, tmp_path, capsys):
+def test_a_learning_rate_that_diverges_ends_its_candidate_alone(words, tmp_path, capsys):
+    flags = [*words, "--rungs", "1", "--learning-rates", "1e30", "1e-3", "--out", str(tmp_path / "advice")]
+    assert cli.main(flags) == 0
+    said = capsys.readouterr().out
+    assert [line.split()[4] for line in said.splitlines() if line.endswith("diverged")] == [
+        "full-1e+30",
+        "2-first-1e+30",
+    ]
+    trials = (tmp_path / "advice" / "trials.jsonl").read_text()
+    assert "NaN" not in trials and "[null, null, null]" in trials
+    found = json.loads((tmp_path / "advice" / "advice.json").read_text())
+    assert [place["peak_lr"] for place in found["depths"]] == [1e-3, 1e-3]
+    assert cli.main([*flags, "--resume", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == found
+    assert (tmp_path / "advice" / "trials.jsonl").read_text() == trials
+
+
+@pytest.mark.parametrize(
+    ("kind", "depths"), [("pi0", ["3", "2", "1"]), ("pi0_fast", ["3", "2", "1"]), ("smolvla", ["2"])]
+)
+def test_depths_that_nobody_names_are_shares_of_the_blocks_that_may_go(kind, depths):
+    assert list(advise._depths(asked(), cases.architecture(kind))) == depths
+
+
+def test_depths_of_a_model_with_several_groups_are_asked_for_in_a_form_that_is_read():
+    arch = cases.architecture("gr00t_n1_5")
+    with pytest.raises(InputError, match="say which depths to try") as error:
+        advise._depths(asked(), arch)
+    (word,) = re.findall(r"--keep-layers (\S+)\.$", str(error.value))
+    assert list(advise._depths(asked(word), arch)) == [word] == ["llm=2+vl=2+dit=2"]
+
+
+def asked(*depths):
+    return advise.Advise(checkpoint="full", data=("data.npz",), out="out", steps=2, keep_layers=depths)
+
+
+@pytest.mark.parametrize("content", [{}, {"config": []}, {"config": {}, "costs": {"full": 1}}])
+def test_damaged_settings_of_a_command_that_is_resumed_are_one_line(words, content, tmp_path, capsys):
+    (tmp_path / "advise.json").write_text(json.dumps(content))
+    assert cli.main([*words, "--out", str(tmp_path), "--resume"]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    with pytest.raises(InputError, match=r"advise.json cannot be read: .*; begin in another --out"):
+        advise._known_costs(tmp_path)
+
+
+def test_the_help_tells_which_observations_choose_blocks(capsys):
+    assert cli.main(["advise", "--help"]) == 0
+    said = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "by which blocks are chosen, none of them held out; 256 if absent" in said
+    assert "held-out ones included" not in said
+
+
+def test_flags_that_do_not_fit_are_refused_before_anything_is_read(words, tmp_path, capsys, monkeypatch):
     flags = [*words, "--out", str(tmp_path / "out")]
     assert cli.main([*flags, "--keep-layers", "5"]) == 2
     assert "5" in capsys.readouterr().err
@@ -165,4 +264,11 @@ def test_flags_that_do_not_fit_are_refused_before_anything_is_read(words, tmp_pa
     assert "--learning-rates" in capsys.readouterr().err
     assert cli.main([*flags, "--holdout-ratio", "0.1"]) == 2
     assert "--holdout-ratio" in capsys.readouterr().err
-    assert not (tmp_path / "out").exists()
+    assert cli.main([*flags, "--evaluate-observations", "1"]) == 2
+    assert "1 held-out episodes are measured" in (said := capsys.readouterr().err) and "--evaluate-observations" in said
+    assert cli.main([*flags, "--criteria"]) == 2
+    assert "--criteria" in capsys.readouterr().err
+    monkeypatch.chdir(tmp_path)
+    assert cli.main([*flags, "--out", "gs://bucket/advice"]) == 2
+    assert "--out gs://bucket/advice is an address" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())

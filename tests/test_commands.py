@@ -151,6 +151,7 @@ REFUSED = {
     "there is no criterion 'best'": ("--analysis", "ANALYSIS", "--keep-layers", "2", "--criterion", "best"),
     "gauss-newton": ("--analysis", "ANALYSIS", "--keep-layers", "2", "--criterion", "gauss-newton"),
     "'greedy' needs loss": ("--analysis", "ANALYSIS", "--keep-layers", "2", "--criterion", "greedy"),
+    "--criterion chooses anew": ("--analysis", "ANALYSIS", "--criterion", "jumps"),
     "there is no data file": ("--data", "nowhere.npz", "--keep-layers", "2"),
     "needs a measured image encoder": ("--analysis", "ANALYSIS", "--keep-layers", "2", "--keep-vision-layers", "1"),
     "give the folder that clp analyse wrote": (

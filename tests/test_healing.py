@@ -16,6 +16,7 @@ from safetensors_folders import GROOT, SMOLVLA
 from clp_jax import cli, example
 from clp_jax.analysis import loss_of
 from clp_jax.checkpoint import read_params, read_spec
+from clp_jax.commands import prune
 from clp_jax.data import CalibrationData, hold_out
 from clp_jax.errors import InputError
 from clp_jax.healing import Work, heal, repairs_of, with_draws
@@ -224,12 +225,16 @@ def test_a_healed_checkpoint_is_the_model_whose_loss_was_recorded(written):
     assert loss_of(model, data.take(rows))(Gates()) == pytest.approx(record["loss"]["healed"], rel=1e-5)
 
 
-def test_healing_needs_data_and_episodes_to_hold_out(written, tmp_path, capsys):
+def test_healing_needs_data_and_episodes_to_hold_out(written, tmp_path, capsys, monkeypatch):
     flags = ["prune", "--checkpoint", example.CHECKPOINT, "--keep", "0,1,2", "--heal", "--out", str(tmp_path / "out")]
     assert cli.main(flags) == 2
     assert "--heal needs observations" in capsys.readouterr().err
-    assert cli.main([*flags, "--data", str(written / "data.npz"), "--holdout-ratio", "0"]) == 2
-    assert "held out" in capsys.readouterr().err
+    monkeypatch.setattr(prune, "measure", None)  # said before an analysis of minutes
+    flags = [*flags[:3], "--keep-layers", "3", *flags[5:], "--data", str(written / "data.npz")]
+    assert cli.main([*flags, "--holdout-ratio", "0"]) == 2
+    assert "--heal chooses by episodes that are held out" in capsys.readouterr().err
+    assert cli.main([*flags, "--max-observations", "1"]) == 2
+    assert "all of --max-observations 1 would be held out" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 

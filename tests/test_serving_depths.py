@@ -141,6 +141,12 @@ def test_an_evaluation_goes_on_when_a_server_of_several_depths_was_started_anew(
     assert identity(LocalPolicy(policy)) != before
 
 
+def test_a_server_tells_the_depth_of_the_model_that_answers(policy):
+    cut = served(ARCH, params(ARCH), cuts=CUTS[1:])
+    assert cut.metadata["depth"] == smaller(ARCH, CUTS[1]).depths != policy.metadata["depth"] == ARCH.depths
+    assert identity(LocalPolicy(cut)) != identity(LocalPolicy(served(ARCH, params(ARCH))))
+
+
 def test_names_tell_every_group_that_a_cut_changes():
     cut = (("vlm", (0, 2)), ("action", (0, 2)))
     assert names_of([WHOLE, cut], ARCH) == NAMES

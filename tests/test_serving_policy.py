@@ -159,7 +159,7 @@ def test_a_prompt_may_be_the_one_entry_of_an_array_or_a_list():
     text = "schließe die Tür 🚪"
     expected, _ = requests.inputs(flat(request | {"prompt": text}))
     arrays = [np.array(text), np.array([text]), np.array([[text]], ">U30"), np.array(text.encode())]
-    for sent in ([text], [text.encode()], *map(packed_by_openpis_client, arrays)):
+    for sent in ([text], [text.encode()], [np.array(text)], *map(packed_by_openpis_client, arrays)):
         np.testing.assert_equal(requests.inputs(flat(request | {"prompt": sent}))[0], expected)
 
 

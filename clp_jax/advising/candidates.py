@@ -1,7 +1,8 @@
 """What is tried: cuts of several depths by several criteria, each with several learning rates."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from clp_jax.plan import PrunePlan
 
@@ -34,6 +35,15 @@ class Candidate:
     def name(self) -> str:
         """Its own name."""
         return f"{self.cut}-{self.peak_lr:g}"
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON values; `from_json` is its inverse."""
+        return dataclasses.asdict(self) | {"criteria": list(self.criteria), "plan": self.plan.to_json()}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> "Candidate":
+        """The candidate of which these are the values."""
+        return cls(**{**value, "criteria": tuple(value["criteria"]), "plan": PrunePlan.from_json(value["plan"])})
 
 
 FULL = "full"

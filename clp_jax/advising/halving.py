@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from clp_jax.advising.candidates import Candidate
+from clp_jax.advising.candidates import FULL, Candidate
+from clp_jax.errors import InputError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,7 +22,7 @@ class Trial:
       candidate: its name.
       rung: number of the rung, from 0.
       steps: training steps done so far.
-      losses: held-out loss of each episode, the same episodes for all.
+      losses: held-out loss of each episode, the same episodes for all; NaN where the candidate diverged.
     """
 
     candidate: str
@@ -30,8 +31,8 @@ class Trial:
     losses: tuple[float, ...]
 
     def to_json(self) -> dict[str, Any]:
-        """JSON values."""
-        return dataclasses.asdict(self) | {"losses": list(self.losses)}
+        """JSON values, null for a loss that is no number."""
+        return dataclasses.asdict(self) | {"losses": [loss if math.isfinite(loss) else None for loss in self.losses]}
 
 
 Measure = Callable[[Candidate, int], Trial]
@@ -41,7 +42,7 @@ Measure = Callable[[Candidate, int], Trial]
 def halve(
     candidates: Sequence[Candidate], rungs: int, measure: Measure, weights: Sequence[float]
 ) -> Iterator[tuple[Trial, bool]]:
-    """Run all candidates, the better half of each depth on to the next rung.
+    """Run all candidates, the better half of each depth on to the next rung; who diverged is never among it.
 
     Args:
       candidates: to begin with.
@@ -52,6 +53,9 @@ def halve(
     Yields:
       Each trial, and whether its candidate is out: trials of a rung in the order of the candidates, each as soon as it
       is known with False, and those that are out once more, with True, at the end of the rung.
+
+    Raises:
+      InputError: the whole model diverged with every learning rate.
     """
     alive = list(candidates)
     for rung in range(rungs):
@@ -59,15 +63,21 @@ def halve(
         for candidate in alive:
             trials[candidate.name] = measure(candidate, rung)
             yield trials[candidate.name], False
+        means = {name: mean_loss(trial.losses, weights) for name, trial in trials.items()}
+        if not any(candidate.depth == FULL and math.isfinite(means[candidate.name]) for candidate in alive):
+            raise InputError(
+                "the whole model diverged with every learning rate, so depths have nothing to be compared with; give "
+                "lower --learning-rates and another --out."
+            )
         if rung + 1 == rungs:
             return
         kept: list[Candidate] = []
         for depth in dict.fromkeys(candidate.depth for candidate in alive):
             ranked = sorted(
                 (candidate for candidate in alive if candidate.depth == depth),
-                key=lambda candidate: mean_loss(trials[candidate.name].losses, weights),
+                key=lambda candidate: means[candidate.name],
             )
-            kept += ranked[: math.ceil(len(ranked) / 2)]
+            kept += [one for one in ranked[: math.ceil(len(ranked) / 2)] if math.isfinite(means[one.name])]
         for candidate in alive:
             if candidate not in kept:
                 yield trials[candidate.name], True

@@ -1,6 +1,7 @@
 """One trial: a cut that is written once, trained on to the end of a rung, and measured on held-out episodes."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from clp_jax.provenance import training_record
 from clp_jax.prune import prune_checkpoint
 from clp_jax.sensitivity import make_loss
 from clp_jax.similarity import batches
-from clp_jax.training import Run, Steps, check_batch_size, train
+from clp_jax.training import Diverged, Run, Steps, check_batch_size, train
 
 _EVALUATED_AT_ONCE = 16
 
@@ -46,7 +47,7 @@ class HeldOut:
         """At most so many observations of the episodes that are held out.
 
         Raises:
-          InputError: there are fewer than two such episodes.
+          InputError: these are of fewer than two episodes.
         """
         episodes, weights = [], []
         for share, one in data.held_out_sets(most).values():
@@ -56,8 +57,8 @@ class HeldOut:
                 weights.append(share * len(rows) / len(one))
         if len(episodes) < 2:
             raise InputError(
-                f"{len(episodes)} episodes are held out, and an uncertainty needs two at least: give data of more "
-                "episodes, or a larger --holdout-ratio."
+                f"{len(episodes)} held-out episodes are measured, and an uncertainty needs two at least: give data of "
+                "more episodes, or a larger --holdout-ratio or --evaluate-observations."
             )
         return cls(episodes, weights)
 
@@ -102,7 +103,7 @@ class Trainer:
     entry: Mapping[str, Any]
 
     def measure(self, candidate: Candidate, rung: int) -> Trial:
-        """Train a candidate to the end of a rung, and its losses there.
+        """Train a candidate to the end of a rung, and its losses there: NaN where it diverges before.
 
         Raises:
           Stopped: by a signal.
@@ -115,17 +116,21 @@ class Trainer:
         saved = Steps(self.folder / "runs" / candidate.name, write_assets=_none)
         plan = PrunePlan.of(architecture.kind, architecture.depths, coupled=architecture.coupled)
         done = 0 if saved.latest is None else saved.latest + 1
-        with stage(candidate.name, total=max(steps - done, 0), unit="steps") as advance:
-            report = train(
-                spec,
-                architecture,
-                self.data,
-                run,
-                saved,
-                mesh=self.mesh,
-                record=lambda training: training_record(spec.plan_record, plan, self.entry, training).to_json(),
-                log=_Counted(advance, done),
-            )
+        try:
+            with stage(candidate.name, total=max(steps - done, 0), unit="steps") as advance:
+                report = train(
+                    spec,
+                    architecture,
+                    self.data,
+                    run,
+                    saved,
+                    mesh=self.mesh,
+                    record=lambda training: training_record(spec.plan_record, plan, self.entry, training).to_json(),
+                    log=_Counted(advance, done),
+                )
+        except Diverged:
+            saved.close()
+            return Trial(candidate.name, rung, steps, (math.nan,) * len(self.held.episodes))
         saved.close()
         if report.done < steps:
             raise Stopped

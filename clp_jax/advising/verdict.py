@@ -1,6 +1,7 @@
 """Which depth to take: the fastest whose loss is close enough to the best, and how sure that is."""
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -52,7 +53,7 @@ class Verdict:
     """What to do.
 
     Attributes:
-      places: one of each depth, in the order in which they were given.
+      places: one of each depth that did not diverge, in the order in which they were given.
       best: the depth to take.
     """
 
@@ -73,7 +74,7 @@ def judge(
 
     Args:
       candidates: by name.
-      trials: those of the last rung, the whole model's among them.
+      trials: those of the last rung, one of the whole model's among them that did not diverge.
       weights: of the held-out episodes.
       seconds: by depth, what a training step takes, by which depths are ordered.
       tolerance: how much more loss is worth the speed.
@@ -81,8 +82,8 @@ def judge(
     """
     best: dict[str, Trial] = {}
     for trial in trials:
-        depth = candidates[trial.candidate].depth
-        if depth not in best or mean_loss(trial.losses, weights) < mean_loss(best[depth].losses, weights):
+        depth, mean = candidates[trial.candidate].depth, mean_loss(trial.losses, weights)
+        if math.isfinite(mean) and (depth not in best or mean < mean_loss(best[depth].losses, weights)):
             best[depth] = trial
     depths, losses = list(best), np.array([trial.losses for trial in best.values()])
     weight = np.asarray(weights, float)

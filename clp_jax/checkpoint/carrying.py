@@ -52,7 +52,8 @@ def check_room(out: AnyPath, files: Iterable[AnyPath], *, weights: int = 0) -> i
     if is_remote(out):
         return others
     place = Path(out).expanduser().absolute()
-    disk = next(folder for folder in place.parents if folder.is_dir())
+    # The topmost folder has none above it, and is refused where outputs are begun.
+    disk = next((folder for folder in place.parents if folder.is_dir()), place)
     free = shutil.disk_usage(disk).free
     if weights + others > free:
         largest = max(sizes, key=sizes.__getitem__, default=None)

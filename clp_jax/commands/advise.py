@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import logging
+import math
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -27,11 +28,12 @@ from clp_jax.data import TrainingData
 from clp_jax.editable_json import write_json
 from clp_jax.errors import InputError, blamed_on
 from clp_jax.files import parse_json, read_json_object
+from clp_jax.folders import is_remote
 from clp_jax.loading import default_dtype, load_model, read_architecture
 from clp_jax.models import Architecture, abstract_params, family_of
 from clp_jax.outputs import append_line, resumable, whole_lines
 from clp_jax.plan import PrunePlan
-from clp_jax.planning import check_depth, choose
+from clp_jax.planning import check_depth, choose, groups_of
 from clp_jax.sharding import make_mesh
 from clp_jax.training import OptimizerSettings, Run, StepSettings, check_batch_size
 from clp_jax.training.freezing import frozen_paths
@@ -40,8 +42,9 @@ from clp_jax.trees import flatten
 
 _BY = "clp advise"
 SETTINGS = "advise.json"
-"""What was read and asked, and the costs that were measured: what --resume needs beside the trials."""
-_NAMES = r"advise\.json(\.partial)?|trials\.jsonl|advice\.(json(\.partial)?|png)|report\.html|plan\.json|cuts|runs"
+"""What was read and asked, the candidates and the costs that were measured: what --resume needs beside the trials."""
+_NAMES = r"(advise|advice|plan)\.json(\.partial)?|trials\.jsonl|advice\.png|report\.html|cuts|runs"
+_OR_ELSEWHERE = "begin in another --out"
 _MAY_CHANGE = ("out", "resume", "overwrite", "json", "tolerance", "workers")
 
 
@@ -66,7 +69,7 @@ class Advise(MeasureFlags, UpstreamFlags):
     """Steps of the whole model in the longest trial; a smaller one does as many as take the same time."""
     keep_layers: tuple[str, ...] = ()
     """Depths to try: 12 9 6, or where towers are cut on their own llm=8+dit=12 llm=5+dit=8. If absent two thirds, one
-    half and one third of the blocks of a model with one group of towers."""
+    half and one third of the blocks of a model with one group of towers, the image encoder not counted."""
     criteria: tuple[str, ...] = ("jumps", "clp", "mse")
     """Rules that choose the blocks; where two choose the same blocks they are tried once."""
     learning_rates: tuple[float, ...] = ()
@@ -75,6 +78,8 @@ class Advise(MeasureFlags, UpstreamFlags):
     """How often the better half of each depth goes on: the first rung has --steps / 2^(rungs - 1) steps."""
     tolerance: float = 0.02
     """The fastest depth is advised whose held-out loss exceeds the whole model's by at most this share."""
+    max_observations: int | None = None
+    """Observations at most by which blocks are chosen, none of them held out; 256 if absent."""
     evaluate_observations: int = 256
     """Held-out observations at most."""
     workers: int = 4
@@ -95,6 +100,10 @@ def run(config: Advise) -> None:
 
 def _run(config: Advise, lifetime: contextlib.ExitStack) -> None:
     logging.getLogger("absl").setLevel(logging.CRITICAL)
+    if is_remote(config.out):
+        raise InputError(
+            f"--out {config.out} is an address; give a local folder, to which trials are added one by one."
+        )
     console = Console(stderr=config.json)
     spec = read_spec(config.checkpoint)
     settings = {"dtype": config.dtype or default_dtype(), **config.model_settings()}
@@ -126,17 +135,19 @@ def _run(config: Advise, lifetime: contextlib.ExitStack) -> None:
     )
     entry = Entry.of(spec, data, dataclasses.asdict(config))
     _check_same(folder, entry, console)
-    candidates = _choose(config, spec, data, depths, rates)
+    candidates = _known_candidates(folder) or _choose(config, spec, data, depths, rates)
     console.print(
         f"{len(candidates)} candidates at {len(depths) + 1} depths, {len(data)} observations for training, "
         f"{sum(map(len, held.episodes))} observations of {len(held.episodes)} other episodes held out"
     )
+    costs = _known_costs(folder)
+    measuring = "" if costs else " Measuring a training step and sampling at every depth."
     console.print(
         "Learning rates climb over a tenth of a trial and fall to a tenth of the peak at its end, where no flag says "
-        "otherwise; all else is as in clp finetune. Measuring a training step and sampling at every depth.",
+        f"otherwise; all else is as in clp finetune.{measuring}",
         soft_wrap=True,
     )
-    costs = _costs(config, folder, entry, architecture, candidates, data)
+    costs = costs or _costs(config, folder, entry, architecture, candidates, data)
     trainer = _trainer(config, entry, folder, spec, architecture, data, held, costs)
     trials = _trials(config, folder, trainer, candidates, console)
     if trials is None:
@@ -155,16 +166,20 @@ def _run(config: Advise, lifetime: contextlib.ExitStack) -> None:
 
 def _depths(config: Advise, architecture: Architecture) -> dict[str, DepthFlags]:
     """The depths to try, by the words that name them."""
+    if not config.criteria:
+        raise InputError("--criteria names no rule, so no smaller depth could be tried; leave it out, or name one.")
     words = config.keep_layers
     if len(words) == 0:
-        if len(architecture.groups) > 1:
-            half = "+".join(f"{group[0]}={architecture.depths[group[0]] // 2}" for group in architecture.groups)
+        groups, _ = groups_of(architecture)
+        if len(groups) != 1:
+            half = "+".join(f"{group[0]}={architecture.depths[group[0]] // 2}" for group in groups)
             raise InputError(
                 f"a {architecture.kind} has several groups of towers; say which depths to try, for example "
                 f"--keep-layers {half}."
             )
-        blocks = max(architecture.depths[name] for group in architecture.groups for name in group)
-        words = tuple(str(max(round(blocks * share), 1)) for share in (2 / 3, 1 / 2, 1 / 3))
+        (tower,) = (tower for tower in architecture.towers if tower.name == groups[0][0])
+        removed = (tower.period * round(tower.depth * share / tower.period) for share in (1 / 3, 1 / 2, 2 / 3))
+        words = tuple(str(tower.depth - count) for count in removed if count < tower.depth)
     found = {word: DepthFlags(keep_layers=tuple(word.split("+"))) for word in dict.fromkeys(words)}
     for flags in found.values():
         for criterion in config.criteria:
@@ -183,10 +198,19 @@ def _learning_rates(config: Advise, architecture: Architecture) -> tuple[float, 
 
 def _check_same(folder: Path, entry: Entry, console: Console) -> None:
     if (file := folder / SETTINGS).exists():
-        before = read_json_object(file)
-        note = check_same_run(before, entry, may_change=_MAY_CHANGE, defaults={})
+        with blamed_on(file, _OR_ELSEWHERE):
+            note = check_same_run(read_json_object(file), entry, may_change=_MAY_CHANGE, defaults={})
         if note is not None:
             console.print(f"[yellow]note:[/] {escape(note)}")
+
+
+def _known_candidates(folder: Path) -> list[Candidate]:
+    """Those of the command that is resumed, if they were written down: another analysis might choose other blocks."""
+    file = folder / SETTINGS
+    if not file.exists():
+        return []
+    with blamed_on(file, _OR_ELSEWHERE):
+        return [Candidate.from_json(one) for one in read_json_object(file).get("candidates", [])]
 
 
 def _choose(
@@ -211,6 +235,15 @@ Costs = dict[str, Cost]
 """By depth."""
 
 
+def _known_costs(folder: Path) -> Costs:
+    """Those of the command that is resumed."""
+    file = folder / SETTINGS
+    if not file.exists():
+        return {}
+    with blamed_on(file, _OR_ELSEWHERE):
+        return {depth: Cost(**cost) for depth, cost in read_json_object(file)["costs"].items()}
+
+
 def _costs(
     config: Advise,
     folder: Path,
@@ -219,16 +252,16 @@ def _costs(
     candidates: list[Candidate],
     data: TrainingData,
 ) -> Costs:
-    """Measured once, for the steps of a trial depend on it."""
-    file = folder / SETTINGS
-    if file.exists():
-        return {depth: Cost(**cost) for depth, cost in read_json_object(file)["costs"].items()}
+    """Measured once, for the steps of a trial depend on it, and written down."""
     models = {}
     for one in candidates:
         cut = smaller(architecture, one.plan)
         models.setdefault(one.depth, (cut, _run_of(config, one.peak_lr, cut, config.steps, config.steps)))
     costs = measure_costs(models, data, make_mesh(config.fsdp_devices))
-    write_json(file, entry.to_json() | {"costs": {depth: dataclasses.asdict(cost) for depth, cost in costs.items()}})
+    measured = {depth: dataclasses.asdict(cost) for depth, cost in costs.items()}
+    write_json(
+        folder / SETTINGS, entry.to_json() | {"candidates": [one.to_json() for one in candidates], "costs": measured}
+    )
     return costs
 
 
@@ -253,9 +286,9 @@ def _trials(
                 shutil.rmtree(folder / "runs" / trial.candidate, ignore_errors=True)
                 continue
             loss = mean_loss(trial.losses, weights)
+            found = f"held-out loss {loss:.4f}" if math.isfinite(loss) else "diverged"
             console.print(
-                f"rung {trial.rung + 1} of {config.rungs}: {escape(trial.candidate):24} {trial.steps:6} steps, "
-                f"held-out loss {loss:.4f}"
+                f"rung {trial.rung + 1} of {config.rungs}: {escape(trial.candidate):24} {trial.steps:6} steps, {found}"
             )
             last += [trial] if trial.rung + 1 == config.rungs else []
     except Stopped:
@@ -268,7 +301,8 @@ def _trials(
 def _trial(line: bytes, where: str) -> Trial:
     with blamed_on(where, "remove the line, and the trial will run again"):
         value = parse_json(line, where)
-        return Trial(**value | {"losses": tuple(map(float, value["losses"]))})
+        losses = (math.nan if loss is None else float(loss) for loss in value["losses"])
+        return Trial(**value | {"losses": tuple(losses)})
 
 
 def _trainer(

@@ -156,6 +156,10 @@ def load(
         most = _LEROBOT_OBSERVATIONS
     held_most = None if most is None else min(max(1, round(config.holdout_ratio * most)), most)
     held = observations.held_out(held_most, seed=config.seed)
+    if most is not None and most <= len(held or ()):
+        raise InputError(
+            f"all of --max-observations {most} would be held out; give a larger number, or a smaller --holdout-ratio."
+        )
     calibration = observations.calibration(None if most is None else most - len(held or ()), seed=config.seed)
     model = load_model(spec, dtype=config.dtype, fsdp_devices=config.fsdp_devices, **config.model_settings())
     return model, calibration, held

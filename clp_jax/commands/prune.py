@@ -141,6 +141,11 @@ def _way(config: Prune, *, has_cuts: bool) -> str:
         )
     if given[0] in ("plan", "keep") and (config.depth() != Depth() or config.criterion is not None):
         raise InputError(f"--{given[0]} already says which blocks stay; leave out the depth and the criterion.")
+    if given[0] == "analysis" and config.criterion is not None and config.depth() == Depth():
+        raise InputError(
+            "--criterion chooses anew from the matrices of --analysis: say how deep, too; without it the plan there "
+            "holds as it is."
+        )
     if given[0] == "data" and not config.depth().is_given:
         raise InputError("say how deep: --keep-layers, --keep-ratio, --threshold or --auto.")
     return given[0]
@@ -152,17 +157,19 @@ _Measured = tuple[LoadedModel, CalibrationData, CalibrationData | None]
 def _load(config: Prune) -> _Measured:
     """The model and its data. Healing fits differences between states, which bfloat16 would round away."""
     dtype = "float32" if config.heal and config.dtype is None else config.dtype
-    return load(config.checkpoint, config.data, dataclasses.replace(config, dtype=dtype))
+    measured = load(config.checkpoint, config.data, dataclasses.replace(config, dtype=dtype))
+    if config.heal and measured[2] is None:
+        raise InputError(
+            "--heal chooses by episodes that are held out, and there are none: give data of more episodes, or a larger "
+            "--holdout-ratio."
+        )
+    return measured
 
 
 def _healed(measured: _Measured, plan: PrunePlan, config: Prune, console: Console) -> Changes:
     """What healing changes, and a table of what it won."""
     model, calibration, evaluation = measured
-    if evaluation is None:
-        raise InputError(
-            "--heal chooses by episodes that are held out, and there are none: give data of more episodes, or a larger "
-            "--holdout-ratio."
-        )
+    assert evaluation is not None
     healed = heal(
         model,
         plan,

@@ -242,11 +242,14 @@ class Policy:
         return row | {"noise": noise, "given": np.asarray(entry.noise is not None)}
 
     def _metadata(self, record: Mapping[str, Any] | None) -> dict[str, Any]:
-        """What a client is told when it connects; `compile` adds the milliseconds of several depths."""
+        """What a client is told when it connects; `compile` adds the milliseconds of several depths.
+
+        ``depth`` is that of the model that answers who asks for none.
+        """
         several = {DEPTH: list(self._models)} if len(self._models) > 1 else {}
         return {
             "model": self._architecture.kind,
-            "depth": self._architecture.depths,
+            "depth": next(iter(self._models.values())).architecture.depths,
             "plan": None if record is None else record.get("plan"),
             "action_horizon": self._horizon,
             "action_dim": self.requests.action_dim,

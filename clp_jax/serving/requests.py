@@ -328,10 +328,10 @@ def _vector(values: Mapping[str, Any], key: str) -> Float[np.ndarray, " d"]:
 
 def _text(prompt: Any) -> str:
     """A prompt: text or its bytes in UTF-8, by itself or the one entry of an array or a list; openpi reads as much."""
+    if isinstance(prompt, list) and len(prompt) == 1:
+        prompt = prompt[0]
     if isinstance(prompt, np.ndarray) and prompt.size == 1:
         prompt = prompt.item()
-    elif isinstance(prompt, list) and len(prompt) == 1:
-        prompt = prompt[0]
     try:
         prompt = prompt.decode() if isinstance(prompt, bytes) else prompt
     except UnicodeDecodeError as error:

@@ -1,5 +1,6 @@
 """Fine-tune a checkpoint: optax under ``jax.jit`` with shardings, on one device or on the hosts of a pod."""
 
+from clp_jax.training.loop import Diverged as Diverged
 from clp_jax.training.loop import Report as Report
 from clp_jax.training.loop import Run as Run
 from clp_jax.training.loop import check_batch_size as check_batch_size

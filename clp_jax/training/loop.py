@@ -110,7 +110,7 @@ def train(
       trace: of some steps.
 
     Raises:
-      InputError: a value of loss, gradient or parameters is not finite, which is never saved.
+      Diverged: a value of loss, gradient or parameters is not finite, which is never saved.
     """
     check_batch_size(run, mesh)
     program = build_program(architecture, run.optimizer, run.step, run.frozen_dtype, run.seed, mesh, run.sharding_rules)
@@ -217,6 +217,10 @@ def _on_devices(batch: Mapping[str, np.ndarray], mesh: jax.sharding.Mesh) -> dic
     return {key: jax.make_array_from_process_local_data(rows, value) for key, value in batch.items()}
 
 
+class Diverged(InputError):
+    """A value of loss, gradient or parameters is not finite."""
+
+
 class _Watch:
     """Reads what steps report, a few steps behind the devices, so that looking never makes them wait.
 
@@ -265,7 +269,7 @@ class _Watch:
         self.stopped |= values.pop("stop") > 0
         bad = [name for name, value in values.items() if not math.isfinite(value)]
         if bad:
-            raise InputError(
+            raise Diverged(
                 f"step {number}: {bad[0]} is {values[bad[0]]}; stopped, and nothing after the last saved step was "
                 "kept. Look at the data around it, or lower --peak-lr, and go on with --resume."
             )

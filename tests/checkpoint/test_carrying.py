@@ -103,3 +103,10 @@ def test_what_does_not_fit_is_said_before_anything_is_written(kind, command, tmp
 def test_what_is_remote_has_no_known_end(tmp_path):
     (tmp_path / "file").write_bytes(b"x" * 2 * 10**7)
     assert carrying.check_room("gs://bucket/out", [epath.Path(tmp_path / "file")]) == 2 * 10**7
+
+
+def test_the_topmost_folder_is_refused_in_one_line(tmp_path, capsys):
+    full = orbax(tmp_path)
+    for words in (["prune", "--keep", "0"], ["export", "--to", "openpi"]):
+        assert cli.main([*words, "--checkpoint", str(full), "--out", "/"]) == 2
+        assert "/ exists already" in capsys.readouterr().err
