@@ -8,15 +8,16 @@ import difflib
 import json
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
+
+from etils import epath
 
 from clp_jax.errors import InputError
 
 
 def write_json(path: str | os.PathLike[str], value: Any) -> None:
     """Writes ``format_json(value)``; the file appears complete or not at all."""
-    target = Path(path)
+    target = epath.Path(path)
     partial = target.with_name(target.name + ".partial")
     partial.write_text(format_json(value) + "\n", encoding="utf-8")
     partial.replace(target)
