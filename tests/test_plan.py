@@ -4,6 +4,7 @@ import json
 import re
 
 import pytest
+from etils import epath
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -291,3 +292,15 @@ def test_following_the_advice_ends_in_a_list_that_fits(period, kept):
         if not keep:  # one block that cannot be first
             return
     check_period(keep, period, "dit", depth=len(kept))
+
+
+def test_a_plan_is_saved_where_its_address_says(monkeypatch):
+    """A plain path would make of the address a local folder ``gs:``."""
+    written, remote = [], type(epath.Path("gs://bucket/file"))
+    monkeypatch.setattr(
+        remote, "write_text", lambda self, text, encoding: written.append((str(self), json.loads(text)))
+    )
+    monkeypatch.setattr(remote, "replace", lambda self, target: written.append(str(target)))
+    plan = pi0_plan()
+    plan.save("gs://bucket/plan.json")
+    assert written == [("gs://bucket/plan.json.partial", plan.to_json()), "gs://bucket/plan.json"]
