@@ -9,7 +9,7 @@ import numpy as np
 
 from clp_jax.evaluation.statistics import wilson
 from studies.metaworld import protocol, tuned_page
-from studies.metaworld.tables import Rows, blocks, final_loss, header, row, success
+from studies.metaworld.tables import Rows, blocks, final_loss, header, row, success, success_difference
 
 _WITH_FIRST = "the last, among masks with block 0"
 
@@ -78,15 +78,7 @@ def paired_success(found: dict[str, Any], arm: str, reference: str) -> tuple[flo
       Difference of the rates, and 95 % of a bootstrap over the starts of all tasks. Tasks, seeds and settings stay: it
       says nothing about other ones.
     """
-    rows = []
-    for one, other in _pairs(found, arm, reference):
-        if "solved" in one and "solved" in other:
-            rows.append([_outcomes(one) - _outcomes(other)])
-    differences = np.concatenate(rows)
-    rng = np.random.default_rng(0)
-    starts = rng.integers(0, differences.shape[1], (2000, differences.shape[1]))
-    low, high = np.quantile(differences.mean(axis=0)[starts].mean(axis=1), [0.025, 0.975])
-    return float(differences.mean()), float(low), float(high)
+    return success_difference(_pairs(found, arm, reference))
 
 
 def paired_loss(found: dict[str, Any], arm: str, reference: str, regime: str, depth: int) -> float | None:
@@ -108,12 +100,6 @@ def _pairs(
         if arm in arms:
             others = {run["seed"]: run for run in runs_of(found, regime, arms[reference])}
             yield from ((x, others[x["seed"]]) for x in runs_of(found, regime, arms[arm]) if x["seed"] in others)
-
-
-def _outcomes(run: dict[str, Any]) -> np.ndarray:
-    """1 for every start that was solved, task by task."""
-    numbers = np.arange(run["episodes"])
-    return np.concatenate([np.isin(numbers, run["solved"][task]) for task in protocol.NEW_TASKS]).astype(float)
 
 
 def _paired(found: dict[str, Any]) -> str:

@@ -3,6 +3,8 @@
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import numpy as np
+
 from studies.metaworld import protocol
 
 Rows = list[dict[str, Any]]
@@ -16,6 +18,26 @@ def success(runs: Rows, tasks: Iterable[str] = protocol.NEW_TASKS) -> tuple[int,
     return sum(len(run["solved"][task]) for run in done for task in tasks), sum(
         run["episodes"] * len(tasks) for run in done
     )
+
+
+def success_difference(pairs: Iterable[tuple[dict[str, Any], dict[str, Any]]]) -> tuple[float, float, float]:
+    """How much more often the first of each pair succeeds than the second, from the same starts of the same tasks.
+
+    Returns:
+      Difference of the rates, and 95 % of a bootstrap over the starts of all tasks. What the pairs differ in stays.
+    """
+    rows = [_outcomes(one) - _outcomes(other) for one, other in pairs if "solved" in one and "solved" in other]
+    differences = np.array(rows)
+    rng = np.random.default_rng(0)
+    starts = rng.integers(0, differences.shape[1], (2000, differences.shape[1]))
+    low, high = np.quantile(differences.mean(axis=0)[starts].mean(axis=1), [0.025, 0.975])
+    return float(differences.mean()), float(low), float(high)
+
+
+def _outcomes(run: dict[str, Any]) -> np.ndarray:
+    """1 for every start that was solved, task by task."""
+    numbers = np.arange(run["episodes"])
+    return np.concatenate([np.isin(numbers, run["solved"][task]) for task in protocol.NEW_TASKS]).astype(float)
 
 
 def final_loss(run: dict[str, Any]) -> float:

@@ -7,7 +7,7 @@ import numpy as np
 
 from clp_jax.evaluation.statistics import wilson
 from studies.metaworld import protocol
-from studies.metaworld.tables import blocks, final_loss, header, row, success
+from studies.metaworld.tables import Rows, blocks, final_loss, header, row, success, success_difference
 
 Found = dict[str, Any]
 """What `collect.collect_tuned` wrote."""
@@ -88,7 +88,7 @@ def _table(found: Found, regime: str, depth: int) -> str:
                     "to the full",
                     "to the full in its time",
                 ),
-                *("success (95 %)", "seeds"),
+                *("success (95 %)", "points to the full in its time (95 %)", "seeds"),
             ]
         ),
     ]
@@ -109,6 +109,7 @@ def _table(found: Found, regime: str, depth: int) -> str:
                     _ratio(ratios(found, regime, name, "full")),
                     "" if arm["in_time_of"] != depth else _ratio(ratios(found, regime, name, same_time)),
                     f"{rate:.0%} ({low:.0%}-{high:.0%})" if episodes else "",
+                    _points(runs, reported_runs(found, regime, same_time)) if name not in ("full", same_time) else "",
                     len(runs),
                 ]
             )
@@ -129,6 +130,16 @@ def _ratio(values: Sequence[float]) -> str:
         return text
     error = 2 * logs.std(ddof=1) / np.sqrt(len(logs))
     return f"{text} ({np.exp(logs.mean() - error):.3f}-{np.exp(logs.mean() + error):.3f})"
+
+
+def _points(runs: Rows, others: Rows) -> str:
+    """Difference of success in points, seed by seed and start by start."""
+    theirs = {run["seed"]: run for run in others if "solved" in run}
+    pairs = [(run, theirs[run["seed"]]) for run in runs if "solved" in run and run["seed"] in theirs]
+    if not pairs:
+        return ""
+    difference, low, high = (100 * x for x in success_difference(pairs))
+    return f"{difference:+.1f} ({low:+.1f} to {high:+.1f})"
 
 
 def _longer(found: Found) -> str:
