@@ -65,6 +65,15 @@ class Tokens(NamedTuple):
     along: Float[Array, "blocks l t"]
     centring: Float[Array, "blocks 2 l t"]
 
+    def at(self, block: Array, row: Array) -> "Tokens":
+        """The samples at these places in one tile; zeros for places past the end."""
+
+        def taken(x: Array, between: int) -> Array:
+            found = x.at[block, *[slice(None)] * between, row].get(mode="fill", fill_value=0)
+            return jnp.moveaxis(found, 0, between)[None]
+
+        return Tokens(*(taken(x, 2 if name == "centring" else 1) for name, x in self._asdict().items()))
+
     def grams(self, a: Array, b: Array) -> list[Float[Array, "l t t"]]:
         """Tile (a, b) of the U-centred Gram matrices of all layers, raw and rms; the diagonal is left in."""
         rms = jnp.einsum("lad,lbd->lab", self.features[a], self.features[b], precision=_SPLIT)
@@ -144,14 +153,13 @@ def all_and_far(tiles: Tiles) -> tuple[Tokens, Far, Float[Array, "blocks 2 l t"]
     inverse, counts = _inverse(tiles), tiles.map(tiles.mask)[:, None, :]
     places, is_far, far_tiles = _farthest(tiles, inverse)
     near = counts & ~is_far[:, None, :]
-    origin, far_inverse = _Origin.of(tiles, inverse, near), _inverse(far_tiles)
+    origin = _Origin.of(tiles, inverse, near)
     tokens, squares = tiles.map(lambda block: _tokens(tiles, block, inverse[block], origin))
-    far, _ = far_tiles.map(lambda block: _tokens(far_tiles, block, far_inverse[block], origin))
 
     def points(block: Array) -> tuple[Float[Array, "l t d"], Float[Array, "l t d"]]:
         return tiles.minus(block, origin.centre), tokens.features[block]
 
-    far_points = jnp.stack([far_tiles.minus(jnp.int32(0), origin.centre), far.features[0]])
+    far_points = jnp.stack([far_tiles.minus(jnp.int32(0), origin.centre), tokens.at(*places).features[0]])
     of_near = tiles.sum(
         lambda block: jnp.stack([jnp.sum(jnp.where(near[block][:, :, None], x, 0), axis=1) for x in points(block)])
     )
@@ -170,11 +178,10 @@ def all_and_far(tiles: Tiles) -> tuple[Tokens, Far, Float[Array, "blocks 2 l t"]
     rows = rows.at[places[0], :, :, places[1]].set(jnp.moveaxis(far_rows, -1, 0), mode="drop")
     n = jnp.maximum(tiles.count, 3)  # no estimator takes fewer
     centring = (rows - jnp.sum(rows, axis=(0, 3), keepdims=True) / (2 * (n - 1))) / (n - 2)
-    of_far = jnp.moveaxis(centring.at[places[0], :, :, places[1]].get(mode="fill", fill_value=0), 0, -1)
-    tokens, far = tokens._replace(centring=centring), Far(far._replace(centring=of_far[None]), products)
+    tokens = tokens._replace(centring=centring)
     # What is lost where features are counted from their mean, and twice what r and the length of r x lose.
-    width = jnp.full(len(origin.level), 4.0 * tiles.states.shape[-1])
-    return tokens, far, norms, EPS**2 * count * jnp.stack([jnp.sum((origin.centre + mean[0]) ** 2, axis=-1), width])
+    lost = jnp.stack([jnp.sum((origin.centre + mean[0]) ** 2, axis=-1), jnp.full(len(mean[0]), 4.0 * mean.shape[-1])])
+    return tokens, Far(tokens.at(*places), products), norms, EPS**2 * count * lost
 
 
 def _tokens(
