@@ -124,7 +124,11 @@ class _Origin(NamedTuple):
         )
 
     def points(self, tiles: Tiles, block: Array, inverse: Float[Array, "l t"]) -> tuple[Array, Array, Array, Array]:
-        """The samples of a tile counted from here, x - p and y [l, t, d], and r, better, and less its mean [l, t]."""
+        """The samples of a tile counted from here.
+
+        Returns:
+          x - p and y [l, t, d]; r rid of its rounding, and that less the mean of r [l, t].
+        """
         centre, level = self.centre[:, None, :], self.level[:, None]
         rows, apart = tiles.minus(block, self.centre), jnp.where(inverse > 0, inverse - level, 0)
         # y = r x - (mean of r) p too: there the large r of tokens much shorter than p multiplies nothing large.
