@@ -43,6 +43,11 @@ def plan_gates(architecture: Architecture, plan: PrunePlan) -> Gates:
     return Gates({tower: column(tower, depth) for tower, depth in architecture.depths.items()})
 
 
+def open_gates(architecture: Architecture) -> Gates:
+    """Gates that remove nothing: the full model, in the program that also runs every pruned one."""
+    return Gates({tower: np.ones((depth, 1), np.float32) for tower, depth in architecture.depths.items()})
+
+
 def make_loss(
     architecture: Architecture, params: Tree, batches: Iterable[CalibrationBatch]
 ) -> Callable[[Gates], float]:

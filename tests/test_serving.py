@@ -54,8 +54,7 @@ def policy() -> Policy:
     made = Policy(model, requests, action_horizon=toys.HORIZON, max_batch=4, num_steps=STEPS)
     assert made.buckets == (1, 2, 4)
     made.buckets = (1, 4)  # less to compile, and more that has to be filled up
-    for bucket in made.buckets:
-        made.compile(bucket)
+    made.compile()
     return made
 
 

@@ -92,8 +92,7 @@ def _policy(model: LoadedModel, max_batch: int) -> Policy:
     lengths = family_of(model.architecture).lengths(model.architecture)
     requests = ModelRequests(model.architecture, lengths)
     policy = Policy(model, requests, action_horizon=lengths.horizon, max_batch=max_batch)
-    for bucket in policy.buckets:
-        policy.compile(bucket)
+    policy.compile()
     return policy
 
 

@@ -14,11 +14,11 @@ from clp_jax.data import CalibrationData
 from clp_jax.errors import InputError
 from clp_jax.findings import Choice, Findings, clp_stability, compare_criteria, intervals, size_of, warnings_of
 from clp_jax.loading import LoadedModel
-from clp_jax.models import Gates
 from clp_jax.outputs import staged
 from clp_jax.planning import removals
 from clp_jax.report import write_report
 from clp_jax.selection import CRITERIA
+from clp_jax.sensitivity import open_gates
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -97,7 +97,7 @@ def find(
         checkpoint=str(model.spec.path),
         plan=plan,
         choices=choices,
-        full_loss=evaluation_loss(Gates()),
+        full_loss=evaluation_loss(open_gates(architecture)),
         loss_data=f"{len(data)} {name} observations",
         before=size_of(architecture, lengths, cameras=cameras),
         after=size_of(smaller, lengths, cameras=cameras),

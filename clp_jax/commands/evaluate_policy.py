@@ -94,9 +94,7 @@ def _local(config: Any, robot: str | None, processes: int) -> Answering:
     )
     policy = make_policy(serve, spec)
     with progress("compiling", total=len(policy.buckets), unit="batch sizes") as advance:
-        for bucket in policy.buckets:
-            policy.compile(bucket)
-            advance(1)
+        policy.compile(advance=advance)
     return LocalPolicy(policy)
 
 

@@ -23,13 +23,13 @@ from clp_jax.folders import is_remote
 from clp_jax.healing import heal
 from clp_jax.history import REPORT, REPORT_KEY
 from clp_jax.loading import LoadedModel, read_architecture
-from clp_jax.models import Architecture, Gates, Shape
+from clp_jax.models import Architecture, Shape
 from clp_jax.plan import PrunePlan
 from clp_jax.planning import Depth, check_depth, check_plan, choose, plan_of_blocks
 from clp_jax.progress import progress, track
 from clp_jax.provenance import cuts_of
 from clp_jax.prune import Changes, prune_checkpoint
-from clp_jax.sensitivity import plan_gates
+from clp_jax.sensitivity import open_gates, plan_gates
 from clp_jax.trees import flatten
 
 
@@ -273,7 +273,7 @@ def _plan(
     plan = choose(analysis, config.rule(), config.depth(), options, loss=loss, seed=config.seed)
     held, name = (calibration, "calibration") if evaluation is None else (evaluation, "held-out")
     evaluate = loss_of(model, held)
-    full, pruned = evaluate(Gates()), evaluate(plan_gates(model.architecture, plan))
+    full, pruned = evaluate(open_gates(model.architecture)), evaluate(plan_gates(model.architecture, plan))
     console.print(
         f"zero-shot loss on {len(held)} {name} observations: {full:.4f} -> {pruned:.4f} (before any fine-tuning)"
     )

@@ -88,9 +88,7 @@ def run(config: Serve) -> None:
     console, spec = Console(), read_spec(config.checkpoint)
     policy = make_policy(config, spec)
     with progress("compiling", total=len(policy.buckets), unit="batch sizes") as advance:
-        for bucket in policy.buckets:
-            policy.compile(bucket)
-            advance(1)
+        policy.compile(advance=advance)
     asyncio.run(_serve(policy, settings, functools.partial(_introduce, console, policy, config.host)))
     console.print("stopped")
 

@@ -1,11 +1,12 @@
 """Requests through the model, alone or in batches, and back as the robot's actions."""
 
+import concurrent.futures
 import dataclasses
 import functools
 import itertools
 import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -88,27 +89,38 @@ class Policy:
         self._milliseconds: dict[int, dict[str, float]] = {}
         self.metadata = self._metadata(model.spec.plan_record)
 
-    def compile(self, bucket: int) -> None:
-        """Compile the programs of one batch size; `infer` and `infer_batch` do so when they need one.
+    def compile(self, *buckets: int, advance: Callable[[int], None] | None = None) -> None:
+        """Compile the programs of batch sizes, side by side; `infer` and `infer_batch` do so when they need one.
 
         Where several depths are served, each is timed as well: requests choose by it.
+
+        Args:
+          *buckets: batch sizes; none for all of the policy's.
+          advance: is told of every batch size that is ready.
         """
-        if bucket in self._milliseconds:
-            return
-        for name, model in self._models.items():
-            traced = trace_sampling(
-                model.architecture,
-                jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), model.params),
-                self._abstract(bucket),
-                self._mesh,
-                num_steps=self._num_steps,
-                seed=self._seed,
-            )
-            self._programs[name, bucket] = traced.lower().compile()
+        new = [size for size in buckets or self.buckets if size not in self._milliseconds]
+        with concurrent.futures.ThreadPoolExecutor() as pool:
+            compiling = {
+                (name, size): pool.submit(self._lowered(name, size).compile) for size in new for name in self._models
+            }
+            for size in new:
+                self._programs |= {(name, size): compiling[name, size].result() for name in self._models}
+                if advance is not None:
+                    advance(1)
         several = len(self._models) > 1
-        self._milliseconds[bucket] = self._timed(bucket) if several else dict.fromkeys(self._models, 0.0)
+        for size in new:
+            self._milliseconds[size] = self._timed(size) if several else dict.fromkeys(self._models, 0.0)
         if several:
             self.metadata[TIME] = self._milliseconds[min(self._milliseconds)]
+
+    def _lowered(self, name: str, bucket: int) -> jax.stages.Lowered:
+        """The program of one depth and batch size, before the compiler."""
+        model = self._models[name]
+        params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), model.params)
+        traced = trace_sampling(
+            model.architecture, params, self._abstract(bucket), self._mesh, num_steps=self._num_steps, seed=self._seed
+        )
+        return traced.lower()
 
     def _abstract(self, bucket: int) -> dict[str, Any]:
         lengths = Lengths(self._horizon, self.requests.prompt_length)
