@@ -1,5 +1,6 @@
 """A step of a run has checksums of all that Orbax stored, which whoever reads it compares, or it does not exist."""
 
+import shutil
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -75,6 +76,12 @@ def test_a_flipped_bit_in_a_step_is_found_by_resume_and_verify(run, item):
         verify(read_spec(run / "0"), lambda size: None)
     with pytest.raises(InputError, match=f"of {name} (holds other bytes|cannot be decoded)"):
         read_params(read_spec(run / "0", live=item == "train_state"))
+
+
+def test_a_step_whose_train_state_is_gone_is_not_what_was_written(run):
+    shutil.rmtree(run / "0" / "train_state")
+    with pytest.raises(InputError, match=r"holds the parameters as they were written .* no run can be resumed"):
+        verify(read_spec(run / "0"), lambda size: None)
 
 
 def test_an_old_step_leaves_in_one_move_before_it_is_removed(run, monkeypatch):

@@ -32,7 +32,8 @@ def verify(spec: Spec, report: Callable[[int], None]) -> Verified:
       report: called with the bytes of every part.
 
     Raises:
-      InputError: there are no checksums, or arrays differ from them; the first are named.
+      InputError: there are no checksums, or arrays differ from them, of which the first are named; or what training
+        needs beside the parameters is gone.
     """
     folder = spec.folder if isinstance(spec, FolderSpec) else spec.path.parent
     good, size = dict[str, bool](), 0
@@ -53,6 +54,11 @@ def verify(spec: Spec, report: Callable[[int], None]) -> Verified:
             f"remove its {MANIFEST} if they were changed on purpose"
         )
     check_identity(folder, fingerprint_folder(spec) if isinstance(spec, FolderSpec) else fingerprint(spec))
+    if listed_arrays(folder, TRAIN_STATE) and not (folder / TRAIN_STATE).exists():
+        raise InputError(
+            f"{folder} holds the parameters as they were written there, but the {TRAIN_STATE} beside them is gone: no "
+            "run can be resumed from it; copy the checkpoint again, or go on with the parameters alone"
+        )
     return Verified(len(good), size)
 
 
