@@ -46,6 +46,12 @@ def test_criteria_that_choose_the_same_blocks_are_one_candidate():
     assert found[2].criteria == ("a", "b") and found[0].criteria == ()
 
 
+def test_a_depth_that_removes_nothing_is_the_whole_model():
+    chosen = {"4": [0, 1, 2, 3], "3": [0, 1, 2]}
+    found = candidates_of(WHOLE, ["4", "3"], ["a", "b"], [1e-4], lambda depth, _: plan(chosen[depth]))
+    assert [one.name for one in found] == ["full-0.0001", "3-a-0.0001"]
+
+
 def test_a_candidate_is_read_as_it_was_written():
     one = Candidate("3", plan([0, 1, 3]), ("a", "b"), 1e-4)
     assert Candidate.from_json(json.loads(json.dumps(one.to_json()))) == one

@@ -57,7 +57,7 @@ def candidates_of(
     learning_rates: Sequence[float],
     choose: Callable[[str, str], PrunePlan],
 ) -> list[Candidate]:
-    """All candidates; criteria that choose the same blocks are one.
+    """All candidates: criteria that choose the same blocks are one, a depth that removes nothing is the whole model.
 
     Args:
       whole: the plan that removes nothing.
@@ -66,12 +66,16 @@ def candidates_of(
       learning_rates: to try with each.
       choose: the plan for a depth by a criterion.
     """
+
+    def kept(plan: PrunePlan) -> tuple[tuple[int, ...], ...]:
+        return tuple(tuple(tower.keep) for tower in plan.towers.values())
+
     cuts: list[tuple[str, PrunePlan, tuple[str, ...]]] = [(FULL, whole, ())]
     for depth in depths:
         found: dict[tuple[tuple[int, ...], ...], tuple[PrunePlan, list[str]]] = {}
         for criterion in criteria:
             plan = choose(depth, criterion)
-            kept = tuple(tuple(tower.keep) for tower in plan.towers.values())
-            found.setdefault(kept, (plan, []))[1].append(criterion)
+            if kept(plan) != kept(whole):
+                found.setdefault(kept(plan), (plan, []))[1].append(criterion)
         cuts += [(depth, plan, tuple(names)) for plan, names in found.values()]
     return [Candidate(depth, plan, names, rate) for depth, plan, names in cuts for rate in learning_rates]

@@ -136,8 +136,9 @@ def _run(config: Advise, lifetime: contextlib.ExitStack) -> None:
     entry = Entry.of(spec, data, dataclasses.asdict(config))
     _check_same(folder, entry, console)
     candidates = _known_candidates(folder) or _choose(config, spec, data, depths, rates)
+    tried = {candidate.depth for candidate in candidates}
     console.print(
-        f"{len(candidates)} candidates at {len(depths) + 1} depths, {len(data)} observations for training, "
+        f"{len(candidates)} candidates at {len(tried)} depths, {len(data)} observations for training, "
         f"{sum(map(len, held.episodes))} observations of {len(held.episodes)} other episodes held out"
     )
     costs = _known_costs(folder)
