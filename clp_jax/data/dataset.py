@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from jaxtyping import Int
 
 from clp_jax.data.calibration import hold_out, load_npz
 from clp_jax.data.episodes import chosen as chosen_episodes
@@ -102,33 +103,44 @@ def open_dataset(
     notes = (*_notes_on_spread(recordings.each[0], processing, stats_file), *recordings.notes)
     asset_id = asset_id or recordings.asset_id
     used = Conventions(recordings.robot, *lengths, processing.state_in_prompt, asset_id, config)
-    sets, whole = [], processing.for_augmentation()
+    sets = []
     for recorded in recordings.each:
-        rows, held = hold_out(recorded.episodes, hold_out_ratio, seed=seed)
         own = (*recorded.proof.notes, *_notes_on_prompts(recorded.over_long(processing), long_prompts))
-        sets.append(
-            TrainingData(
-                source=recorded.source,
-                architecture=architecture,
-                read=recorded.reader(processing),
-                read_whole=None if whole is processing else recorded.reader(whole),
-                episodes=recorded.episodes,
-                rows=rows,
-                held=held,
-                cameras=processing.cameras,
-                action_dim=processing.action_dim,
-                norm_stats=processing.norm_stats,
-                asset_id=asset_id,
-                fingerprint=recorded.fingerprint(),
-                pictures=recorded.video_fingerprint(),
-                notes=own,
-                conventions=used,
-                files=processing.files,
-                videos=recorded.videos(),
-            )
-        )
+        split = hold_out(recorded.episodes, hold_out_ratio, seed=seed)
+        sets.append(_of_recording(recorded, architecture, processing, used, split, own))
     data = sets[0] if len(sets) == 1 else mixed(sets, weights)
     return dataclasses.replace(data, notes=(*data.notes, *notes))
+
+
+def _of_recording(
+    recorded: Recording,
+    architecture: Architecture,
+    processing: Processing,
+    conventions: Conventions,
+    split: tuple[Int[np.ndarray, " r"], Int[np.ndarray, " h"]],
+    notes: tuple[str, ...],
+) -> TrainingData:
+    """One LeRobot data set as the model reads it; split are the rows for training and those held out."""
+    whole = processing.for_augmentation()
+    return TrainingData(
+        source=recorded.source,
+        architecture=architecture,
+        read=recorded.reader(processing),
+        read_whole=None if whole is processing else recorded.reader(whole),
+        episodes=recorded.episodes,
+        rows=split[0],
+        held=split[1],
+        cameras=processing.cameras,
+        action_dim=processing.action_dim,
+        norm_stats=processing.norm_stats,
+        asset_id=conventions.asset_id,
+        fingerprint=recorded.fingerprint(),
+        pictures=recorded.video_fingerprint(),
+        notes=notes,
+        conventions=conventions,
+        files=processing.files,
+        videos=recorded.videos(),
+    )
 
 
 def _notes_on_spread(recorded: Recording, processing: Processing, stats_file: str | None) -> tuple[str, ...]:
