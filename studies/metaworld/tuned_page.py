@@ -69,7 +69,6 @@ def _reported(found: Found, regime: str, depth: int) -> list[dict[str, Any]]:
 
 
 def _table(found: Found, regime: str, depth: int) -> str:
-    same_time = f"full-{depth}"
     chosen = protocol.REGIMES[regime]
     lines = [
         (
@@ -98,6 +97,7 @@ def _table(found: Found, regime: str, depth: int) -> str:
         solved, episodes = success(runs)
         rate, low, high = wilson(solved, episodes) if episodes else (0, 0, 0)
         losses = [final_loss(run) for run in runs]
+        in_its_time = f"full-{depth}" if arm["in_time_of"] == depth else "full"
         lines.append(
             row(
                 [
@@ -107,9 +107,9 @@ def _table(found: Found, regime: str, depth: int) -> str:
                     max(int(step) for step in runs[0]["held_out_loss"]) + 1,
                     f"{np.mean(losses):.4f}" + (f" ±{np.std(losses, ddof=1):.4f}" if len(losses) > 1 else ""),
                     _ratio(ratios(found, regime, name, "full")),
-                    "" if arm["in_time_of"] != depth else _ratio(ratios(found, regime, name, same_time)),
+                    "" if name == "full" else _ratio(ratios(found, regime, name, in_its_time)),
                     f"{rate:.0%} ({low:.0%}-{high:.0%})" if episodes else "",
-                    _points(runs, reported_runs(found, regime, same_time)) if name not in ("full", same_time) else "",
+                    "" if name in ("full", in_its_time) else _points(runs, reported_runs(found, regime, in_its_time)),
                     len(runs),
                 ]
             )
