@@ -28,8 +28,9 @@ class Step:
       criterion: how blocks were chosen; None if none were.
       removed: per tower the blocks that went, in the source's numbers; None if it was no pruning.
       steps: of training, as asked for; None if it was none.
-      data: that were used, if any.
+      data: that a training read, or by which the blocks of a pruning were chosen; None if nothing says so.
       healed: the record of the healing of a cut, None if it was not healed.
+      healed_on: the data that it was healed on.
       plan: of a pruning, JSON values.
       cuts: per cut that was trained beside the whole model, the blocks that stay of every tower that loses some.
       report: path of the page of ``analyse`` or ``advise`` beside the plan that a pruning followed, which may have
@@ -44,6 +45,7 @@ class Step:
     steps: int | None
     data: str | None
     healed: dict[str, Any] | None
+    healed_on: str | None
     plan: dict[str, Any] | None
     cuts: tuple[dict[str, tuple[int, ...]], ...]
     report: str | None
@@ -134,7 +136,9 @@ def blocks_of_source(spec: Spec, source_fingerprint: str) -> tuple[dict[str, tup
 def _step(step: Mapping[str, Any]) -> Step:
     config, calibration = step.get("config") or {}, step.get("calibration") or {}
     plan = None if step.get("plan") is None else PrunePlan.from_json(step["plan"])
-    data = config.get("data") or calibration.get("data")
+    given, healed = config.get("data"), step.get("healed")
+    # Beside a plan, a list of blocks, a trained cut or an analysis, --data says what to heal on and chooses nothing.
+    chosen = healed is None or (calibration and not config.get("analysis"))
     return Step(
         step["command"],
         source=step.get("source"),
@@ -142,12 +146,18 @@ def _step(step: Mapping[str, Any]) -> Step:
         criterion=step.get("criterion"),
         removed=None if plan is None else {name: tower.removed for name, tower in plan.towers.items()},
         steps=config.get("steps") if isinstance(config.get("steps"), int) else None,
-        data=None if data is None else " + ".join(map(str, data if isinstance(data, list) else [data])),
-        healed=step.get("healed"),
+        data=_joined((given if chosen else None) or calibration.get("data")),
+        healed=healed,
+        healed_on=None if healed is None else _joined(given),
         plan=None if plan is None else plan.to_json(),
         cuts=tuple(map(_blocks_left, step.get("cuts") or [])),
         report=config.get(REPORT_KEY),
     )
+
+
+def _joined(data: Any) -> str | None:
+    """Names of data sets as one; None without."""
+    return " + ".join(map(str, data if isinstance(data, list) else [data])) if data else None
 
 
 def _blocks_left(cut: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:

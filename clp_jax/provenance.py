@@ -102,16 +102,17 @@ def training_record(
     return Record(PrunePlan.from_json(previous["plan"]), (*previous.get("steps", ()), step), dict(training))
 
 
-def healing(healed: Mapping[str, Any]) -> str:
-    """The record of a healing in a phrase.
+def healing(healed: Mapping[str, Any], data: str | None = None) -> str:
+    """The record of a healing, and on which data, in a phrase.
 
     >>> blocks = [{"ridges": {"mlp": 0.1}}, {"ridges": {}}]
-    >>> healing({"observations": 64, "blocks": blocks, "loss": {"pruned": 2, "healed": 1}})
-    'healed, 1 of 2 blocks on 64 observations, held-out loss 2.0000 to 1.0000'
+    >>> healing({"observations": 64, "blocks": blocks, "loss": {"pruned": 2, "healed": 1}}, "pushes")
+    'healed, 1 of 2 blocks on 64 observations of pushes, held-out loss 2.0000 to 1.0000'
     """
     blocks, loss = healed.get("blocks") or [], healed.get("loss") or {}
     count = sum(bool(block.get("ridges")) for block in blocks)
     text = f"healed, {count} of {len(blocks)} blocks on {healed.get('observations')} observations"
+    text += "" if data is None else f" of {data}"
     if not {"pruned", "healed"} <= loss.keys():
         return text
     return f"{text}, held-out loss {loss['pruned']:.4f} to {loss['healed']:.4f}"

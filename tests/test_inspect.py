@@ -15,9 +15,11 @@ from clp_jax.checkpoint.orbax.spec import read_spec as read_step
 from clp_jax.checkpoint.safetensors.folder import read_folder
 from clp_jax.cli import main
 from clp_jax.comparing import compare
+from clp_jax.history import steps_of
 from clp_jax.inspecting import inspect_checkpoint
 from clp_jax.loading import load_model
 from clp_jax.plan import PrunePlan
+from clp_jax.provenance import extend_record, healing
 from clp_jax.prune import prune_checkpoint
 from clp_jax.prune_folder import prune_folder
 from clp_jax.trees import flatten, unflatten
@@ -132,6 +134,26 @@ def test_the_tables_say_what_was_done(capsys, cuts):
     assert step["source_fingerprint"] == fingerprint(read_spec(PI0)) and step["data"] == "some/set"
     vlm = towers(parsed(capsys, cuts / "pi0"))["vlm"]
     assert vlm["original_depth"] == 18 and vlm["kept"] == list(PI0_KEPT) and len(vlm["removed"]) == 12
+
+
+@pytest.mark.parametrize(
+    ("flags", "calibration", "chosen_on"),
+    [
+        ({"data": ["pushes"], "keep": "0,2"}, None, None),
+        ({"data": ["pushes"], "analysis": "analysis"}, {"observations": 9}, None),
+        ({"data": ["pushes", "pulls"]}, {"observations": 9}, "pushes + pulls"),
+    ],
+    ids=["keep", "analysis", "data"],
+)
+def test_data_that_healed_a_cut_are_not_said_to_have_chosen_it(flags, calibration, chosen_on):
+    plan = PrunePlan.of("toy", {"llm": 3}, {"llm": [0, 2]})
+    healed = {"observations": 4, "blocks": []}
+    given = {"source": "s", "source_fingerprint": "f", "config": flags, "calibration": calibration}
+    (step,) = steps_of(extend_record(None, plan, healed=healed, **given).to_json())
+    assert (step.data, step.healed_on) == (chosen_on, " + ".join(flags["data"]))
+    assert healing(healed, step.healed_on) == f"healed, 0 of 0 blocks on 4 observations of {step.healed_on}"
+    (step,) = steps_of(extend_record(None, plan, **given).to_json())
+    assert (step.data, step.healed_on) == (" + ".join(flags["data"]), None)
 
 
 @pytest.mark.slow

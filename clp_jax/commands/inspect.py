@@ -187,7 +187,7 @@ def _step(step: Step) -> str:
     lists = _alike({tower: blocks for tower, blocks in step.removed.items() if blocks})
     gone = "; ".join(f"{_words(towers)} without {_numbers(blocks)}" for blocks, towers in lists)
     chosen = "" if step.criterion is None else f", chosen by {step.criterion}{data}"
-    healed = "" if step.healed is None else f"; {healing(step.healed)}"
+    healed = "" if step.healed is None else f"; {healing(step.healed, step.healed_on)}"
     return f"{_DONE.get(step.command, step.command)}{source}: {gone or 'nothing removed'}{chosen}{healed}"
 
 

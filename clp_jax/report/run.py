@@ -290,7 +290,7 @@ def _told(step: Step, run: RunView) -> str:
     plan = PrunePlan.from_json(step.plan)
     chosen = f", chosen by <b>{html.escape(plan.criterion)}</b>{data}"
     report = "" if step.report is None else f" {link(step.report, run.folder, 'Report behind the plan')}."
-    healed = "" if step.healed is None else f" {html.escape(healing(step.healed).capitalize())}."
+    healed = "" if step.healed is None else f" {html.escape(f'H{healing(step.healed, step.healed_on)[1:]}')}."
     return f"Pruned{source}{chosen}.{healed}{report}{cut_strips(plan)}"
 
 
