@@ -10,6 +10,7 @@ from etils import epath
 from clp_jax.checkpoint import Spec
 from clp_jax.errors import InputError
 from clp_jax.plan import PrunePlan, compose
+from clp_jax.provenance import STEPS_DONE
 
 REPORT = "report.html"
 """The page in an output folder that a person opens first."""
@@ -27,7 +28,8 @@ class Step:
       source_fingerprint: its fingerprint.
       criterion: how blocks were chosen; None if none were.
       removed: per tower the blocks that went, in the source's numbers; None if it was no pruning.
-      steps: of training, as asked for; None if it was none.
+      steps: of training that were done; None if it was none, or nothing says so.
+      steps_asked: of training that were asked for.
       data: that a training read, or by which the blocks of a pruning were chosen; None if nothing says so.
       healed: the record of the healing of a cut, None if it was not healed.
       healed_on: the data that it was healed on.
@@ -43,6 +45,7 @@ class Step:
     criterion: str | None
     removed: dict[str, tuple[int, ...]] | None
     steps: int | None
+    steps_asked: int | None
     data: str | None
     healed: dict[str, Any] | None
     healed_on: str | None
@@ -104,6 +107,14 @@ def places_of(reports: Mapping[str, bool]) -> list[str]:
     return [path if there else f"not found, it was at {path}" for path, there in reports.items()]
 
 
+def length_of(step: Step) -> str:
+    """How long a fine-tuning was, in words; empty where nothing says so."""
+    done, asked = step.steps, step.steps_asked
+    if done is None:
+        return "" if asked is None else f"at most {asked:,} steps"
+    return f"{done:,} steps" if asked is None or asked <= done else f"{done:,} of {asked:,} steps"
+
+
 def blocks_of_source(spec: Spec, source_fingerprint: str) -> tuple[dict[str, tuple[int, ...]], bool] | None:
     """Which blocks of another checkpoint a checkpoint consists of, by its ``clp.json``.
 
@@ -145,7 +156,8 @@ def _step(step: Mapping[str, Any]) -> Step:
         source_fingerprint=step.get("source_fingerprint"),
         criterion=step.get("criterion"),
         removed=None if plan is None else {name: tower.removed for name, tower in plan.towers.items()},
-        steps=config.get("steps") if isinstance(config.get("steps"), int) else None,
+        steps=_count(step.get(STEPS_DONE)),
+        steps_asked=_count(config.get("steps")),
         data=_joined((given if chosen else None) or calibration.get("data")),
         healed=healed,
         healed_on=None if healed is None else _joined(given),
@@ -153,6 +165,10 @@ def _step(step: Mapping[str, Any]) -> Step:
         cuts=tuple(map(_blocks_left, step.get("cuts") or [])),
         report=config.get(REPORT_KEY),
     )
+
+
+def _count(value: Any) -> int | None:
+    return value if isinstance(value, int) else None
 
 
 def _joined(data: Any) -> str | None:

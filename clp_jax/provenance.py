@@ -11,6 +11,8 @@ from clp_jax.plan import PrunePlan, compose
 from clp_jax.processing.conventions import Conventions, conventions_of_json
 from clp_jax.version import __version__
 
+STEPS_DONE = "steps_done"
+"""Where the entry of a fine-tuning says how many steps it had done: it may have been told to do more."""
 _OF_TRAINING = ("action_horizon", "max_token_len", "state_in_prompt")
 _PACKAGES = ("jax", "jaxlib", "flax", "orbax-checkpoint", "numpy")
 
@@ -90,12 +92,13 @@ def training_record(
       previous: the source's ``clp.json``, None if it has none.
       unpruned: the plan that keeps all of the source's blocks.
       step: source, data and settings of the run.
-      training: where it stands.
+      training: where it stands; nothing before the first step.
 
     Raises:
       InputError: ``previous`` is no record that this version knows.
     """
-    step = {"command": "finetune", **step}
+    done = {STEPS_DONE: training["step"] + 1} if "step" in training else {}
+    step = {"command": "finetune", **step, **done}
     if previous is None:
         return Record(unpruned, (step,), dict(training))
     _check_schema(previous)
