@@ -282,7 +282,7 @@ def _plan(
 
 def _plan_of_analysis(config: Prune, spec: Spec) -> tuple[PrunePlan, dict]:
     assert config.analysis is not None
-    analysis = analysis_of(config.analysis, spec)
+    analysis = analysis_of(config.analysis, spec, otherwise=", or give the plan alone with --plan")
     if not config.depth().is_given and config.keep_vision_layers is None:
         return PrunePlan.load(f"{config.analysis}/plan.json"), analysis.meta
     options = evidence_options(config)
