@@ -168,6 +168,23 @@ REFUSED = {
 }
 
 
+@pytest.mark.parametrize(
+    ("out", "flags", "said"),
+    [
+        ("there", (), "exists already; choose another output folder or pass --overwrite"),
+        ("there", ("--overwrite",), "only what clp prune wrote is replaced"),
+        ("full", ("--overwrite",), "overlaps with the input"),
+    ],
+)
+def test_an_output_that_cannot_be_is_said_before_the_analysis(inputs, tmp_path, capsys, monkeypatch, out, flags, said):
+    monkeypatch.setattr("clp_jax.commands.prune.load", None)
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "mine").touch()
+    folder = inputs / "full" if out == "full" else tmp_path / out
+    assert prune(inputs, folder, "--data", inputs / "data.npz", "--keep-layers", "2", "--heal", *flags) == 2
+    assert said in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("message", REFUSED)
 def test_refusals_are_one_line_exit_2_and_no_folder(inputs, tmp_path, capsys, message):
     places = {"DATA": inputs / "data.npz", "ANALYSIS": inputs / "analysis", "PLAN": inputs / "analysis" / "plan.json"}

@@ -24,6 +24,7 @@ from clp_jax.healing import heal
 from clp_jax.history import REPORT, REPORT_KEY
 from clp_jax.loading import LoadedModel, read_architecture
 from clp_jax.models import Architecture, Shape
+from clp_jax.outputs import check_free
 from clp_jax.plan import PrunePlan
 from clp_jax.planning import Depth, check_depth, check_plan, choose, plan_of_blocks
 from clp_jax.progress import progress, track
@@ -66,6 +67,7 @@ class Prune(MeasureFlags, DepthFlags):
 def run(config: Prune) -> None:
     """Run the command."""
     console, spec = Console(stderr=config.json), read_spec(config.checkpoint)
+    check_free(config.out, by="clp prune", overwrite=config.overwrite, sources=[spec.path])
     has_cuts = bool(cuts_of(spec.plan_record))
     way = _way(config, has_cuts=has_cuts)
     _refuse_unused(config, way)
