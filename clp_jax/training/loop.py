@@ -20,7 +20,7 @@ from clp_jax.sharding import Rules, batch_sharding
 from clp_jax.training.adapters import init_adapters
 from clp_jax.training.optimizer import OptimizerSettings, learning_rate
 from clp_jax.training.profiling import StepTrace
-from clp_jax.training.program import build_program
+from clp_jax.training.program import Program, build_program
 from clp_jax.training.saving import Steps
 from clp_jax.training.state import TrainState
 from clp_jax.training.step import StepSettings
@@ -113,7 +113,7 @@ def train(
       Diverged: a value of loss, gradient or parameters is not finite, which is never saved.
     """
     check_batch_size(run, mesh)
-    program = build_program(architecture, run.optimizer, run.step, run.frozen_dtype, run.seed, mesh, run.sharding_rules)
+    program = _program(architecture, run, mesh)
     process = {"process_index": jax.process_index(), "process_count": jax.process_count()}
     batches = data.batches(run.batch_size, seed=run.seed, workers=run.workers, augmented=run.step.augment, **process)
     # Before the state, beside which there may be no room for what is read.
@@ -167,6 +167,19 @@ def check_batch_size(run: Run, mesh: jax.sharding.Mesh) -> None:
             f"--batch-size {run.batch_size} is not a multiple of {devices * parts} "
             f"({devices} devices times --accumulate {parts})."
         )
+
+
+def check_sharding(architecture: Architecture, run: Run, mesh: jax.sharding.Mesh) -> None:
+    """Raise unless the rules of a run split its state over the devices; nothing is compiled.
+
+    Raises:
+      InputError: the axis of a rule does not exist or does not divide, or a rule matches nothing.
+    """
+    _program(architecture, run, mesh)
+
+
+def _program(architecture: Architecture, run: Run, mesh: jax.sharding.Mesh) -> Program:
+    return build_program(architecture, run.optimizer, run.step, run.frozen_dtype, run.seed, mesh, run.sharding_rules)
 
 
 def _timed(function: Callable[..., Any], *args: Any) -> tuple[Any, float]:
