@@ -284,6 +284,7 @@ def test_a_run_from_before_a_flag_existed_goes_on(inputs, finished, tmp_path):
         (("--steps", "2", "--batch-size", "12"), "not a multiple of 8"),
         (("--steps", "2", "--accumulate", "2"), "not a multiple of 16"),
         (("--steps", "2", "--fsdp-devices", "3"), "does not divide"),
+        (("--steps", "2", "--batch-size", "48"), "do not fill one batch of 48"),
         (("--steps", "2", "--shard", "nothing=0"), "match no parameter"),
         (("--steps", "2", "--shard", ".*/linear=9"), "cannot be split over 1 devices along axis 9"),
         (("--steps", "2", "--dtype", "float16"), "no activation dtype|not an activation dtype"),

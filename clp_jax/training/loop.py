@@ -114,8 +114,7 @@ def train(
     """
     check_batch_size(run, mesh)
     program = _program(architecture, run, mesh)
-    process = {"process_index": jax.process_index(), "process_count": jax.process_count()}
-    batches = data.batches(run.batch_size, seed=run.seed, workers=run.workers, augmented=run.step.augment, **process)
+    batches = _batches(data, run, workers=run.workers)
     # Before the state, beside which there may be no room for what is read.
     taught_by = () if teacher is None else (_read_teacher(teacher, run.step.teaching, program.teacher, mesh),)
     if saved.latest is None:
@@ -180,6 +179,21 @@ def check_sharding(architecture: Architecture, run: Run, mesh: jax.sharding.Mesh
 
 def _program(architecture: Architecture, run: Run, mesh: jax.sharding.Mesh) -> Program:
     return build_program(architecture, run.optimizer, run.step, run.frozen_dtype, run.seed, mesh, run.sharding_rules)
+
+
+def check_rows(data: TrainingData, run: Run) -> None:
+    """Raise unless the data fill a batch of every set; nothing is read.
+
+    Raises:
+      InputError: there are too few observations, or the seed is out of range.
+    """
+    _batches(data, run, workers=0)
+
+
+def _batches(data: TrainingData, run: Run, *, workers: int) -> Any:
+    """The batches of this process."""
+    process = {"process_index": jax.process_index(), "process_count": jax.process_count()}
+    return data.batches(run.batch_size, seed=run.seed, workers=workers, augmented=run.step.augment, **process)
 
 
 def _timed(function: Callable[..., Any], *args: Any) -> tuple[Any, float]:
