@@ -214,13 +214,19 @@ def _module(name: str) -> ModuleType:
 
 def _check_names(name: str, flags_of: type, flags: Sequence[str]) -> None:
     """One line about the first mistyped flag; tyro would rather list the required ones that are not there."""
-    known = {f"--{no}{field.name.replace('_', '-')}" for field in dataclasses.fields(flags_of) for no in ("", "no-")}
+    defaults = {field.name.replace("_", "-"): field.default for field in dataclasses.fields(flags_of)}
+    known = {f"--no-{flag}" if default is True else f"--{flag}" for flag, default in defaults.items()}
+    # A switch can only be moved away from where it stands.
+    where_it_stands = {f"--{flag}": f"--no-{flag}" for flag, default in defaults.items() if default is True}
+    where_it_stands |= {f"--no-{flag}": f"--{flag}" for flag, default in defaults.items() if default is False}
     for word in flags:
         flag = word.partition("=")[0].replace("_", "-")
         if not word.startswith("--") or flag in known or flag == "--help" or flag.startswith("--tyro-"):
             continue
         close = difflib.get_close_matches(flag, known, n=1)
         hint = f"did you mean {close[0]}?" if close else f"clp {name} --help lists those that there are"
+        if flag in where_it_stands:
+            hint = f"leave it out, that holds unless {where_it_stands[flag]} is given"
         raise InputError(f"clp {name} has no flag {word.partition('=')[0]}: {hint}")
 
 

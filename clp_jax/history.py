@@ -10,6 +10,7 @@ from etils import epath
 from clp_jax.checkpoint import Spec
 from clp_jax.errors import InputError
 from clp_jax.plan import PrunePlan, compose
+from clp_jax.provenance import STEPS_DONE
 
 REPORT = "report.html"
 """The page in an output folder that a person opens first."""
@@ -27,9 +28,11 @@ class Step:
       source_fingerprint: its fingerprint.
       criterion: how blocks were chosen; None if none were.
       removed: per tower the blocks that went, in the source's numbers; None if it was no pruning.
-      steps: of training, as asked for; None if it was none.
-      data: that were used, if any.
+      steps: of training that were done; None if it was none, or nothing says so.
+      steps_asked: of training that were asked for.
+      data: that a training read, or by which the blocks of a pruning were chosen; None if nothing says so.
       healed: the record of the healing of a cut, None if it was not healed.
+      healed_on: the data that it was healed on.
       plan: of a pruning, JSON values.
       cuts: per cut that was trained beside the whole model, the blocks that stay of every tower that loses some.
       report: path of the page of ``analyse`` or ``advise`` beside the plan that a pruning followed, which may have
@@ -42,8 +45,10 @@ class Step:
     criterion: str | None
     removed: dict[str, tuple[int, ...]] | None
     steps: int | None
+    steps_asked: int | None
     data: str | None
     healed: dict[str, Any] | None
+    healed_on: str | None
     plan: dict[str, Any] | None
     cuts: tuple[dict[str, tuple[int, ...]], ...]
     report: str | None
@@ -102,6 +107,14 @@ def places_of(reports: Mapping[str, bool]) -> list[str]:
     return [path if there else f"not found, it was at {path}" for path, there in reports.items()]
 
 
+def length_of(step: Step) -> str:
+    """How long a fine-tuning was, in words; empty where nothing says so."""
+    done, asked = step.steps, step.steps_asked
+    if done is None:
+        return "" if asked is None else f"at most {asked:,} steps"
+    return f"{done:,} steps" if asked is None or asked <= done else f"{done:,} of {asked:,} steps"
+
+
 def blocks_of_source(spec: Spec, source_fingerprint: str) -> tuple[dict[str, tuple[int, ...]], bool] | None:
     """Which blocks of another checkpoint a checkpoint consists of, by its ``clp.json``.
 
@@ -134,20 +147,33 @@ def blocks_of_source(spec: Spec, source_fingerprint: str) -> tuple[dict[str, tup
 def _step(step: Mapping[str, Any]) -> Step:
     config, calibration = step.get("config") or {}, step.get("calibration") or {}
     plan = None if step.get("plan") is None else PrunePlan.from_json(step["plan"])
-    data = config.get("data") or calibration.get("data")
+    given, healed = config.get("data"), step.get("healed")
+    # Beside a plan, a list of blocks, a trained cut or an analysis, --data says what to heal on and chooses nothing.
+    chosen = healed is None or (calibration and not config.get("analysis"))
     return Step(
         step["command"],
         source=step.get("source"),
         source_fingerprint=step.get("source_fingerprint"),
         criterion=step.get("criterion"),
         removed=None if plan is None else {name: tower.removed for name, tower in plan.towers.items()},
-        steps=config.get("steps") if isinstance(config.get("steps"), int) else None,
-        data=None if data is None else " + ".join(map(str, data if isinstance(data, list) else [data])),
-        healed=step.get("healed"),
+        steps=_count(step.get(STEPS_DONE)),
+        steps_asked=_count(config.get("steps")),
+        data=_joined((given if chosen else None) or calibration.get("data")),
+        healed=healed,
+        healed_on=None if healed is None else _joined(given),
         plan=None if plan is None else plan.to_json(),
         cuts=tuple(map(_blocks_left, step.get("cuts") or [])),
         report=config.get(REPORT_KEY),
     )
+
+
+def _count(value: Any) -> int | None:
+    return value if isinstance(value, int) else None
+
+
+def _joined(data: Any) -> str | None:
+    """Names of data sets as one; None without."""
+    return " + ".join(map(str, data if isinstance(data, list) else [data])) if data else None
 
 
 def _blocks_left(cut: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:

@@ -11,6 +11,8 @@ from clp_jax.plan import PrunePlan, compose
 from clp_jax.processing.conventions import Conventions, conventions_of_json
 from clp_jax.version import __version__
 
+STEPS_DONE = "steps_done"
+"""Where the entry of a fine-tuning says how many steps it had done: it may have been told to do more."""
 _OF_TRAINING = ("action_horizon", "max_token_len", "state_in_prompt")
 _PACKAGES = ("jax", "jaxlib", "flax", "orbax-checkpoint", "numpy")
 
@@ -90,28 +92,30 @@ def training_record(
       previous: the source's ``clp.json``, None if it has none.
       unpruned: the plan that keeps all of the source's blocks.
       step: source, data and settings of the run.
-      training: where it stands.
+      training: where it stands; nothing before the first step.
 
     Raises:
       InputError: ``previous`` is no record that this version knows.
     """
-    step = {"command": "finetune", **step}
+    done = {STEPS_DONE: training["step"] + 1} if "step" in training else {}
+    step = {"command": "finetune", **step, **done}
     if previous is None:
         return Record(unpruned, (step,), dict(training))
     _check_schema(previous)
     return Record(PrunePlan.from_json(previous["plan"]), (*previous.get("steps", ()), step), dict(training))
 
 
-def healing(healed: Mapping[str, Any]) -> str:
-    """The record of a healing in a phrase.
+def healing(healed: Mapping[str, Any], data: str | None = None) -> str:
+    """The record of a healing, and on which data, in a phrase.
 
     >>> blocks = [{"ridges": {"mlp": 0.1}}, {"ridges": {}}]
-    >>> healing({"observations": 64, "blocks": blocks, "loss": {"pruned": 2, "healed": 1}})
-    'healed, 1 of 2 blocks on 64 observations, held-out loss 2.0000 to 1.0000'
+    >>> healing({"observations": 64, "blocks": blocks, "loss": {"pruned": 2, "healed": 1}}, "pushes")
+    'healed, 1 of 2 blocks on 64 observations of pushes, held-out loss 2.0000 to 1.0000'
     """
     blocks, loss = healed.get("blocks") or [], healed.get("loss") or {}
     count = sum(bool(block.get("ridges")) for block in blocks)
     text = f"healed, {count} of {len(blocks)} blocks on {healed.get('observations')} observations"
+    text += "" if data is None else f" of {data}"
     if not {"pruned", "healed"} <= loss.keys():
         return text
     return f"{text}, held-out loss {loss['pruned']:.4f} to {loss['healed']:.4f}"

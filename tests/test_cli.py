@@ -116,6 +116,11 @@ def test_a_wrong_flag_is_named_and_exits_with_2_before_the_command_runs(command,
     [
         (["--dept", "3"], "clp two-words has no flag --dept: did you mean --depth?"),
         (["--depth", "3", "--over_write=1"], "clp two-words has no flag --over_write: did you mean --overwrite?"),
+        (["--no-dept"], "clp two-words has no flag --no-dept: did you mean --depth?"),
+        (
+            ["--depth", "3", "--no-overwrite"],
+            "clp two-words has no flag --no-overwrite: leave it out, that holds unless --overwrite is given",
+        ),
         (["--zzz"], "clp two-words has no flag --zzz: clp two-words --help lists those that there are"),
     ],
 )

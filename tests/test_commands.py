@@ -146,6 +146,11 @@ REFUSED = {
     "already says which blocks stay": ("--keep", "0", "--keep-layers", "1"),
     "--keep already says which blocks stay; leave out": ("--keep", "0", "--keep-vision-layers", "1"),
     "leave out the depth and the criterion": ("--keep", "0", "--criterion", "first"),
+    "--states and --estimator: --keep already says": ("--keep", "0", "--states", "rms", "--estimator", "debiased"),
+    "--couple: --plan already says which blocks stay": ("--plan", "PLAN", "--couple", "min"),
+    "--states: the plan of --analysis holds as it is": ("--analysis", "ANALYSIS", "--states", "rms"),
+    "--samples: --analysis was measured already": ("--analysis", "ANALYSIS", "--auto", "--samples", "observations"),
+    "say how deep: --keep-layers": ("--analysis", "ANALYSIS", "--keep-vision-layers", "1"),
     "say how deep": ("--data", "DATA"),
     "cannot keep 5 of 4 blocks": ("--data", "DATA", "--keep-layers", "5"),
     "there is no criterion 'best'": ("--analysis", "ANALYSIS", "--keep-layers", "2", "--criterion", "best"),
@@ -163,9 +168,26 @@ REFUSED = {
 }
 
 
+@pytest.mark.parametrize(
+    ("out", "flags", "said"),
+    [
+        ("there", (), "exists already; choose another output folder or pass --overwrite"),
+        ("there", ("--overwrite",), "only what clp prune wrote is replaced"),
+        ("full", ("--overwrite",), "overlaps with the input"),
+    ],
+)
+def test_an_output_that_cannot_be_is_said_before_the_analysis(inputs, tmp_path, capsys, monkeypatch, out, flags, said):
+    monkeypatch.setattr("clp_jax.commands.prune.load", None)
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "mine").touch()
+    folder = inputs / "full" if out == "full" else tmp_path / out
+    assert prune(inputs, folder, "--data", inputs / "data.npz", "--keep-layers", "2", "--heal", *flags) == 2
+    assert said in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("message", REFUSED)
 def test_refusals_are_one_line_exit_2_and_no_folder(inputs, tmp_path, capsys, message):
-    places = {"DATA": inputs / "data.npz", "ANALYSIS": inputs / "analysis"}
+    places = {"DATA": inputs / "data.npz", "ANALYSIS": inputs / "analysis", "PLAN": inputs / "analysis" / "plan.json"}
     assert prune(inputs, tmp_path / "p", *(places.get(flag, flag) for flag in REFUSED[message])) == 2
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert line.startswith("error: ")

@@ -148,3 +148,9 @@ def test_hold_out_splits_by_whole_episodes(episodes, ratio):
     assert sorted([*kept.tolist(), *held.tolist()]) == list(range(len(episodes)))
     assert len(kept) > 0
     assert not set(episodes[kept].tolist()) & set(episodes[held].tolist())
+
+
+@pytest.mark.parametrize(("ratio", "count"), [(0.99, 3), (0.5, 2), (0.1, 0)])
+def test_a_ratio_near_one_holds_out_all_episodes_but_one(ratio, count):
+    _, held = hold_out(np.repeat(np.arange(4), 2), ratio)
+    assert len(held) == 2 * count

@@ -253,6 +253,9 @@ def test_folder_that_is_no_data_set_and_hub_out_of_reach_are_refused(tmp_path, m
         find_folder(tmp_path)
     with pytest.raises(InputError, match=r"there is no data at .*; give a .npz, a LeRobot folder or a hub id"):
         find_folder(tmp_path / "absent")
+    (tmp_path / "data.npz").touch()
+    with pytest.raises(InputError, match=r"data.npz is a file; a LeRobot data set is a folder"):
+        find_folder(tmp_path / "data.npz")
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(InputError, match="pip install huggingface_hub"):
         find_folder("nobody/nothing")

@@ -235,7 +235,7 @@ def test_a_run_resumes_to_the_same_bits_in_the_same_turn(inputs, finished, tmp_p
     [
         (("--depths", "2"), {"analysis": None}, "--depths and --analysis go together"),
         ((), {}, "--depths and --analysis go together"),
-        (("--depths", "2"), {"checkpoint": "other"}, "is the analysis of"),
+        (("--depths", "2"), {"checkpoint": "other"}, "analyse this checkpoint."),
         (("--depths", "4"), {}, "is the whole model alone"),
         (("--depths", "2", "2"), {}, "one must keep more blocks"),
         (("--depths", "5"), {}, "5"),

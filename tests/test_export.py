@@ -27,6 +27,9 @@ from clp_jax.models.pi0 import STACKS, architecture_of, layout, zero_tensors
 from clp_jax.models.pi0.layout import EXPERT_HEAD, VLM_HEAD
 from clp_jax.models.pi0.lora import merge_lora
 from clp_jax.models.stacks import blocks_of
+from clp_jax.plan import PrunePlan
+from clp_jax.provenance import training_record
+from clp_jax.prune import apply_plan
 from clp_jax.trees import flatten
 
 STATS = {name: {"mean": [0.5] * d, "std": [2.0] * d} for name, d in (("state", 4), ("actions", 3))}
@@ -135,6 +138,20 @@ def test_raw_takes_the_live_weights_of_the_training_state(tmp_path, capsys):
     shutil.rmtree(step / "train_state")
     assert export(step, tmp_path / "none", "openpi", "--raw") == 2
     assert "leave out --raw" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("keep", "title"), [((0, 1, 2, 3), "# π0 for openpi"), ((0, 2), "# A pruned π0 for openpi")])
+def test_the_card_calls_pruned_what_lacks_blocks(tmp_path, keep, title):
+    """A record alone does not say so: one of a fine-tuning has it as well."""
+    arch = toys.architecture()
+    kept = {"vlm": keep, "action": keep}
+    plan = PrunePlan.of(arch.kind, arch.depths, kept, coupled=arch.coupled)
+    flags = {"data": "d", "steps": 1, "batch_size": 1}
+    record = training_record(None, plan, {"source": "s", "config": flags}, {"step": 0}).to_json()
+    write_params(tmp_path / "full", apply_plan(params_of(arch), plan), record=record)
+    assert export(tmp_path / "full", tmp_path / "e", "openpi", "--check", "bits") == 0
+    assert (tmp_path / "e" / "README.md").read_text().splitlines()[0] == title
 
 
 @pytest.mark.slow

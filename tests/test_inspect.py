@@ -15,9 +15,11 @@ from clp_jax.checkpoint.orbax.spec import read_spec as read_step
 from clp_jax.checkpoint.safetensors.folder import read_folder
 from clp_jax.cli import main
 from clp_jax.comparing import compare
+from clp_jax.history import length_of, steps_of
 from clp_jax.inspecting import inspect_checkpoint
 from clp_jax.loading import load_model
 from clp_jax.plan import PrunePlan
+from clp_jax.provenance import extend_record, healing, training_record
 from clp_jax.prune import prune_checkpoint
 from clp_jax.prune_folder import prune_folder
 from clp_jax.trees import flatten, unflatten
@@ -134,6 +136,38 @@ def test_the_tables_say_what_was_done(capsys, cuts):
     assert vlm["original_depth"] == 18 and vlm["kept"] == list(PI0_KEPT) and len(vlm["removed"]) == 12
 
 
+@pytest.mark.parametrize(
+    ("flags", "calibration", "chosen_on"),
+    [
+        ({"data": ["pushes"], "keep": "0,2"}, None, None),
+        ({"data": ["pushes"], "analysis": "analysis"}, {"observations": 9}, None),
+        ({"data": ["pushes", "pulls"]}, {"observations": 9}, "pushes + pulls"),
+    ],
+    ids=["keep", "analysis", "data"],
+)
+def test_data_that_healed_a_cut_are_not_said_to_have_chosen_it(flags, calibration, chosen_on):
+    plan = PrunePlan.of("toy", {"llm": 3}, {"llm": [0, 2]})
+    healed = {"observations": 4, "blocks": []}
+    given = {"source": "s", "source_fingerprint": "f", "config": flags, "calibration": calibration}
+    (step,) = steps_of(extend_record(None, plan, healed=healed, **given).to_json())
+    assert (step.data, step.healed_on) == (chosen_on, " + ".join(flags["data"]))
+    assert healing(healed, step.healed_on) == f"healed, 0 of 0 blocks on 4 observations of {step.healed_on}"
+    (step,) = steps_of(extend_record(None, plan, **given).to_json())
+    assert (step.data, step.healed_on) == (" + ".join(flags["data"]), None)
+
+
+@pytest.mark.parametrize(
+    ("training", "length"),
+    [({"step": 999}, "1,000 of 30,000 steps"), ({"step": 29999}, "30,000 steps"), ({}, "at most 30,000 steps")],
+)
+def test_a_step_is_said_to_have_had_the_steps_that_were_done(training, length):
+    """Also when it is cut, where the record no longer says where the run stood."""
+    plan = PrunePlan.of("toy", {"llm": 3})
+    trained = training_record(None, plan, {"source": "s", "config": {"steps": 30_000}}, training).to_json()
+    cut = extend_record(trained, plan, source="s", source_fingerprint="f", config={}, calibration=None).to_json()
+    assert [length_of(steps_of(record)[0]) for record in (trained, cut)] == [length, length]
+
+
 @pytest.mark.slow
 def test_fine_tuning_is_told(capsys, cuts, tmp_path):
     record = json.loads((cuts / "pi0" / "clp.json").read_text())
@@ -145,9 +179,9 @@ def test_fine_tuning_is_told(capsys, cuts, tmp_path):
     write_params(tmp_path / "7", unflatten(params), record=record)
     (tmp_path / "7" / "train_state").mkdir()
     found = parsed(capsys, tmp_path / "7")
-    assert (found["history"][1]["steps"], found["history"][1]["data"]) == (3000, "my/robot")
+    assert (found["history"][1]["steps_asked"], found["history"][1]["data"]) == (3000, "my/robot")
     assert found["train_state"] is True
-    assert "2. fine-tuned from x for 3,000 steps on my/robot" in said(capsys, tmp_path / "7")
+    assert "2. fine-tuned from x for at most 3,000 steps on my/robot" in said(capsys, tmp_path / "7")
     against = parsed(capsys, tmp_path / "7", "--against", PI0, "--values", code=1)["against"]
     assert against["cut"]["trained"] is True and against["cut"]["blocks"]["vlm"] == list(PI0_KEPT)
     assert against["values"]["different"] == ["PaliGemma/llm/layers/mlp/linear"]

@@ -77,7 +77,7 @@ def test_the_page_says_how_far_a_run_is_and_what_was_done(tmp_path):
         "lowest 0.1 after step 60",
         "median, 16 observations a second",
         "vlm+action: without 2",
-        "Healed, 1 of 1 blocks on 64 observations",
+        "Healed, 1 of 1 blocks on 64 observations, held-out loss",
         "Fine-tuned from <code>CKPT</code> on <code>demonstrations</code> for 100 steps.",
     ):
         assert part in text

@@ -27,7 +27,16 @@ from clp_jax.progress import progress
 from clp_jax.provenance import training_record
 from clp_jax.report.run import read_run
 from clp_jax.sharding import Rules, make_mesh
-from clp_jax.training import OptimizerSettings, Run, Steps, StepSettings, check_batch_size, train
+from clp_jax.training import (
+    OptimizerSettings,
+    Run,
+    Steps,
+    StepSettings,
+    check_batch_size,
+    check_rows,
+    check_sharding,
+    train,
+)
 from clp_jax.training.assets import assets_writer
 from clp_jax.training.held_out import held_out_loss
 from clp_jax.training.logs import BOARD, Logs, import_wandb
@@ -143,6 +152,8 @@ def _run(config: Finetune, lifetime: contextlib.ExitStack) -> None:
     trained = trained_parameters(config, architecture, not_decayed)
     todo = _todo(config, inputs, trained)
     check_batch_size(todo, mesh)
+    check_sharding(architecture, todo, mesh)
+    check_rows(inputs.data, todo)
     trace = _trace(config, inputs.begun)
     out = lifetime.enter_context(run_folder(config.out, resume=config.resume, overwrite=config.overwrite))
     saved = Steps(out, write_assets=_assets_writer(config, inputs), keep_period=config.keep_period)

@@ -21,7 +21,7 @@ from clp_jax.checkpoint.verifying import Verified, verify
 from clp_jax.commands.results import print_json
 from clp_jax.comparing import Comparison, Cut, Values, compare
 from clp_jax.errors import InputError
-from clp_jax.history import Step, places_of
+from clp_jax.history import Step, length_of, places_of
 from clp_jax.inspecting import Inspection, Part, inspect_checkpoint
 from clp_jax.processing.conventions import Conventions
 from clp_jax.progress import in_megabytes, progress
@@ -182,12 +182,12 @@ def _step(step: Step) -> str:
     source = "" if step.source is None else f" from {step.source}"
     data = "" if step.data is None else f" on {step.data}"
     if step.removed is None:
-        length = "" if step.steps is None else f" for {step.steps:,} steps"
+        length = f" for {length}" if (length := length_of(step)) else ""
         return f"{_DONE.get(step.command, step.command)}{source}{length}{data}{_cuts(step)}"
     lists = _alike({tower: blocks for tower, blocks in step.removed.items() if blocks})
     gone = "; ".join(f"{_words(towers)} without {_numbers(blocks)}" for blocks, towers in lists)
     chosen = "" if step.criterion is None else f", chosen by {step.criterion}{data}"
-    healed = "" if step.healed is None else f"; {healing(step.healed)}"
+    healed = "" if step.healed is None else f"; {healing(step.healed, step.healed_on)}"
     return f"{_DONE.get(step.command, step.command)}{source}: {gone or 'nothing removed'}{chosen}{healed}"
 
 

@@ -118,8 +118,13 @@ def evidence_options(config: MeasureFlags) -> EvidenceOptions:
     return EvidenceOptions(config.states, config.estimator, config.couple)
 
 
-def analysis_of(folder: str, spec: Spec) -> Analysis:
+def analysis_of(folder: str, spec: Spec, *, otherwise: str = "") -> Analysis:
     """What ``clp analyse`` found out about a checkpoint.
+
+    Args:
+      folder: that it wrote.
+      spec: the checkpoint.
+      otherwise: what else can be done where the analysis is another checkpoint's, for the message.
 
     Raises:
       InputError: the folder holds no analysis, or that of another checkpoint.
@@ -128,7 +133,7 @@ def analysis_of(folder: str, spec: Spec) -> Analysis:
     if analysis.meta.get("checkpoint_fingerprint") != fingerprint(spec):
         raise InputError(
             f"{folder} is the analysis of {analysis.meta.get('checkpoint')}, whose content differs from {spec.path}; "
-            "analyse this checkpoint, or give the plan alone with --plan."
+            f"analyse this checkpoint{otherwise}."
         )
     return analysis
 

@@ -24,6 +24,7 @@ from clp_jax.healing import heal
 from clp_jax.history import REPORT, REPORT_KEY
 from clp_jax.loading import LoadedModel, read_architecture
 from clp_jax.models import Architecture, Shape
+from clp_jax.outputs import check_free
 from clp_jax.plan import PrunePlan
 from clp_jax.planning import Depth, check_depth, check_plan, choose, plan_of_blocks
 from clp_jax.progress import progress, track
@@ -66,8 +67,10 @@ class Prune(MeasureFlags, DepthFlags):
 def run(config: Prune) -> None:
     """Run the command."""
     console, spec = Console(stderr=config.json), read_spec(config.checkpoint)
+    check_free(config.out, by="clp prune", overwrite=config.overwrite, sources=[spec.path])
     has_cuts = bool(cuts_of(spec.plan_record))
     way = _way(config, has_cuts=has_cuts)
+    _refuse_unused(config, way)
     if way == "data" and has_cuts and config.criterion is None:
         console.print(
             "note: this step was trained at several depths; --data chooses blocks anew. Without it the trained cut of "
@@ -146,9 +149,38 @@ def _way(config: Prune, *, has_cuts: bool) -> str:
             "--criterion chooses anew from the matrices of --analysis: say how deep, too; without it the plan there "
             "holds as it is."
         )
-    if given[0] == "data" and not config.depth().is_given:
+    if (given[0] == "data" or config.keep_vision_layers is not None) and not config.depth().is_given:
         raise InputError("say how deep: --keep-layers, --keep-ratio, --threshold or --auto.")
     return given[0]
+
+
+_MEASURES = ("samples", "max_samples", "vision")
+_WEIGHS = ("states", "estimator", "couple")
+
+
+def _refuse_unused(config: Prune, way: str) -> None:
+    """Raise on flags that say how blocks are chosen where they are chosen already.
+
+    Args:
+      config: the flags.
+      way: of `_way`.
+    """
+    if way == "data":
+        return
+    chooses = way == "analysis" and config.depth().is_given
+    defaults = {field.name: field.default for field in dataclasses.fields(config)}
+    unused = [name for name in (*_MEASURES, *(() if chooses else _WEIGHS)) if getattr(config, name) != defaults[name]]
+    if not unused:
+        return
+    said = " and ".join(f"--{name.replace('_', '-')}" for name in unused)
+    if chooses:
+        raise InputError(f"{said}: --analysis was measured already; give it to clp analyse, or leave it out.")
+    if way == "analysis":
+        raise InputError(
+            f"{said}: the plan of --analysis holds as it is; say how deep to choose anew, or leave it out."
+        )
+    whose = "the training of this checkpoint" if way == "trained" else f"--{way}"
+    raise InputError(f"{said}: {whose} already says which blocks stay; leave it out.")
 
 
 _Measured = tuple[LoadedModel, CalibrationData, CalibrationData | None]
@@ -282,8 +314,8 @@ def _plan(
 
 def _plan_of_analysis(config: Prune, spec: Spec) -> tuple[PrunePlan, dict]:
     assert config.analysis is not None
-    analysis = analysis_of(config.analysis, spec)
-    if not config.depth().is_given and config.keep_vision_layers is None:
+    analysis = analysis_of(config.analysis, spec, otherwise=", or give the plan alone with --plan")
+    if not config.depth().is_given:
         return PrunePlan.load(f"{config.analysis}/plan.json"), analysis.meta
     options = evidence_options(config)
     return choose(analysis, config.rule(), config.depth(), options, seed=config.seed), analysis.meta

@@ -98,15 +98,13 @@ def hold_out(episodes: Int[np.ndarray, " n"], ratio: float, *, seed: int = 0) ->
       seed: of the shuffle of episodes.
 
     Returns:
-      Calibration rows and held-out rows, in file order; the latter empty if ``ratio`` leaves less than one episode on
-      either side.
+      Calibration rows and held-out rows, in file order; the latter empty if ``ratio`` makes less than half an episode.
+      One episode at least is left for calibration.
     """
     names = np.unique(episodes)
-    count = round(ratio * len(names))
+    count = min(round(ratio * len(names)), len(names) - 1)
     chosen = np.random.default_rng(seed).permutation(names)[:count]
     held = np.isin(episodes, chosen)
-    if held.all():
-        held[:] = False
     return np.flatnonzero(~held), np.flatnonzero(held)
 
 

@@ -144,6 +144,8 @@ def find_folder(source: str | os.PathLike[str]) -> Path:
         if not _is_set(folder):
             raise InputError(f"{source} is no LeRobot data set: it has no meta/info.json.")
         return folder
+    if folder.is_file():
+        raise InputError(f"{source} is a file; a LeRobot data set is a folder with meta/info.json in it.")
     if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", str(source)):
         raise InputError(f"there is no data at {source}; give a .npz, a LeRobot folder or a hub id (owner/name).")
     home = lerobot_home()

@@ -10,6 +10,7 @@ from clp_jax.export.result import Check, Options
 from clp_jax.export.weights import Weights
 from clp_jax.flops import parameter_count, sample_flops
 from clp_jax.models import Architecture, configurations, family_of, views
+from clp_jax.plan import PrunePlan
 from clp_jax.processing.conventions import Conventions
 from clp_jax.provenance import healing
 
@@ -36,8 +37,9 @@ def model_card(weights: Weights, target: str, options: Options, check: Check, *,
     source = weights.spec.path
     with blamed_on(f"clp.json of {source}", "copy the checkpoint again", verb="does not describe it"):
         removed, sizes = _removed(record), _sizes(weights, options, record)
+        is_cut = record is not None and not PrunePlan.from_json(record["plan"]).is_identity
     parts = [
-        f"# A pruned {name} for {target}" if record else f"# {name} for {target}",
+        f"# A pruned {name} for {target}" if is_cut else f"# {name} for {target}",
         f"Made by `clp export --to {target}` of clp_jax (CLP, arXiv 2606.20246) from `{source}`.",
         "## Load\n\n" + load + ("" if options.run or CHECK_FILE not in load else _UNCHECKED),
         *(["## Conventions\n\n" + said] if (said := _conventions(weights, target, options)) else []),

@@ -24,6 +24,7 @@ __all__ = [
     "whole_lines",
     "write_whole",
     "check_apart",
+    "check_free",
     "MANIFEST",
     "check_own",
     "read_manifest",
@@ -74,6 +75,14 @@ def check_apart(out: str | os.PathLike, sources: Sequence[str | os.PathLike]) ->
         a, b = (str(p).rstrip("/") if is_remote(p) else os.path.realpath(Path(p).expanduser()) for p in (out, source))
         if f"{a}/".startswith(f"{b}/") or f"{b}/".startswith(f"{a}/"):
             raise InputError(f"the output {a} overlaps with the input {b}; choose an output folder outside of it")
+
+
+def check_free(
+    out: str | os.PathLike, *, by: str, overwrite: bool = False, sources: Sequence[str | os.PathLike] = ()
+) -> None:
+    """Raise where `staged` would: before the work of hours whose result it is to take."""
+    check_apart(out, sources)
+    _refuse_existing(epath.Path(out) if is_remote(out) else Path(out).expanduser().absolute(), by, overwrite=overwrite)
 
 
 @contextlib.contextmanager

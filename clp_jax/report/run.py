@@ -11,7 +11,7 @@ import numpy as np
 from etils import epath
 
 from clp_jax.errors import InputError
-from clp_jax.history import REPORT, Step, steps_of
+from clp_jax.history import REPORT, Step, length_of, steps_of
 from clp_jax.outputs import write_whole
 from clp_jax.plan import PrunePlan
 from clp_jax.provenance import conventions_of, healing, versions
@@ -284,13 +284,13 @@ def _told(step: Step, run: RunView) -> str:
     source = "" if step.source is None else f" from <code>{html.escape(step.source)}</code>"
     data = "" if step.data is None else f" on <code>{html.escape(step.data)}</code>"
     if step.plan is None:
-        length = f" for {step.steps:,} steps" if step.steps else ""
+        length = f" for {length}" if (length := length_of(step)) else ""
         cuts = ["; ".join(f"{html.escape(tower)} {len(kept)}" for tower, kept in cut.items()) for cut in step.cuts]
         return f"Fine-tuned{source}{data}{length}{''.join(f', in turn with its cut to {cut}' for cut in cuts)}."
     plan = PrunePlan.from_json(step.plan)
     chosen = f", chosen by <b>{html.escape(plan.criterion)}</b>{data}"
     report = "" if step.report is None else f" {link(step.report, run.folder, 'Report behind the plan')}."
-    healed = "" if step.healed is None else f" {html.escape(healing(step.healed).capitalize())}."
+    healed = "" if step.healed is None else f" {html.escape(f'H{healing(step.healed, step.healed_on)[1:]}')}."
     return f"Pruned{source}{chosen}.{healed}{report}{cut_strips(plan)}"
 
 

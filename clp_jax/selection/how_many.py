@@ -54,6 +54,6 @@ def how_many(
     remove = knee(jump_table(evidence, up_to=depth - 1).costs)
     if not remove:
         raise InputError(
-            "the cost of removing blocks rises without a knee, so no depth suggests itself; give keep_layers"
+            "the cost of removing blocks rises without a knee, so no depth suggests itself; say how many are to stay"
         )
     return remove

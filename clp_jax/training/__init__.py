@@ -4,6 +4,8 @@ from clp_jax.training.loop import Diverged as Diverged
 from clp_jax.training.loop import Report as Report
 from clp_jax.training.loop import Run as Run
 from clp_jax.training.loop import check_batch_size as check_batch_size
+from clp_jax.training.loop import check_rows as check_rows
+from clp_jax.training.loop import check_sharding as check_sharding
 from clp_jax.training.loop import train as train
 from clp_jax.training.optimizer import OptimizerSettings as OptimizerSettings
 from clp_jax.training.optimizer import make_optimizer as make_optimizer

@@ -20,7 +20,7 @@ from clp_jax.sharding import Rules, batch_sharding
 from clp_jax.training.adapters import init_adapters
 from clp_jax.training.optimizer import OptimizerSettings, learning_rate
 from clp_jax.training.profiling import StepTrace
-from clp_jax.training.program import build_program
+from clp_jax.training.program import Program, build_program
 from clp_jax.training.saving import Steps
 from clp_jax.training.state import TrainState
 from clp_jax.training.step import StepSettings
@@ -113,9 +113,8 @@ def train(
       Diverged: a value of loss, gradient or parameters is not finite, which is never saved.
     """
     check_batch_size(run, mesh)
-    program = build_program(architecture, run.optimizer, run.step, run.frozen_dtype, run.seed, mesh, run.sharding_rules)
-    process = {"process_index": jax.process_index(), "process_count": jax.process_count()}
-    batches = data.batches(run.batch_size, seed=run.seed, workers=run.workers, augmented=run.step.augment, **process)
+    program = _program(architecture, run, mesh)
+    batches = _batches(data, run, workers=run.workers)
     # Before the state, beside which there may be no room for what is read.
     taught_by = () if teacher is None else (_read_teacher(teacher, run.step.teaching, program.teacher, mesh),)
     if saved.latest is None:
@@ -167,6 +166,34 @@ def check_batch_size(run: Run, mesh: jax.sharding.Mesh) -> None:
             f"--batch-size {run.batch_size} is not a multiple of {devices * parts} "
             f"({devices} devices times --accumulate {parts})."
         )
+
+
+def check_sharding(architecture: Architecture, run: Run, mesh: jax.sharding.Mesh) -> None:
+    """Raise unless the rules of a run split its state over the devices; nothing is compiled.
+
+    Raises:
+      InputError: the axis of a rule does not exist or does not divide, or a rule matches nothing.
+    """
+    _program(architecture, run, mesh)
+
+
+def _program(architecture: Architecture, run: Run, mesh: jax.sharding.Mesh) -> Program:
+    return build_program(architecture, run.optimizer, run.step, run.frozen_dtype, run.seed, mesh, run.sharding_rules)
+
+
+def check_rows(data: TrainingData, run: Run) -> None:
+    """Raise unless the data fill a batch of every set; nothing is read.
+
+    Raises:
+      InputError: there are too few observations, or the seed is out of range.
+    """
+    _batches(data, run, workers=0)
+
+
+def _batches(data: TrainingData, run: Run, *, workers: int) -> Any:
+    """The batches of this process."""
+    process = {"process_index": jax.process_index(), "process_count": jax.process_count()}
+    return data.batches(run.batch_size, seed=run.seed, workers=workers, augmented=run.step.augment, **process)
 
 
 def _timed(function: Callable[..., Any], *args: Any) -> tuple[Any, float]:
