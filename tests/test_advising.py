@@ -242,6 +242,12 @@ def test_depths_of_a_model_with_several_groups_are_asked_for_in_a_form_that_is_r
     assert list(advise._depths(asked(word), arch)) == [word] == ["llm=2+vl=2+dit=2"]
 
 
+def test_a_rule_of_what_does_not_decay_matches_something(words, tmp_path, capsys):
+    assert cli.main([*words, "--out", str(tmp_path / "out"), "--not-decayed", "norm"]) == 2
+    assert "--not-decayed 'norm' matches the name of no parameter" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def asked(*depths):
     return advise.Advise(checkpoint="full", data=("data.npz",), out="out", steps=2, keep_layers=depths)
 

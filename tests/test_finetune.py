@@ -91,6 +91,13 @@ def test_held_out_loss_of_another_data_set(inputs, tmp_path):
     np.testing.assert_allclose(reported, expected, rtol=1e-5)
 
 
+def test_data_for_a_held_out_loss_that_is_left_out_are_refused(inputs, tmp_path, capsys):
+    other = ("--holdout-data", inputs / "data.npz", "--evaluate-every", "0")
+    assert main(words(inputs, tmp_path / "run", "--steps", "1", *other)) == 2
+    assert "--evaluate-every 0 leaves out" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
 def test_run_logs_saves_and_records(finished):
     assert sorted(losses(finished)) == list(range(8))
     held = [entry["held_out_loss"] for entry in metrics(finished) if "held_out_loss" in entry]

@@ -37,6 +37,7 @@ from clp_jax.planning import check_depth, choose, groups_of
 from clp_jax.sharding import make_mesh
 from clp_jax.training import OptimizerSettings, Run, StepSettings, check_batch_size
 from clp_jax.training.freezing import frozen_paths
+from clp_jax.training.optimizer import check_undecayed
 from clp_jax.training.resumption import Entry, check_same_run
 from clp_jax.trees import flatten
 
@@ -108,6 +109,10 @@ def _run(config: Advise, lifetime: contextlib.ExitStack) -> None:
     spec = read_spec(config.checkpoint)
     settings = {"dtype": config.dtype or default_dtype(), **config.model_settings()}
     architecture = dataclasses.replace(read_architecture(spec, **settings), remat="all")  # as clp finetune
+    family, leaves = family_of(architecture), flatten(abstract_params(architecture))
+    check_undecayed(
+        config.not_decayed, set(leaves) - frozen_paths(tuple(leaves), default=family.frozen_rules(architecture))
+    )
     depths = _depths(config, architecture)
     rates = _learning_rates(config, architecture)
     data = open_data(

@@ -17,7 +17,7 @@ from clp_jax.models import Architecture, abstract_params, family_of
 from clp_jax.plan import PrunePlan
 from clp_jax.training.adapters import with_adapters
 from clp_jax.training.freezing import frozen_paths
-from clp_jax.training.optimizer import undecayed
+from clp_jax.training.optimizer import check_undecayed
 from clp_jax.training.resumption import Entry
 from clp_jax.training.saving import saved_record
 from clp_jax.training.throughput import step_flops
@@ -166,11 +166,7 @@ def trained_parameters(config: Any, architecture: Architecture, not_decayed: str
     frozen = frozen_paths(
         tuple(leaves), freeze=config.freeze, train=config.train, default=family.frozen_rules(architecture)
     )
-    if not_decayed and not undecayed(not_decayed, set(leaves) - frozen):
-        raise InputError(
-            f"--not-decayed {not_decayed!r} matches the name of no parameter that is trained; correct it, or give '' "
-            "to decay all."
-        )
+    check_undecayed(not_decayed, set(leaves) - frozen)
     decided = {path for path in leaves if any(re.fullmatch(rule, path) for rule in config.train)} | frozen
     rows = family.frozen_rows(architecture, leaves)
     rows = {path: numbers for path, numbers in rows.items() if path not in decided}
@@ -185,6 +181,10 @@ def _held_out(
 ) -> dict[int, tuple[float, CalibrationData]]:
     """The observations of the held-out loss of each set, perhaps none. ``begun`` is the record of a resumed run."""
     if not config.evaluate_every:
+        if config.holdout_data is not None:
+            raise InputError(
+                "--holdout-data is for the held-out loss, which --evaluate-every 0 leaves out; give one of them."
+            )
         return {}
     if config.holdout_data is None:
         return data.held_out_sets(config.evaluate_observations)

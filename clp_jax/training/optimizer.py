@@ -99,6 +99,19 @@ def undecayed(pattern: str, paths: Iterable[str]) -> frozenset[str]:
     return frozenset(path for path in paths if rule.fullmatch(path))
 
 
+def check_undecayed(pattern: str | None, trained: Iterable[str]) -> None:
+    """Raise where ``--not-decayed``, as the user gave it, matches nothing that is trained.
+
+    Raises:
+      InputError: the pattern matches no name, or is no regular expression.
+    """
+    if pattern and not undecayed(pattern, trained):
+        raise InputError(
+            f"--not-decayed {pattern!r} matches the name of no parameter that is trained; correct it, or give '' to "
+            "decay all."
+        )
+
+
 def make_optimizer(settings: OptimizerSettings) -> optax.GradientTransformation:
     """The transformation; where all is decayed its state has openpi's structure, so openpi can go on with our runs."""
 
