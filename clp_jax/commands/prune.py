@@ -154,10 +154,6 @@ def _way(config: Prune, *, has_cuts: bool) -> str:
     return given[0]
 
 
-_MEASURES = ("samples", "max_samples", "vision")
-_WEIGHS = ("states", "estimator", "couple")
-
-
 def _refuse_unused(config: Prune, way: str) -> None:
     """Raise on flags that say how blocks are chosen where they are chosen already.
 
@@ -168,11 +164,20 @@ def _refuse_unused(config: Prune, way: str) -> None:
     if way == "data":
         return
     chooses = way == "analysis" and config.depth().is_given
-    defaults = {field.name: field.default for field in dataclasses.fields(config)}
-    unused = [name for name in (*_MEASURES, *(() if chooses else _WEIGHS)) if getattr(config, name) != defaults[name]]
-    if not unused:
+    flags = {
+        "--samples": config.samples != Prune.samples,
+        "--max-samples": config.max_samples != Prune.max_samples,
+        "--vision": config.vision != Prune.vision,
+    }
+    if not chooses:
+        flags |= {
+            "--states": config.states != Prune.states,
+            "--estimator": config.estimator != Prune.estimator,
+            "--couple": config.couple != Prune.couple,
+        }
+    said = " and ".join(flag for flag, is_given in flags.items() if is_given)
+    if not said:
         return
-    said = " and ".join(f"--{name.replace('_', '-')}" for name in unused)
     if chooses:
         raise InputError(f"{said}: --analysis was measured already; give it to clp analyse, or leave it out.")
     if way == "analysis":
