@@ -99,6 +99,8 @@ class Policy:
           advance: is told of every batch size that is ready.
         """
         new = [size for size in buckets or self.buckets if size not in self._milliseconds]
+        if not new:
+            return
         with concurrent.futures.ThreadPoolExecutor() as pool:
             compiling = {
                 (name, size): pool.submit(self._lowered(name, size).compile) for size in new for name in self._models
