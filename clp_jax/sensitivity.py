@@ -32,20 +32,17 @@ def group_gates(group: Sequence[str], alpha: Float[Array, "depth b"]) -> Gates:
     return Gates(dict.fromkeys(group, alpha))
 
 
-def plan_gates(architecture: Architecture, plan: PrunePlan) -> Gates:
-    """Gates under which the full model computes what the plan's pruned model computes."""
-
-    def column(tower: str, depth: int) -> np.ndarray:
-        keep = np.ones((depth, 1), np.float32)
-        keep[list(plan.removed(tower))] = 0.0
-        return keep
-
-    return Gates({tower: column(tower, depth) for tower, depth in architecture.depths.items()})
-
-
 def open_gates(architecture: Architecture) -> Gates:
     """Gates that remove nothing: the full model, in the program that also runs every pruned one."""
     return Gates({tower: np.ones((depth, 1), np.float32) for tower, depth in architecture.depths.items()})
+
+
+def plan_gates(architecture: Architecture, plan: PrunePlan) -> Gates:
+    """Gates under which the full model computes what the plan's pruned model computes."""
+    gates = open_gates(architecture)
+    for tower, gate in gates.items():
+        gate[list(plan.removed(tower))] = 0.0
+    return gates
 
 
 def make_loss(

@@ -109,10 +109,7 @@ def _run(config: Advise, lifetime: contextlib.ExitStack) -> None:
     spec = read_spec(config.checkpoint)
     settings = {"dtype": config.dtype or default_dtype(), **config.model_settings()}
     architecture = dataclasses.replace(read_architecture(spec, **settings), remat="all")  # as clp finetune
-    family, leaves = family_of(architecture), flatten(abstract_params(architecture))
-    check_undecayed(
-        config.not_decayed, set(leaves) - frozen_paths(tuple(leaves), default=family.frozen_rules(architecture))
-    )
+    check_undecayed(config.not_decayed, flatten(abstract_params(architecture)).keys() - _frozen(architecture))
     depths = _depths(config, architecture)
     rates = _learning_rates(config, architecture)
     data = open_data(
@@ -359,7 +356,7 @@ def _run_of(config: Advise, peak_lr: float, architecture: Architecture, steps: i
         optimizer=OptimizerSettings.among(vars(told)),
         step=StepSettings(
             ema_decay=told.ema_decay,
-            frozen=frozen_paths(tuple(leaves), default=family.frozen_rules(architecture)),
+            frozen=_frozen(architecture),
             frozen_rows=tuple(sorted(family.frozen_rows(architecture, leaves).items())),
         ),
         frozen_dtype=None if told.frozen_dtype == "keep" else told.frozen_dtype,
@@ -368,3 +365,9 @@ def _run_of(config: Advise, peak_lr: float, architecture: Architecture, steps: i
         evaluate_every=0,
         save_every=0,
     )
+
+
+def _frozen(architecture: Architecture) -> frozenset[str]:
+    """Upstream's choice of what is not trained: no flag changes it here."""
+    leaves = flatten(abstract_params(architecture))
+    return frozen_paths(tuple(leaves), default=family_of(architecture).frozen_rules(architecture))
