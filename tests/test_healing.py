@@ -16,7 +16,7 @@ from safetensors_folders import GROOT, SMOLVLA
 from clp_jax import cli, example
 from clp_jax.analysis import loss_of
 from clp_jax.checkpoint import read_params, read_spec
-from clp_jax.commands import prune
+from clp_jax.commands import prune_choice
 from clp_jax.data import CalibrationData, hold_out
 from clp_jax.errors import InputError
 from clp_jax.healing import Work, heal, repairs_of, with_draws
@@ -197,7 +197,7 @@ def written(tmp_path_factory):
         absent[f"image/{camera}"] = np.zeros_like(data.arrays["image/base_0_rgb"])
         absent[f"image_mask/{camera}"] = np.zeros(96, bool)
     np.savez(folder / "data.npz", **data.arrays, **absent)
-    flags = ["prune", "--checkpoint", example.CHECKPOINT, "--keep", "0,1,2,3,4,5,6,7,12,13,14,15,16,17", "--out"]
+    flags = ["prune", "--checkpoint", example.CHECKPOINT, "--keep", "0,1,2,3,4,5,6,7,8,9,10,11,16,17", "--out"]
     assert cli.main([*flags, str(folder / "cut")]) == 0
     settings = ["--heal", "--data", str(folder / "data.npz"), "--groups-per-batch", "6"]
     assert cli.main([*flags, str(folder / "healed"), *settings]) == 0
@@ -213,7 +213,7 @@ def test_a_healed_checkpoint_differs_from_the_cut_one_in_what_was_healed_alone(w
     record = json.loads((written / "healed" / "clp.json").read_text())["steps"][-1]["healed"]
     losses = record["loss"]
     assert losses["healed"] - losses["full"] < 0.8 * (losses["pruned"] - losses["full"])
-    assert [one["removed"] for one in record["blocks"]] == 2 * [[8, 9, 10, 11], [], [], [], [], [], []]
+    assert [one["removed"] for one in record["blocks"]] == 2 * [[12, 13, 14, 15], [], []]
     assert cli.main(["inspect", str(written / "healed"), "--verify"]) == 0
 
 
@@ -229,7 +229,7 @@ def test_healing_needs_data_and_episodes_to_hold_out(written, tmp_path, capsys, 
     flags = ["prune", "--checkpoint", example.CHECKPOINT, "--keep", "0,1,2", "--heal", "--out", str(tmp_path / "out")]
     assert cli.main(flags) == 2
     assert "--heal needs observations" in capsys.readouterr().err
-    monkeypatch.setattr(prune, "measure", None)  # said before an analysis of minutes
+    monkeypatch.setattr(prune_choice, "measure", None)  # said before an analysis of minutes
     flags = [*flags[:3], "--keep-layers", "3", *flags[5:], "--data", str(written / "data.npz")]
     assert cli.main([*flags, "--holdout-ratio", "0"]) == 2
     assert "--heal chooses by episodes that are held out" in capsys.readouterr().err
@@ -278,4 +278,4 @@ def test_a_damaged_record_of_healing_is_named(written, tmp_path, healed, capsys)
 def test_inspect_says_what_was_healed(written, capsys):
     assert cli.main(["inspect", str(written / "healed"), "--json"]) == 0
     (step,) = [step for step in json.loads(capsys.readouterr().out)["history"] if step["command"] == "prune"]
-    assert healing(step["healed"]).startswith("healed, 13 of 14 blocks on 56 observations, held-out loss")
+    assert healing(step["healed"]).startswith("healed, 5 of 6 blocks on 56 observations, held-out loss")

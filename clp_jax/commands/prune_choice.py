@@ -1,0 +1,184 @@
+"""Which blocks ``clp prune`` leaves: chosen on data or from an analysis, or as a plan, a list or the training says."""
+
+from typing import Any
+
+from rich.console import Console
+
+from clp_jax.analysis import loss_of
+from clp_jax.checkpoint import Spec
+from clp_jax.commands.depths_flags import trained_cut
+from clp_jax.commands.measuring import MeasureFlags, analysis_of, evidence_options, measure
+from clp_jax.data import CalibrationData
+from clp_jax.errors import InputError
+from clp_jax.loading import LoadedModel
+from clp_jax.models import Architecture, Shape
+from clp_jax.plan import PrunePlan
+from clp_jax.planning import Depth, choose, plan_of_blocks
+from clp_jax.provenance import cuts_of
+from clp_jax.sensitivity import open_gates, plan_gates
+
+Measured = tuple[LoadedModel, CalibrationData, CalibrationData | None]
+"""The model, calibration data, and held-out data where there are enough episodes."""
+
+
+def way_of(config: Any, *, has_cuts: bool) -> str:
+    """The flag that says which blocks go; "trained" where the training of the checkpoint says it.
+
+    Args:
+      config: the flags.
+      has_cuts: whether the checkpoint was trained at several depths.
+
+    Raises:
+      InputError: there is none, or several that contradict each other.
+    """
+    ways = {name: getattr(config, name) for name in ("data", "analysis", "plan", "keep")}
+    given = [name for name, value in ways.items() if value not in (None, ())]
+    if config.heal and "data" not in given:
+        raise InputError("--heal needs observations: give --data, which may stand beside --plan, --keep or --analysis.")
+    of_training = has_cuts and config.keep_layers and config.criterion is None
+    if config.heal and (len(given) > 1 or of_training):
+        given.remove("data")
+    if not given and config.keep_layers:
+        return "trained"
+    if len(given) != 1:
+        raise InputError(
+            f"give exactly one of --data, --analysis, --plan and --keep; given: {', '.join(given) or 'none'}."
+        )
+    if given[0] in ("plan", "keep") and (config.depth() != Depth() or config.criterion is not None):
+        raise InputError(f"--{given[0]} already says which blocks stay; leave out the depth and the criterion.")
+    if given[0] == "analysis" and config.criterion is not None and config.depth() == Depth():
+        raise InputError(
+            "--criterion chooses anew from the matrices of --analysis: say how deep, too; without it the plan there "
+            "holds as it is."
+        )
+    if (given[0] == "data" or config.keep_vision_layers is not None) and not config.depth().is_given:
+        raise InputError("say how deep: --keep-layers, --keep-ratio, --threshold or --auto.")
+    return given[0]
+
+
+def refuse_unused(config: Any, way: str) -> None:
+    """Raise on flags that say how blocks are chosen where they are chosen already.
+
+    Args:
+      config: the flags.
+      way: of `way_of`.
+    """
+    if way == "data":
+        return
+    chooses = way == "analysis" and config.depth().is_given
+    flags = {
+        "--samples": config.samples != MeasureFlags.samples,
+        "--max-samples": config.max_samples != MeasureFlags.max_samples,
+        "--vision": config.vision != MeasureFlags.vision,
+    }
+    if not chooses:
+        flags |= {
+            "--states": config.states != MeasureFlags.states,
+            "--estimator": config.estimator != MeasureFlags.estimator,
+            "--couple": config.couple != MeasureFlags.couple,
+        }
+    said = " and ".join(flag for flag, is_given in flags.items() if is_given)
+    if not said:
+        return
+    if chooses:
+        raise InputError(f"{said}: --analysis was measured already; give it to clp analyse, or leave it out.")
+    if way == "analysis":
+        raise InputError(
+            f"{said}: the plan of --analysis holds as it is; say how deep to choose anew, or leave it out."
+        )
+    whose = "the training of this checkpoint" if way == "trained" else f"--{way}"
+    raise InputError(f"{said}: {whose} already says which blocks stay; leave it out.")
+
+
+def plan_of(
+    config: Any, way: str, spec: Spec, shape: Architecture | Shape, measured: Measured | None, console: Console
+) -> tuple[PrunePlan, dict | None]:
+    """The plan, and what is to be recorded of the data behind it.
+
+    Args:
+      config: the flags.
+      way: of `way_of`.
+      spec: the checkpoint.
+      shape: what the plan must fit.
+      measured: the model and its data, where the plan is chosen by them.
+      console: is told what the choice costs.
+
+    Raises:
+      InputError: the flags, the files that they name and the checkpoint do not fit together.
+    """
+    if config.plan is not None:
+        return PrunePlan.load(config.plan), None
+    if config.keep:
+        return plan_of_blocks(shape, blocks_of(config.keep)), None
+    if way == "trained":
+        return _plan_of_training(config, spec, shape), None
+    if way == "analysis":
+        return _plan_of_analysis(config, spec)
+    assert measured is not None
+    model, calibration, evaluation = measured
+    analysis = measure(model, calibration, config, [config.rule()])
+    loss = loss_of(model, calibration) if config.rule() == "greedy" else None
+    options = evidence_options(config)
+    plan = choose(analysis, config.rule(), config.depth(), options, loss=loss, seed=config.seed)
+    held, name = (calibration, "calibration") if evaluation is None else (evaluation, "held-out")
+    evaluate = loss_of(model, held)
+    full, pruned = evaluate(open_gates(model.architecture)), evaluate(plan_gates(model.architecture, plan))
+    console.print(
+        f"zero-shot loss on {len(held)} {name} observations: {full:.4f} -> {pruned:.4f} (before any fine-tuning)"
+    )
+    return plan, analysis.meta | {"loss": {"data": name, "full": full, "pruned": pruned}}
+
+
+def _plan_of_analysis(config: Any, spec: Spec) -> tuple[PrunePlan, dict]:
+    assert config.analysis is not None
+    analysis = analysis_of(config.analysis, spec, otherwise=", or give the plan alone with --plan")
+    if not config.depth().is_given:
+        return PrunePlan.load(f"{config.analysis}/plan.json"), analysis.meta
+    options = evidence_options(config)
+    return choose(analysis, config.rule(), config.depth(), options, seed=config.seed), analysis.meta
+
+
+def _plan_of_training(config: Any, spec: Spec, shape: Architecture | Shape) -> PrunePlan:
+    """The cut of this depth that a run of ``clp finetune --depths`` trained.
+
+    Raises:
+      InputError: there was no such run, it trained other depths, or a criterion is asked for.
+    """
+    known = cuts_of(spec.plan_record)
+    if not known:
+        raise InputError("give one of --data, --analysis, --plan and --keep: they say which blocks stay.")
+    if config.criterion is not None:
+        raise InputError(
+            "blocks of a trained cut are chosen; leave out --criterion, or give --data or --analysis to choose others."
+        )
+    otherwise = "give --data, --analysis, --plan or --keep for another"
+    if config.heal:
+        otherwise = "say with --criterion how to choose others on --data"
+    return trained_cut(known, config.depth(), shape, flag="keep_layers", otherwise=otherwise)
+
+
+def blocks_of(words: tuple[str, ...]) -> list[int] | dict[str, list[int]]:
+    """The blocks of ``--keep``: one list, or a list per tower.
+
+    Raises:
+      InputError: a word is no list of blocks.
+
+    >>> blocks_of(("0,1,2",)), blocks_of(("llm=0,1", "dit=0,3"))
+    ([0, 1, 2], {'llm': [0, 1], 'dit': [0, 3]})
+    """
+    pairs = [word.rpartition("=") for word in words]
+    if len(words) > 1 and any(not equals for _, equals, _ in pairs):
+        raise InputError(f"--keep {' '.join(words)}: give one list, or a list for each tower as in llm=0,1 dit=0,3.")
+    if len({tower for tower, _, _ in pairs}) < len(pairs):
+        raise InputError(f"--keep {' '.join(words)} names a tower twice.")
+    found = {tower: _indices(text) for tower, _, text in pairs}
+    return found.get("", found)
+
+
+def _indices(text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise InputError(
+            f"--keep {text!r} is no list of block numbers; write for example 0,1,2,5, or llm=0,1,2 dit=0,3,8,9."
+        ) from None
