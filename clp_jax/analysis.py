@@ -79,11 +79,13 @@ class Analysis:
         options: EvidenceOptions = EvidenceOptions(),
         *,
         loss: Callable[[np.ndarray], float] | None = None,
+        healed_loss: Callable[[np.ndarray], float] | None = None,
     ) -> Evidence:
         """Evidence about a group of towers on their shared block index."""
         parts = {name: self._tower_evidence(name, options) for name in group}
         how = options.couple if len(parts) > 1 else "mean"
-        return selection.combine(parts, how=how, gates=self.gates.get(tuple(group)), loss=loss)
+        gates = self.gates.get(tuple(group))
+        return selection.combine(parts, how=how, gates=gates, loss=loss, healed_loss=healed_loss)
 
     def _tower_evidence(self, name: str, options: EvidenceOptions) -> Evidence:
         tower, found = self.tower(name), self.towers[name].evidence(options.states, options.estimator)

@@ -10,6 +10,7 @@ from jaxtyping import Float
 from clp_jax import selection
 from clp_jax.analysis import Analysis, EvidenceOptions
 from clp_jax.flops import forward_flops, parameter_count, sample_flops
+from clp_jax.healed_cuts import HealedCut, HealedCuts
 from clp_jax.models import Architecture, Gates, Lengths, family_of
 from clp_jax.plan import PrunePlan
 from clp_jax.progress import track_stage
@@ -41,11 +42,13 @@ class Choice:
       criterion: its name.
       plan: the plan it gives.
       loss: zero-shot loss on the evaluation data, NaN if it was not measured.
+      healed: what healing leaves of it; None if it was not healed, or removes nothing.
     """
 
     criterion: str
     plan: PrunePlan
     loss: float
+    healed: HealedCut | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,6 +80,11 @@ class Findings:
     stability: Mapping[str, Float[np.ndarray, " depth"]]
     warnings: tuple[str, ...]
 
+    @property
+    def healed(self) -> HealedCut | None:
+        """What healing leaves of the plan, None if it was not healed."""
+        return self.choices[0].healed if self.choices else None
+
     def to_json(self) -> dict[str, Any]:
         """JSON values: the numbers behind the report; null where nothing was measured."""
         return {
@@ -90,10 +98,12 @@ class Findings:
                 {
                     "criterion": choice.criterion,
                     "loss": _number(choice.loss),
+                    "healed_loss": None if choice.healed is None else _number(choice.healed.loss),
                     "removed": {name: list(tower.removed) for name, tower in choice.plan.towers.items()},
                 }
                 for choice in self.choices
             ],
+            "healing": [] if self.healed is None else [repair.to_json() for repair in self.healed.repairs],
             "stability": {name: [_number(v) for v in values] for name, values in self.stability.items()},
             "warnings": list(self.warnings),
         }
@@ -116,6 +126,7 @@ def compare_criteria(
     architecture: Architecture,
     calibration_loss: Callable[[Gates], float] | None,
     evaluation_loss: Callable[[Gates], float] | None,
+    healed: HealedCuts | None = None,
     seed: int = 0,
 ) -> tuple[Choice, ...]:
     """Select with every criterion, the same number of blocks each, and measure the loss of every choice.
@@ -129,19 +140,21 @@ def compare_criteria(
       architecture: of the analysed model.
       calibration_loss: what the criterion greedy minimises.
       evaluation_loss: what the choices are compared by; None leaves NaN.
+      healed: heals every choice, and more cuts for the criterion healed; None heals none.
       seed: for the criterion random.
     """
     evidences: dict[tuple[str, ...], Evidence] = {}
     for group in remove:
         loss = None if calibration_loss is None else make_group_loss(group, calibration_loss)
-        evidences[group] = analysis.evidence(group, options, loss=loss)
+        healed_loss = None if healed is None else healed.loss(group)
+        evidences[group] = analysis.evidence(group, options, loss=loss, healed_loss=healed_loss)
     possible = [name for name in criteria if all(name in selection.available(e) for e in evidences.values())]
     choices = []
     for name in track_stage(list(dict.fromkeys([chosen, *possible])), "comparing", unit="criteria"):
         picks = {g: selection.select(name, e, remove=remove[g], seed=seed) for g, e in evidences.items()}
         plan = analysis.plan(picks, name)
         loss = float("nan") if evaluation_loss is None else evaluation_loss(plan_gates(architecture, plan))
-        choices.append(Choice(name, plan, loss))
+        choices.append(Choice(name, plan, loss, None if healed is None or plan.is_identity else healed.of(plan)))
     return tuple(choices)
 
 

@@ -76,6 +76,13 @@ class Repair:
         assert self.block is not None
         return self.block + len(self.removed) + 1
 
+    @property
+    def outcome(self) -> str:
+        """The distance that is left, or why the block was left alone."""
+        if self.why_not:
+            return f"left alone: {self.why_not}"
+        return f"{self.after:.1%}" if self.ridges else "left alone: every fit does worse"
+
     def to_json(self) -> dict[str, Any]:
         """JSON values."""
         found = dataclasses.asdict(self)

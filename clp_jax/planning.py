@@ -6,6 +6,7 @@ from typing import Any
 
 from clp_jax.analysis import Analysis, EvidenceOptions
 from clp_jax.errors import InputError
+from clp_jax.healed_cuts import HealedCuts
 from clp_jax.models import Architecture, Gates, Shape
 from clp_jax.plan import PrunePlan, check_period
 from clp_jax.selection import CRITERIA, Evidence, how_many, select
@@ -142,6 +143,7 @@ def choose(
     options: EvidenceOptions = EvidenceOptions(),
     *,
     loss: Callable[[Gates], float] | None = None,
+    healed: HealedCuts | None = None,
     inner: PrunePlan | None = None,
     seed: int = 0,
 ) -> PrunePlan:
@@ -153,6 +155,7 @@ def choose(
       depth: how deep.
       options: how matrices become evidence.
       loss: of the model on calibration data as a function of its gates, for the criterion greedy.
+      healed: heals cuts of the model, for the criterion healed.
       inner: a plan of a smaller model whose blocks are all to stay.
       seed: of the criterion random.
 
@@ -162,7 +165,8 @@ def choose(
     picks = {}
     for group, count in removals(analysis, depth, options).items():
         group_loss = None if loss is None else make_group_loss(group, loss)
-        evidence = analysis.evidence(group, options, loss=group_loss)
+        healed_loss = None if healed is None else healed.loss(group)
+        evidence = analysis.evidence(group, options, loss=group_loss, healed_loss=healed_loss)
         if inner is not None:
             evidence = dataclasses.replace(evidence, protected=evidence.protected.union(inner.towers[group[0]].keep))
         picks[group] = select(criterion, evidence, remove=count, seed=seed)

@@ -77,6 +77,35 @@ def test_edited_plan_is_followed(inputs, tmp_path):
     assert PrunePlan.from_json(read_spec(tmp_path / "p").plan_record["plan"]).removed("vlm") == (0, 3)
 
 
+@pytest.mark.slow
+def test_cuts_are_compared_by_what_healing_leaves(inputs, tmp_path, capsys):
+    data = ["--data", str(inputs / "data.npz"), "--keep-layers", "2", "--heal", "--criterion", "healed"]
+    words = ["analyse", "--checkpoint", str(inputs / "full"), *data, "--compare", "first", "mse"]
+    assert main([*words, "--out", str(tmp_path / "a")]) == 0
+    assert "loss, healed" in capsys.readouterr().out
+    findings = json.loads((tmp_path / "a" / "findings.json").read_text())
+    healed = {choice["criterion"]: choice["healed_loss"] for choice in findings["choices"]}
+    assert list(healed) == ["healed", "first", "mse"]
+    assert healed["healed"] == min(healed.values())
+    plan = json.loads((tmp_path / "a" / "plan.json").read_text())
+    tried = plan["scores"]["vlm+action"]["tried"]
+    assert tried[0]["loss"] == healed["healed"] and tried[0]["removed"] == plan["scores"]["vlm+action"]["removed"]
+    assert healed["first"] == next(cut["loss"] for cut in tried if cut["removed"] == [2, 3])
+    stay = plan["towers"]["action"]["keep"]
+    assert {one["block"] for one in findings["healing"] if one["tower"] == "action"} <= set(stay)
+    page = (tmp_path / "a" / "report.html").read_text()
+    assert "What healing would leave" in page and page.count("<tr") > len(findings["healing"])
+    assert prune(inputs, tmp_path / "p", *data) == 0
+    assert PrunePlan.from_json(read_spec(tmp_path / "p").plan_record["plan"]).towers["action"].keep == tuple(stay)
+
+
+def test_the_criterion_healed_is_refused_without_healing(inputs, tmp_path, capsys):
+    words = ["analyse", "--checkpoint", str(inputs / "full"), "--data", str(inputs / "data.npz")]
+    for flags in (("--criterion", "healed"), ("--compare", "healed")):
+        assert main([*words, "--out", str(tmp_path / "a"), *flags]) == 2
+        assert "give --heal, too" in capsys.readouterr().err
+
+
 def test_json_is_all_of_standard_output(inputs, tmp_path, capsys):
     words = ["--checkpoint", str(inputs / "full"), "--json", "--out"]
     measured = ["--data", str(inputs / "data.npz"), "--keep-layers", "2", "--compare", "clp"]
@@ -156,6 +185,9 @@ REFUSED = {
     "there is no criterion 'best'": ("--analysis", "ANALYSIS", "--keep-layers", "2", "--criterion", "best"),
     "gauss-newton": ("--analysis", "ANALYSIS", "--keep-layers", "2", "--criterion", "gauss-newton"),
     "'greedy' needs loss": ("--analysis", "ANALYSIS", "--keep-layers", "2", "--criterion", "greedy"),
+    "'healed' compares cuts by what healing leaves of them: give --heal": (
+        *("--data", "DATA", "--keep-layers", "2", "--criterion", "healed"),
+    ),
     "--criterion chooses anew": ("--analysis", "ANALYSIS", "--criterion", "jumps"),
     "there is no data file": ("--data", "nowhere.npz", "--keep-layers", "2"),
     "needs a measured image encoder": ("--analysis", "ANALYSIS", "--keep-layers", "2", "--keep-vision-layers", "1"),

@@ -1,5 +1,6 @@
 """Criteria: one contract for all of them, and for each the promise that is its own."""
 
+import dataclasses
 import itertools
 import json
 import math
@@ -86,6 +87,7 @@ def measured(depth=8, *, seed=0, period=1, protected=frozenset(), unread_last_st
         *(matrix() for _ in range(6)),
         gates=GateEvidence(vector, -vector, quadratic),
         loss=lambda gates: float(vector @ (1 - gates) + (1 - gates) @ quadratic @ (1 - gates)),
+        healed_loss=lambda gates: float(vector @ (1 - gates)),
         period=period,
         protected=frozenset(protected),
     )
@@ -731,3 +733,43 @@ def test_stability_tells_a_clear_choice_from_a_toss_up():
 def test_bootstrap_rejects_what_has_no_spread(call, message):
     with pytest.raises(InputError, match=message):
         call()
+
+
+# --- healed
+
+
+def test_healed_takes_what_does_best_once_healed_and_says_what_it_tried():
+    asked = []
+
+    def loss(gates):
+        asked.append(gates)
+        return float("nan") if gates[0] == 0 else float(gates[1::2].sum())
+
+    evidence = dataclasses.replace(measured(), healed_loss=loss)
+    choice = select("healed", evidence, remove=3)
+    tried = {tuple(cut["removed"]): cut["loss"] for cut in choice.detail["tried"]}
+    assert len(asked) == len(tried), "a cut that several propose is healed once"
+    assert choice.removed == next(iter(tried))
+    known = [loss for loss in tried.values() if loss is not None]
+    assert choice.predicted_cost == known[0] == min(known)
+    assert list(tried.values()) == known + [None] * (len(tried) - len(known)), "best first, broken ones last"
+    assert tried == {cut: loss(np.where(np.isin(np.arange(8), cut), 0.0, 1.0)) if cut[0] else None for cut in tried}
+
+
+def test_healed_also_tries_cuts_without_long_runs():
+    states = np.arange(9)
+    flat_end = np.where((states[:, None] >= 3) & (states[None] >= 3), 1e-3, 1.0) * np.abs(states[:, None] - states)
+    evidence = Evidence(8, 1 - flat_end, flat_end, healed_loss=lambda gates: float(max_run(gates)))
+    assert max_run(np.isin(np.arange(8), jumps(evidence, remove=4).keep)) > 1
+    assert max_run(np.isin(np.arange(8), select("healed", evidence, remove=4).keep)) == 1
+
+
+def max_run(stays):
+    """Length of the longest run of removed blocks."""
+    return max(end - start for start, end in runs_of([i for i in range(len(stays)) if not stays[i]]))
+
+
+def test_healed_asks_nothing_where_there_is_one_cut_only():
+    evidence = Evidence(3, *np.full((2, 4, 4), np.nan), healed_loss=None, protected=frozenset([0, 1]))
+    evidence = dataclasses.replace(evidence, healed_loss=lambda gates: pytest.fail("healed"))
+    assert select("healed", evidence, remove=1).removed == (2,)

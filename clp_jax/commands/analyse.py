@@ -8,7 +8,17 @@ from rich.markup import escape
 from rich.table import Table
 
 from clp_jax.analysis import Analysis, loss_of
-from clp_jax.commands.measuring import DepthFlags, MeasureFlags, evidence_options, load, measure
+from clp_jax.commands.healing_table import repairs_table
+from clp_jax.commands.measuring import (
+    DepthFlags,
+    MeasureFlags,
+    check_heals,
+    evidence_options,
+    healed_cuts,
+    load,
+    load_to_heal,
+    measure,
+)
 from clp_jax.commands.results import print_json
 from clp_jax.data import CalibrationData
 from clp_jax.errors import InputError
@@ -31,9 +41,12 @@ class Analyse(MeasureFlags, DepthFlags):
     """.npz of model-ready observations, LeRobot folder or hub id; or several of one robot."""
     out: str
     """Folder to create: similarity.npz, plan.json, findings.json, report.html, heat maps."""
-    compare: tuple[str, ...] = tuple(name for name in CRITERIA if name not in ("greedy", "gauss-newton"))
+    compare: tuple[str, ...] = tuple(name for name in CRITERIA if name not in ("greedy", "gauss-newton", "healed"))
     """Criteria whose losses at the same depth are compared. Not by default: gauss-newton, which runs the model forward
-    twice per block, and greedy, which runs it some hundred times."""
+    twice per block, greedy, which runs it some hundred times, and healed, which heals a dozen cuts."""
+    heal: bool = False
+    """Also heal what each criterion leaves, on some of the observations: what the loss would be after clp prune --heal,
+    and how far the stream after every kept block is off before and after."""
     json: bool = False
     """Print JSON instead of tables: what findings.json holds."""
     overwrite: bool = False
@@ -45,10 +58,11 @@ def run(config: Analyse) -> None:
     for name in config.compare:
         if name not in CRITERIA:
             raise InputError(f"--compare {name} is no criterion; choose from {', '.join(CRITERIA)}.")
+    check_heals(config, (*config.compare, config.rule()))
     with staged(
         config.out, by="clp analyse", overwrite=config.overwrite, sources=[config.checkpoint, *config.data]
     ) as folder:
-        model, calibration, evaluation = load(config.checkpoint, config.data, config)
+        model, calibration, evaluation = (load_to_heal if config.heal else load)(config.checkpoint, config.data, config)
         analysis = measure(model, calibration, config, {*config.compare, config.rule()})
         findings = find(model, analysis, calibration, evaluation, config, config.compare)
         analysis.save(folder / "similarity.npz")
@@ -88,6 +102,7 @@ def find(
         architecture=architecture,
         calibration_loss=calibration_loss,
         evaluation_loss=evaluation_loss,
+        healed=healed_cuts(model, calibration, evaluation, config) if config.heal else None,
         seed=config.seed,
     )
     plan = choices[0].plan
@@ -112,13 +127,16 @@ def print_findings(console: Console, findings: Findings) -> None:
     for warning in findings.warnings:
         console.print(f"[yellow]warning:[/] {escape(warning)}")
     table = Table(title=f"Zero-shot loss on {findings.loss_data}; unpruned {findings.full_loss:.4f}")
-    for column in ("criterion", "removed blocks", "loss", "x unpruned"):
+    columns = ["criterion", "removed blocks", "loss", "x unpruned"]
+    for column in columns if findings.healed is None else [*columns, "loss, healed"]:
         table.add_column(column, justify="left" if column in ("criterion", "removed blocks") else "right")
     for choice in findings.choices:
-        table.add_row(
-            escape(choice.criterion), _removed(choice), f"{choice.loss:.4f}", f"{choice.loss / findings.full_loss:.3f}"
-        )
+        healed = [] if choice.healed is None else [f"{choice.healed.loss:.4f}"]
+        loss = f"{choice.loss:.4f}", f"{choice.loss / findings.full_loss:.3f}"
+        table.add_row(escape(choice.criterion), _removed(choice), *loss, *healed)
     console.print(table)
+    if findings.healed is not None:
+        console.print(repairs_table(findings.healed.repairs))
     before, after = findings.before, findings.after
     rows = [("parameters", before.parameters, after.parameters), ("FLOPs, forward", before.forward, after.forward)]
     if before.sample is not None and after.sample is not None:

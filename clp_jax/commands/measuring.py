@@ -12,6 +12,7 @@ from clp_jax.commands.data_flags import DataFlags, open_data
 from clp_jax.commands.model_flags import ModelFlags
 from clp_jax.data import CalibrationData
 from clp_jax.errors import InputError
+from clp_jax.healed_cuts import HealedCuts
 from clp_jax.loading import LoadedModel, load_model, read_architecture
 from clp_jax.planning import Depth, check_depth
 from clp_jax.progress import track
@@ -38,7 +39,8 @@ class DepthFlags:
     """Blocks of the image encoder that stay (needs --vision); all if absent."""
     criterion: str | None = None
     """Which blocks go: clp (the paper's rule; the default where a depth or threshold is given), jumps (the default with
-    --auto), greedy, gauss-newton, gateprobe, cosine, angular, mse, residual, first, random."""
+    --auto), greedy, gauss-newton, gateprobe, cosine, angular, mse, residual, first, random; with --heal also healed,
+    which heals what the others choose and takes what does best."""
 
     def depth(self) -> Depth:
         """How deep the towers shall be.
@@ -168,6 +170,38 @@ def load(
     calibration = observations.calibration(None if most is None else most - len(held or ()), seed=config.seed)
     model = load_model(spec, dtype=config.dtype, fsdp_devices=config.fsdp_devices, **config.model_settings())
     return model, calibration, held
+
+
+def load_to_heal(
+    checkpoint: str, data: str | Sequence[str], config: MeasureFlags
+) -> tuple[LoadedModel, CalibrationData, CalibrationData]:
+    """The same, for healing: it fits differences between states, which bfloat16 would round away.
+
+    Raises:
+      InputError: there are too few episodes to hold any out.
+    """
+    dtype = "float32" if config.dtype is None else config.dtype
+    model, calibration, held = load(checkpoint, data, dataclasses.replace(config, dtype=dtype))
+    if held is None:
+        raise InputError(
+            "--heal chooses by episodes that are held out, and there are none: give data of more episodes, or a larger "
+            "--holdout-ratio."
+        )
+    return model, calibration, held
+
+
+def check_heals(config: Any, criteria: Collection[str]) -> None:
+    """Raise where the criterion healed is asked for without --heal."""
+    if "healed" in criteria and not config.heal:
+        raise InputError("criterion 'healed' compares cuts by what healing leaves of them: give --heal, too.")
+
+
+def healed_cuts(
+    model: LoadedModel, calibration: CalibrationData, held: CalibrationData | None, config: MeasureFlags
+) -> HealedCuts:
+    """What heals cuts to be compared; there is held-out data where `load_to_heal` gave the model."""
+    assert held is not None
+    return HealedCuts(model, calibration, held, batch_size=config.group_size * config.groups_per_batch)
 
 
 def measure(

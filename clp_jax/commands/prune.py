@@ -10,13 +10,12 @@ from etils import epath
 from rich.console import Console
 from rich.filesize import decimal
 from rich.markup import escape
-from rich.table import Table
 
 from clp_jax.checkpoint import FolderSpec, RewriteReport, Spec, read_spec
-from clp_jax.commands.measuring import DepthFlags, MeasureFlags, load
+from clp_jax.commands.healing_table import repairs_table
+from clp_jax.commands.measuring import DepthFlags, MeasureFlags, check_heals, load, load_to_heal
 from clp_jax.commands.prune_choice import Measured, plan_of, refuse_unused, way_of
 from clp_jax.commands.results import print_json
-from clp_jax.errors import InputError
 from clp_jax.folders import is_remote
 from clp_jax.healing import heal
 from clp_jax.history import REPORT, REPORT_KEY
@@ -66,6 +65,7 @@ def run(config: Prune) -> None:
     console, spec = Console(stderr=config.json), read_spec(config.checkpoint)
     check_free(config.out, by="clp prune", overwrite=config.overwrite, sources=[spec.path])
     has_cuts = bool(cuts_of(spec.plan_record))
+    check_heals(config, [config.rule()])
     way = way_of(config, has_cuts=has_cuts)
     refuse_unused(config, way)
     if way == "data" and has_cuts and config.criterion is None:
@@ -76,7 +76,7 @@ def run(config: Prune) -> None:
         )
     shape = _shape(config, spec)
     check_depth(config.depth(), config.rule(), shape)
-    measured = _load(config) if config.data else None
+    measured = (load_to_heal if config.heal else load)(config.checkpoint, config.data, config) if config.data else None
     plan, calibration = plan_of(config, way, spec, shape, measured, console)
     check_plan(plan, shape)
     changes = _healed(measured, plan, config, console) if config.heal and measured is not None else None
@@ -116,18 +116,6 @@ def run(config: Prune) -> None:
         )
 
 
-def _load(config: Prune) -> Measured:
-    """The model and its data. Healing fits differences between states, which bfloat16 would round away."""
-    dtype = "float32" if config.heal and config.dtype is None else config.dtype
-    measured = load(config.checkpoint, config.data, dataclasses.replace(config, dtype=dtype))
-    if config.heal and measured[2] is None:
-        raise InputError(
-            "--heal chooses by episodes that are held out, and there are none: give data of more episodes, or a larger "
-            "--holdout-ratio."
-        )
-    return measured
-
-
 def _healed(measured: Measured, plan: PrunePlan, config: Prune, console: Console) -> Changes:
     """What healing changes, and a table of what it won."""
     model, calibration, evaluation = measured
@@ -140,16 +128,7 @@ def _healed(measured: Measured, plan: PrunePlan, config: Prune, console: Console
         batch_size=config.group_size * config.groups_per_batch,
         progress=lambda fits, total: track(fits, "healing", unit="fits", total=total),
     )
-    table = Table(title="Distance of the stream from what the next block expects, held-out data")
-    for column in ("tower", "block", "removed after it", "before", "healed"):
-        table.add_column(column, justify="right" if column in ("block", "before", "healed") else "left")
-    for one in healed.repairs:
-        after = f"left alone: {one.why_not}" if one.why_not else f"{one.after:.1%}"
-        after = after if one.why_not or one.ridges else "left alone: every fit does worse"
-        before = "" if math.isnan(one.before) else f"{one.before:.1%}"
-        block = "" if one.block is None else str(one.block)
-        table.add_row(escape(one.tower), block, " ".join(map(str, one.removed)), before, after)
-    console.print(table)
+    console.print(repairs_table(healed.repairs))
     won = "" if math.isnan(healed.won_back) else f": {healed.won_back:.0%} of what the cut added is won back"
     console.print(
         f"loss on {len(evaluation)} held-out observations: full {healed.full:.4f}, cut {healed.pruned:.4f}, healed "

@@ -7,9 +7,10 @@ from rich.console import Console
 from clp_jax.analysis import loss_of
 from clp_jax.checkpoint import Spec
 from clp_jax.commands.depths_flags import trained_cut
-from clp_jax.commands.measuring import MeasureFlags, analysis_of, evidence_options, measure
+from clp_jax.commands.measuring import MeasureFlags, analysis_of, evidence_options, healed_cuts, measure
 from clp_jax.data import CalibrationData
 from clp_jax.errors import InputError
+from clp_jax.healed_cuts import HealedCuts
 from clp_jax.loading import LoadedModel
 from clp_jax.models import Architecture, Shape
 from clp_jax.plan import PrunePlan
@@ -113,13 +114,16 @@ def plan_of(
     if way == "trained":
         return _plan_of_training(config, spec, shape), None
     if way == "analysis":
-        return _plan_of_analysis(config, spec)
+        return _plan_of_analysis(config, spec, measured)
     assert measured is not None
     model, calibration, evaluation = measured
-    analysis = measure(model, calibration, config, [config.rule()])
+    # One more criterion proposes cuts to heal, for one backward pass.
+    criteria = [config.rule(), "gateprobe"] if config.rule() == "healed" else [config.rule()]
+    analysis = measure(model, calibration, config, criteria)
     loss = loss_of(model, calibration) if config.rule() == "greedy" else None
+    healed = _healed_cuts(config, measured)
     options = evidence_options(config)
-    plan = choose(analysis, config.rule(), config.depth(), options, loss=loss, seed=config.seed)
+    plan = choose(analysis, config.rule(), config.depth(), options, loss=loss, healed=healed, seed=config.seed)
     held, name = (calibration, "calibration") if evaluation is None else (evaluation, "held-out")
     evaluate = loss_of(model, held)
     full, pruned = evaluate(open_gates(model.architecture)), evaluate(plan_gates(model.architecture, plan))
@@ -129,13 +133,19 @@ def plan_of(
     return plan, analysis.meta | {"loss": {"data": name, "full": full, "pruned": pruned}}
 
 
-def _plan_of_analysis(config: Any, spec: Spec) -> tuple[PrunePlan, dict]:
+def _plan_of_analysis(config: Any, spec: Spec, measured: Measured | None) -> tuple[PrunePlan, dict]:
     assert config.analysis is not None
     analysis = analysis_of(config.analysis, spec, otherwise=", or give the plan alone with --plan")
     if not config.depth().is_given:
         return PrunePlan.load(f"{config.analysis}/plan.json"), analysis.meta
-    options = evidence_options(config)
-    return choose(analysis, config.rule(), config.depth(), options, seed=config.seed), analysis.meta
+    options, healed = evidence_options(config), _healed_cuts(config, measured)
+    return choose(analysis, config.rule(), config.depth(), options, healed=healed, seed=config.seed), analysis.meta
+
+
+def _healed_cuts(config: Any, measured: Measured | None) -> HealedCuts | None:
+    if measured is None or config.rule() != "healed":
+        return None
+    return healed_cuts(*measured, config)
 
 
 def _plan_of_training(config: Any, spec: Spec, shape: Architecture | Shape) -> PrunePlan:

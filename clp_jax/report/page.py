@@ -19,6 +19,7 @@ from clp_jax.report.tables import (
     compact,
     criteria_table,
     readings_table,
+    repairs_table,
     settings_list,
 )
 from clp_jax.report.view import GroupView
@@ -48,6 +49,7 @@ def page(
         _guide(findings),
         _matrices(analysis, drawings),
         _criteria(findings, views),
+        _healing(findings),
         *(_group(view, findings, drawings) for view in views),
         _limits(findings),
         _settings(analysis, findings, options, drawings),
@@ -151,6 +153,20 @@ def _criteria(findings: Findings, views: tuple[GroupView, ...]) -> str:
         "<section><h2>Criteria at the same depth</h2><p>What each criterion would remove, as many blocks as the plan, "
         f"sorted by the loss it leaves. {_loss_words(findings)} Unpruned: {compact(findings.full_loss)}.</p>"
         f"{criteria_table(findings, views)}</section>"
+    )
+
+
+def _healing(findings: Findings) -> str:
+    if findings.healed is None:
+        return ""
+    return (
+        "<section><h2>What healing would leave</h2><p>The last weights of the kept blocks can be refitted in closed "
+        "form, <code>clp prune --heal</code>, for a model that is used without fine-tuning. Below is what that does "
+        "under the plan: how far the stream after a block is from what the next one expects, in units of its norm, on "
+        "held-out observations, before the block was healed (those before it were) and after. This was tried on some "
+        f"of the observations; with all of them less is left. Loss: {compact(findings.full_loss)} unpruned, "
+        f"{compact(findings.choices[0].loss)} cut, {compact(findings.healed.loss)} healed.</p>"
+        f"{repairs_table(findings.healed.repairs)}</section>"
     )
 
 

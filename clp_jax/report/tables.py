@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from clp_jax.findings import Choice, Findings
+from clp_jax.healing import Repair
 from clp_jax.plan import PrunePlan, TowerPlan
 from clp_jax.report.criteria import pruned_groups, ranked, ratio
 from clp_jax.report.view import GroupView
@@ -179,7 +180,27 @@ def criteria_table(findings: Findings, views: tuple[GroupView, ...]) -> str:
         rows.append([name, strips or "none", loss, _times(value, worst), _predicted(choice)])
     times = "times unpruned<br><small>bar: log scale</small>"
     head = ["criterion", "removed blocks", "zero-shot loss", times, "predicted cost"]
+    if any(choice.healed for choice in choices):
+        head.append("loss, healed")
+        for row, choice in zip(rows, choices, strict=True):
+            row.append(compact(choice.healed.loss if choice.healed else None))
     return table(head, rows, marked=marked, name="criteria")
+
+
+def repairs_table(repairs: Sequence[Repair]) -> str:
+    """What healing does to every kept block."""
+    rows = [
+        [
+            html.escape(one.tower),
+            "all" if one.block is None else str(one.block),
+            blocks_text(one.removed),
+            _NOT_KNOWN if math.isnan(one.before) else f"{one.before:.1%}",
+            html.escape(one.outcome),
+        ]
+        for one in repairs
+    ]
+    head = ["tower", "block", "removed after it", "off before", "off after healing"]
+    return table(head, rows, marked=[bool(one.removed) for one in repairs], name="repairs")
 
 
 def settings_list(settings: Mapping[str, Any]) -> str:

@@ -4,6 +4,7 @@ All criteria in `CRITERIA` have one signature, ``criterion(evidence, *, remove, 
 blocks and the period, and are deterministic.
 """
 
+import contextlib
 from collections.abc import Callable
 from functools import wraps
 
@@ -12,6 +13,7 @@ from clp_jax.selection.baselines import angular, cosine, first, mse, random, res
 from clp_jax.selection.bootstrap import cka_interval, stability
 from clp_jax.selection.evidence import Evidence, GateEvidence, combine
 from clp_jax.selection.gates import gateprobe, gauss_newton, greedy
+from clp_jax.selection.healed import healed
 from clp_jax.selection.how_many import how_many
 from clp_jax.selection.jumps import jump_table, jumps, knee
 from clp_jax.selection.result import Selection
@@ -60,9 +62,22 @@ _DRAWS_NOTHING = {
     "first": first,
 }
 
+
+def _healed(evidence: Evidence, *, remove: int, seed: int = 0) -> Selection:
+    """`healed`, with the choices of all criteria that draw nothing and ask the loss of no other cut."""
+    del seed
+    choices = {}
+    for name in available(evidence):
+        if name not in ("random", "greedy", "healed"):
+            with contextlib.suppress(InputError):  # it knows too little for so many blocks
+                choices[name] = _DRAWS_NOTHING[name](evidence, remove=remove)
+    return healed(evidence, remove=remove, choices=choices)
+
+
 CRITERIA: dict[str, Callable[..., Selection]] = {
     **{name: _whatever_the_seed(criterion) for name, criterion in _DRAWS_NOTHING.items()},
     "random": random,
+    "healed": _healed,
 }
 """Criterion by the name that a command takes."""
 
@@ -78,6 +93,7 @@ _NEEDS: dict[str, tuple[str, ...]] = {
     "residual": ("residual",),
     "first": (),
     "random": (),
+    "healed": ("healed_loss",),
 }
 
 

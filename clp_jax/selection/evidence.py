@@ -17,6 +17,7 @@ from jaxtyping import Float
 from clp_jax.errors import InputError
 
 MATRICES = ("similarity", "damage", "cosine", "angle", "residual", "mse")
+_LOSSES = ("loss", "healed_loss")
 _HIGH_IS_ALIKE = ("similarity", "cosine")
 
 
@@ -51,6 +52,7 @@ class Evidence:
       mse: mean squared difference.
       gates: derivatives of the calibration loss.
       loss: calibration loss with blocks switched off, given one gate per block (1.0 = stays, 0.0 = off).
+      healed_loss: held-out loss with such blocks cut out and the others healed, given the same.
       period: for towers that alternate kinds of blocks: every run of removed blocks has a length divisible by it.
       protected: blocks that must stay.
     """
@@ -64,6 +66,7 @@ class Evidence:
     mse: Float[np.ndarray, "l l"] | None = None
     gates: GateEvidence | None = None
     loss: Callable[[np.ndarray], float] | None = None
+    healed_loss: Callable[[np.ndarray], float] | None = None
     period: int = 1
     protected: frozenset[int] = frozenset()
 
@@ -87,7 +90,7 @@ class Evidence:
         return cls(depth, unknown, unknown, period=period, protected=protected)
 
     def has(self, name: str) -> bool:
-        """Returns whether a matrix, "sensitivity", "gradient", "gauss_newton" or "loss" is known, at least in part."""
+        """Returns whether a matrix, an array of the gates, "loss" or "healed_loss" is known, at least in part."""
         value = self._get(name)
         if value is None or callable(value):
             return value is not None
@@ -109,7 +112,7 @@ class Evidence:
         return np.diagonal(self.need(name), offset=1).astype(np.float64)
 
     def _get(self, name: str) -> Any:
-        return getattr(self, name) if name in MATRICES or name == "loss" else getattr(self.gates, name, None)
+        return getattr(self, name) if name in (*MATRICES, *_LOSSES) else getattr(self.gates, name, None)
 
 
 def combine(
@@ -119,6 +122,7 @@ def combine(
     weights: Mapping[str, float] | None = None,
     gates: GateEvidence | None = None,
     loss: Callable[[np.ndarray], float] | None = None,
+    healed_loss: Callable[[np.ndarray], float] | None = None,
 ) -> Evidence:
     """Joins the evidence of towers that must keep the same blocks.
 
@@ -131,6 +135,7 @@ def combine(
       weights: for "mean", tower name to a weight above 0; equal if absent.
       gates: derivatives for gates that act on all the towers at once; they do not follow from the towers' own.
       loss: loss for such gates.
+      healed_loss: loss after healing for such gates.
 
     Raises:
       InputError: nothing to join, depths differ, an unknown ``how``, or weights that do not fit.
@@ -159,6 +164,7 @@ def combine(
         **{name: join(name) for name in MATRICES},
         gates=gates,
         loss=loss,
+        healed_loss=healed_loss,
         period=math.lcm(*(part.period for part in parts.values())),
         protected=frozenset().union(*(part.protected for part in parts.values())),
     )
@@ -176,7 +182,7 @@ def _check_parts(parts: Mapping[str, Evidence], how: str, weights: Mapping[str, 
         raise InputError(f"weights are for 'mean', not for {how!r}; leave them out")
     if weights is not None and (set(weights) != set(parts) or min(weights.values()) <= 0):
         raise InputError(f"give one weight above 0 to each of {', '.join(parts)}, not {dict(weights)}")
-    if any(part.gates is not None or part.loss is not None for part in parts.values()):
+    if any(part.has(name) for part in parts.values() for name in _LOSSES) or any(part.gates for part in parts.values()):
         raise InputError("one tower's gates and loss say nothing about removing from all; measure them for the group")
 
 
