@@ -24,7 +24,6 @@ from clp_jax.loading import LoadedModel, load_model
 from clp_jax.models import Gates, build, family_of
 from clp_jax.outputs import check_own, sign
 from clp_jax.plan import PrunePlan
-from clp_jax.selection import CRITERIA
 from clp_jax.sensitivity import open_gates, plan_gates
 
 _DATA_FLAGS = {
@@ -68,7 +67,7 @@ def run(config: Demo) -> None:
             out=analysis,
             keep_layers=(str(config.keep_layers),),
             max_observations=64,
-            compare=tuple(name for name in CRITERIA if name not in ("greedy", "gauss-newton", "gateprobe")),
+            compare=tuple(name for name in analyse_command.Analyse.compare if name != "gateprobe"),
             **_DATA_FLAGS,
         )
     )

@@ -38,7 +38,7 @@ def masks_of_criteria(work: Path, base: Path, depth: int, data: str) -> dict[str
                 max_observations=protocol.CALIBRATION,
                 keep_layers=(str(depth),),
                 criterion="clp",
-                compare=tuple(name for name in CRITERIA if name != "random"),
+                compare=tuple(name for name in CRITERIA if name not in ("random", "healed")),
             )
         )
     findings = json.loads((folder / "findings.json").read_text())
