@@ -45,7 +45,7 @@ _BY = "clp advise"
 SETTINGS = "advise.json"
 """What was read and asked, the candidates and the costs that were measured: what --resume needs beside the trials."""
 _SCHEMA = 2
-"""Of that file. The first had none: its rungs were pieces of one run, and their losses cannot be compared with these."""
+"""Of that file. The first had none: its rungs were pieces of one run, whose losses are not comparable with these."""
 _NAMES = r"(advise|advice|plan)\.json(\.partial)?|trials\.jsonl|advice\.png|report\.html|cuts|runs"
 _OR_ELSEWHERE = "begin in another --out"
 _MAY_CHANGE = ("out", "resume", "overwrite", "json", "tolerance", "workers")
