@@ -1,5 +1,6 @@
-"""`clp advise`: the candidates, which of them go on, which depth is advised, and one small run of all that."""
+"""`clp advise`: the candidates, which of them go on, which depth is advised, and small runs of all that."""
 
+import dataclasses
 import io
 import json
 import math
@@ -14,7 +15,7 @@ from pages import Page, assert_self_contained
 from rich.console import Console
 
 from clp_jax import cli
-from clp_jax.advising import Candidate, Trial, candidates_of, halve, judge
+from clp_jax.advising import Candidate, Trial, candidates_of, halve, judge, trials
 from clp_jax.advising.costs import Cost
 from clp_jax.advising.halving import mean_loss
 from clp_jax.checkpoint import write_params
@@ -72,11 +73,20 @@ def test_the_better_half_of_each_depth_goes_on():
         return Trial(one.name, rung, 2**rung, (loss, math.nan if one.peak_lr == 3.0 else loss))
 
     found = list(halve(candidates, 3, measure, [1.0, 1.0]))
+    assert [(trial.candidate, trial.rung) for trial in found] == [(f"{ask[0]}-{ask[1]:g}", ask[2]) for ask in asked]
     at = {rung: [ask[:2] for ask in asked if ask[2] == rung] for rung in range(3)}
     assert at[0] == [(depth, rate) for depth in ("full", "9") for rate in (1.0, 2.0, 3.0)]
     assert at[1] == [("full", 1.0), ("full", 2.0), ("9", 1.0), ("9", 2.0)]
     assert at[2] == [("full", 1.0), ("9", 1.0)]
-    assert [trial.candidate for trial, is_out in found if is_out] == ["full-3", "9-3", "full-2", "9-2"]
+
+
+def test_a_depth_that_has_one_candidate_left_is_trained_in_the_last_rung_alone():
+    candidates = [candidate("full", 1.0), *(candidate("9", rate) for rate in (1.0, 2.0, 3.0))]
+    found = halve(candidates, 4, diverging("9-3"), [1.0, 1.0])
+    assert [(trial.candidate, trial.rung) for trial in found] == [
+        *(("9-1", 0), ("9-2", 0), ("9-3", 0), ("9-1", 1), ("9-2", 1)),
+        *(("full-1", 3), ("9-1", 3)),
+    ]
 
 
 def test_a_loss_that_is_no_number_is_never_the_best():
@@ -92,9 +102,7 @@ def diverging(*names):
 def test_who_diverges_does_not_go_on():
     candidates = [candidate(depth, rate) for depth in ("full", "9", "6") for rate in (1.0, 2.0)]
     found = list(halve(candidates, 2, diverging("full-1", "9-1", "9-2"), [1.0, 1.0]))
-    assert [trial.candidate for trial, is_out in found if is_out] == ["full-1", "9-1", "9-2", "6-2"]
-    last = [trial for trial, _ in found if trial.rung == 1]
-    assert [trial.candidate for trial in last] == ["full-2", "6-1"]
+    assert [trial.candidate for trial in found if trial.rung == 1] == ["full-2", "6-1"]
 
 
 def test_a_depth_that_diverges_is_not_judged():
@@ -155,7 +163,7 @@ def test_nothing_of_a_long_depth_is_cut_off_in_a_narrow_console():
 
 
 @pytest.fixture(scope="module")
-def words(tmp_path_factory):
+def unscheduled(tmp_path_factory):
     """Flags of a small run: a toy of four blocks and 24 observations of six episodes."""
     folder = tmp_path_factory.mktemp("advise")
     arch = toys.architecture()
@@ -164,10 +172,14 @@ def words(tmp_path_factory):
     return [
         *("advise", "--checkpoint", str(folder / "full"), "--data", str(folder / "data.npz"), "--keep-layers", "2"),
         *("--criteria", "first", "--learning-rates", "1e-3", "--steps", "2", "--rungs", "2", "--batch-size", "8"),
-        # Fixed steps of the schedule, so that costs and trials run the same programs.
-        *("--warmup-steps", "1", "--decay-steps", "10", "--decay-lr", "1e-4", "--ema-decay", "None"),
-        *("--holdout-ratio", "0.5", "--evaluate-observations", "12"),
+        *("--ema-decay", "None", "--holdout-ratio", "0.5", "--evaluate-observations", "12"),
     ]
+
+
+@pytest.fixture(scope="module")
+def words(unscheduled):
+    """The same with fixed steps of the schedule, so that costs and trials run the same programs."""
+    return [*unscheduled, "--warmup-steps", "1", "--decay-steps", "10", "--decay-lr", "1e-4"]
 
 
 def test_a_small_run_and_its_resumption(words, tmp_path, capsys, monkeypatch):
@@ -183,8 +195,8 @@ def test_a_small_run_and_its_resumption(words, tmp_path, capsys, monkeypatch):
     full, cut = found["depths"]
     assert cut["parameters"] < full["parameters"] and cut["state_bytes"] < full["state_bytes"]
     assert cut["steps"] == max(round(2 * full["step_seconds"] / cut["step_seconds"]), 1) and full["steps"] == 2
-    trials = (out / "trials.jsonl").read_text().splitlines()
-    assert len(trials) == 4  # two depths, two rungs
+    lines = (out / "trials.jsonl").read_text().splitlines()
+    assert [json.loads(line)["rung"] for line in lines] == [1, 1]  # two depths of one candidate, which waits
     page = (out / "report.html").read_text(encoding="utf-8")
     assert_self_contained(page)
     assert [cells[0] for _, cells in Page(page).tables["readings"]] == ["full", "2"]
@@ -196,7 +208,7 @@ def test_a_small_run_and_its_resumption(words, tmp_path, capsys, monkeypatch):
     check_own(epath.Path(out), "clp advise", names=advise._NAMES)
     # As if killed while the last trial was written down: that trial runs again, with the same result.
     (out / "advice.json").unlink()
-    (out / "trials.jsonl").write_text("\n".join(trials[:3]) + "\n" + trials[3][:20])
+    (out / "trials.jsonl").write_text(lines[0] + "\n" + lines[1][:20])
     assert cli.main([*words, "--out", str(out)]) == 2
     assert "--resume" in capsys.readouterr().err
     assert cli.main([*words, "--out", str(out), "--resume", "--steps", "3"]) == 2
@@ -206,8 +218,70 @@ def test_a_small_run_and_its_resumption(words, tmp_path, capsys, monkeypatch):
     assert cli.main([*words, "--out", str(out), "--resume", "--json"]) == 0
     told = capsys.readouterr()
     assert json.loads(told.out) == found and "Measuring" not in told.err
-    assert (out / "trials.jsonl").read_text().splitlines() == trials
+    assert (out / "trials.jsonl").read_text().splitlines() == lines
     assert json.loads((out / "advice.json").read_text()) == found
+
+
+ALONE = ("--keep-layers", "4", "--learning-rates", "1e-3", "3e-3", "--steps", "8")
+"""The whole model alone, with two rates, so that the first of two rungs, of four steps, decides."""
+
+
+def trials_in(out):
+    lines = map(json.loads, (out / "trials.jsonl").read_text().splitlines())
+    return {(trial["candidate"], trial["rung"]): (trial["steps"], trial["losses"]) for trial in lines}
+
+
+@pytest.fixture
+def no_costs(monkeypatch):
+    """What a step takes is not measured: the whole model's steps do not depend on it."""
+    monkeypatch.setattr(advise, "measure_costs", lambda models, *_: dict.fromkeys(models, Cost(1.0, 1.0, 1, 1)))
+
+
+@pytest.mark.usefixtures("no_costs")
+def test_a_rung_is_a_run_of_its_own(unscheduled, tmp_path):
+    """Its trial is that of a command that has this rung alone: no state and no schedule of another."""
+    flags = [*unscheduled, *ALONE]
+    assert cli.main([*flags, "--out", str(tmp_path / "two")]) == 0
+    found = trials_in(tmp_path / "two")
+    ((best, _),) = (key for key in found if key[1] == 1)
+    for rung, steps in enumerate((4, 8)):
+        out = tmp_path / str(steps)
+        rate = best.removeprefix("full-")
+        one = [*flags, "--rungs", "1", "--steps", str(steps), "--learning-rates", rate, "--out", str(out)]
+        assert cli.main(one) == 0
+        assert trials_in(out) == {(best, 0): found[best, rung]} and found[best, rung][0] == steps
+
+
+@pytest.mark.parametrize("flag", [{}, {"warmup_steps": 3, "decay_steps": 50, "decay_lr": 1e-5}])
+def test_the_schedule_is_of_a_runs_own_length_unless_flags_name_it(flag):
+    for steps in (20, 40):
+        config = dataclasses.replace(asked(), **flag)
+        optimizer = advise._run_of(config, 1e-3, cases.architecture("pi0"), steps).optimizer
+        own = {"warmup_steps": steps // 10, "decay_steps": steps, "decay_lr": 1e-4}
+        assert {name: getattr(optimizer, name) for name in own} == own | flag
+
+
+@pytest.mark.usefixtures("no_costs")
+def test_a_killed_command_goes_on_inside_a_rung_and_trains_no_other_again(words, tmp_path, monkeypatch):
+    flags = [*words, *ALONE, "--out"]
+    assert cli.main([*flags, str(tmp_path / "whole")]) == 0
+    out, runs = tmp_path / "killed", []
+
+    def stopped(spec, architecture, data, run, saved, **others):
+        """Training that a signal ends before the last step of the second run."""
+        runs.append(sorted(path.name for path in (out / "runs").iterdir()))
+        steps = run.steps - (len(runs) == 2)
+        return train(spec, architecture, data, dataclasses.replace(run, steps=steps), saved, **others)
+
+    train = trials.train
+    monkeypatch.setattr(trials, "train", stopped)
+    assert cli.main([*flags, str(out)]) == 0
+    # Nothing is left of a rung that was measured.
+    assert runs == [["full-0.001-rung-1"], ["full-0.003-rung-1"]]
+    assert list(trials_in(out)) == [("full-0.001", 0)] and not (out / "advice.json").exists()
+    assert cli.main([*flags, str(out), "--resume"]) == 0
+    assert runs[1] == runs[2] and len(runs) == 4
+    assert trials_in(out) == trials_in(tmp_path / "whole")
 
 
 def test_a_learning_rate_that_diverges_ends_its_candidate_alone(words, tmp_path, capsys):
@@ -252,9 +326,18 @@ def asked(*depths):
     return advise.Advise(checkpoint="full", data=("data.npz",), out="out", steps=2, keep_layers=depths)
 
 
+def test_trials_of_a_version_that_trained_otherwise_are_not_gone_on_with(words, tmp_path, capsys):
+    """That version's settings have no number, and its rungs went on from each other's state."""
+    (tmp_path / "advise.json").write_text(json.dumps({"config": {}, "costs": {}}))
+    assert cli.main([*words, "--out", str(tmp_path), "--resume"]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "advise.json was begun by another version of clp advise" in said
+    assert said.endswith("begin in another --out.\n")
+
+
 @pytest.mark.parametrize("content", [{}, {"config": []}, {"config": {}, "costs": {"full": 1}}])
 def test_damaged_settings_of_a_command_that_is_resumed_are_one_line(words, content, tmp_path, capsys):
-    (tmp_path / "advise.json").write_text(json.dumps(content))
+    (tmp_path / "advise.json").write_text(json.dumps(content | {"schema": 2}))
     assert cli.main([*words, "--out", str(tmp_path), "--resume"]) == 2
     assert capsys.readouterr().err.count("\n") == 1
     with pytest.raises(InputError, match=r"advise.json cannot be read: .*; begin in another --out"):

@@ -1,8 +1,8 @@
 """How deep for this checkpoint, these data and this budget: candidates, short trials, a verdict with its uncertainty.
 
 Candidates are cuts at several depths by several criteria, each with several learning rates, and the model as it is.
-Short fine-tunes with held-out loss compare them; half of each depth goes after every rung, the others train on. All
-have the same time: a smaller model does more steps in it.
+Short fine-tunes with held-out loss compare them; half of each depth goes after every rung, the others train anew for
+twice as long. All have the same time: a smaller model does more steps in it.
 """
 
 from clp_jax.advising.candidates import Candidate, candidates_of

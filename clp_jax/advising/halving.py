@@ -1,6 +1,8 @@
 """Successive halving within each depth (Jamieson & Talwalkar 2016, arXiv 1502.07943).
 
-Every depth keeps its best to the end, for what is wanted is the choice between depths, not one winner.
+Every depth keeps its best to the end, for what is wanted is the choice between depths, not one winner. A rung is a run
+of its own, from the checkpoint to the end of its schedule: a piece of a longer run would end at a high learning rate,
+where a high peak looks worse than it ends.
 """
 
 import dataclasses
@@ -21,7 +23,7 @@ class Trial:
     Attributes:
       candidate: its name.
       rung: number of the rung, from 0.
-      steps: training steps done so far.
+      steps: training steps of the rung.
       losses: held-out loss of each episode, the same episodes for all; NaN where the candidate diverged.
     """
 
@@ -36,13 +38,13 @@ class Trial:
 
 
 Measure = Callable[[Candidate, int], Trial]
-"""Trains a candidate to the end of a rung and measures it there."""
+"""Trains a candidate for the steps of a rung and measures it at their end."""
 
 
-def halve(
-    candidates: Sequence[Candidate], rungs: int, measure: Measure, weights: Sequence[float]
-) -> Iterator[tuple[Trial, bool]]:
-    """Run all candidates, the better half of each depth on to the next rung; who diverged is never among it.
+def halve(candidates: Sequence[Candidate], rungs: int, measure: Measure, weights: Sequence[float]) -> Iterator[Trial]:
+    """Run all candidates, then the better half of each depth in the next rung; who diverged is never among it.
+
+    A depth that has one candidate left waits for the last rung: those between would decide nothing.
 
     Args:
       candidates: to begin with.
@@ -51,37 +53,30 @@ def halve(
       weights: of the episodes, in a mean.
 
     Yields:
-      Each trial, and whether its candidate is out: trials of a rung in the order of the candidates, each as soon as it
-      is known with False, and those that are out once more, with True, at the end of the rung.
+      Each trial as soon as it is known, those of a rung in the order of the candidates.
 
     Raises:
       InputError: the whole model diverged with every learning rate.
     """
-    alive = list(candidates)
+    alive: dict[str, list[Candidate]] = {}
+    for candidate in candidates:
+        alive.setdefault(candidate.depth, []).append(candidate)
     for rung in range(rungs):
-        trials = {}
-        for candidate in alive:
-            trials[candidate.name] = measure(candidate, rung)
-            yield trials[candidate.name], False
-        means = {name: mean_loss(trial.losses, weights) for name, trial in trials.items()}
-        if not any(candidate.depth == FULL and math.isfinite(means[candidate.name]) for candidate in alive):
-            raise InputError(
-                "the whole model diverged with every learning rate, so depths have nothing to be compared with; give "
-                "lower --learning-rates and another --out."
-            )
-        if rung + 1 == rungs:
-            return
-        kept: list[Candidate] = []
-        for depth in dict.fromkeys(candidate.depth for candidate in alive):
-            ranked = sorted(
-                (candidate for candidate in alive if candidate.depth == depth),
-                key=lambda candidate: means[candidate.name],
-            )
-            kept += [one for one in ranked[: math.ceil(len(ranked) / 2)] if math.isfinite(means[one.name])]
-        for candidate in alive:
-            if candidate not in kept:
-                yield trials[candidate.name], True
-        alive = [candidate for candidate in alive if candidate in kept]
+        for depth, rivals in alive.items():
+            if len(rivals) == 1 and rung + 1 < rungs:
+                continue
+            means: list[float] = []
+            for candidate in rivals:
+                trial = measure(candidate, rung)
+                means.append(mean_loss(trial.losses, weights))
+                yield trial
+            if depth == FULL and not any(math.isfinite(mean) for mean in means):
+                raise InputError(
+                    "the whole model diverged with every learning rate, so depths have nothing to be compared with; "
+                    "give lower --learning-rates and another --out."
+                )
+            ranked = sorted(zip(means, rivals, strict=True), key=lambda pair: pair[0])[: math.ceil(len(rivals) / 2)]
+            alive[depth] = [candidate for mean, candidate in ranked if math.isfinite(mean)]
 
 
 def mean_loss(losses: Sequence[float], weights: Sequence[float]) -> float:

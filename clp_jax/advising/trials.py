@@ -1,7 +1,8 @@
-"""One trial: a cut that is written once, trained on to the end of a rung, and measured on held-out episodes."""
+"""One trial: a cut that is written once, trained for the steps of a rung, and measured on held-out episodes."""
 
 import dataclasses
 import math
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -78,16 +79,15 @@ class Trainer:
     """Runs trials.
 
     Attributes:
-      folder: for cuts and for the states of those that train on.
+      folder: for cuts and for the state of the run that is under way.
       spec: the checkpoint.
       architecture: of its model.
       data: to train on.
       held: to measure on.
       mesh: devices.
-      settings: how an architecture is trained for so many steps of so many in all, from (candidate, architecture,
-        steps, all steps).
-      steps: by depth, what the longest trial does.
-      rungs: how many there are; each has twice the steps of the one before.
+      settings: how an architecture is trained for so many steps, from (candidate, architecture, steps).
+      steps: by depth, those of the last rung.
+      rungs: how many there are; each has twice the steps of the one before, and begins from the checkpoint.
       entry: what was read and asked, for the record.
     """
 
@@ -97,23 +97,24 @@ class Trainer:
     data: TrainingData
     held: HeldOut
     mesh: jax.sharding.Mesh
-    settings: Callable[[Candidate, Architecture, int, int], Run]
+    settings: Callable[[Candidate, Architecture, int], Run]
     steps: Mapping[str, int]
     rungs: int
     entry: Mapping[str, Any]
 
     def measure(self, candidate: Candidate, rung: int) -> Trial:
-        """Train a candidate to the end of a rung, and its losses there: NaN where it diverges before.
+        """Train a candidate for the steps of a rung, and its losses at their end: NaN where it diverges before.
+
+        A run that a signal ended goes on where it was; what it saved stays until `forget`.
 
         Raises:
           Stopped: by a signal.
         """
         spec, architecture = self._cut(candidate), smaller(self.architecture, candidate.plan)
-        whole = self.steps[candidate.depth]
-        steps = max(round(whole / 2 ** (self.rungs - 1 - rung)), 1)
-        run = self.settings(candidate, architecture, steps, whole)
+        steps = max(round(self.steps[candidate.depth] / 2 ** (self.rungs - 1 - rung)), 1)
+        run = self.settings(candidate, architecture, steps)
         check_batch_size(run, self.mesh)
-        saved = Steps(self.folder / "runs" / candidate.name, write_assets=_none)
+        saved = Steps(self._run(candidate, rung), write_assets=_none)
         plan = PrunePlan.of(architecture.kind, architecture.depths, coupled=architecture.coupled)
         done = 0 if saved.latest is None else saved.latest + 1
         try:
@@ -136,6 +137,14 @@ class Trainer:
             raise Stopped
         params = report.state.params if report.state.ema_params is None else report.state.ema_params
         return Trial(candidate.name, rung, steps, self.held.losses(architecture, params, self.mesh))
+
+    def forget(self, candidate: Candidate, rung: int) -> None:
+        """Remove what the run of a rung saved, once its trial is written down."""
+        shutil.rmtree(self._run(candidate, rung), ignore_errors=True)
+
+    def _run(self, candidate: Candidate, rung: int) -> Path:
+        """The folder of a rung's run: each has its own, so that none goes on with the state of another."""
+        return self.folder / "runs" / f"{candidate.name}-rung-{rung + 1}"
 
     def _cut(self, candidate: Candidate) -> Spec:
         """The pruned checkpoint of a candidate."""

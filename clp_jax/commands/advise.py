@@ -44,6 +44,8 @@ from clp_jax.trees import flatten
 _BY = "clp advise"
 SETTINGS = "advise.json"
 """What was read and asked, the candidates and the costs that were measured: what --resume needs beside the trials."""
+_SCHEMA = 2
+"""Of that file. The first had none: its rungs were pieces of one run, whose losses are not comparable with these."""
 _NAMES = r"(advise|advice|plan)\.json(\.partial)?|trials\.jsonl|advice\.png|report\.html|cuts|runs"
 _OR_ELSEWHERE = "begin in another --out"
 _MAY_CHANGE = ("out", "resume", "overwrite", "json", "tolerance", "workers")
@@ -54,8 +56,8 @@ class Advise(MeasureFlags, UpstreamFlags):
     """Find the depth for a checkpoint and its task by short fine-tunes of equal time.
 
     Cuts of every depth by several criteria, each with several learning rates, train for a while; the better half of
-    each depth trains on. A killed command goes on with the same flags and --resume. Disk: every candidate that is still
-    in holds its optimiser state; those that are out are removed at once.
+    each depth trains anew for twice as long, and so on. A killed command goes on with the same flags and --resume.
+    Disk: the cuts, and the parameters and optimiser state of the one run that is under way.
     """
 
     checkpoint: str
@@ -76,7 +78,8 @@ class Advise(MeasureFlags, UpstreamFlags):
     learning_rates: tuple[float, ...] = ()
     """Learning rates to try. If absent --peak-lr or the authors' own, and twice as much."""
     rungs: int = 3
-    """How often the better half of each depth goes on: the first rung has --steps / 2^(rungs - 1) steps."""
+    """How many rounds of runs there are, each twice as long as the one before, the last of --steps; the better half of
+    each depth goes on to the next. A depth that has one candidate left is trained in the last alone."""
     tolerance: float = 0.02
     """The fastest depth is advised whose held-out loss exceeds the whole model's by at most this share."""
     max_observations: int | None = None
@@ -123,7 +126,7 @@ def _run(config: Advise, lifetime: contextlib.ExitStack) -> None:
         new_run=True,
     )
     held = HeldOut.of(data, config.evaluate_observations)
-    check_batch_size(_run_of(config, rates[0], architecture, 1, config.steps), make_mesh(config.fsdp_devices))
+    check_batch_size(_run_of(config, rates[0], architecture, config.steps), make_mesh(config.fsdp_devices))
     folder = Path(config.out).expanduser()
     lifetime.enter_context(
         resumable(
@@ -146,7 +149,7 @@ def _run(config: Advise, lifetime: contextlib.ExitStack) -> None:
     costs = _known_costs(folder)
     measuring = "" if costs else " Measuring a training step and sampling at every depth."
     console.print(
-        "Learning rates climb over a tenth of a trial and fall to a tenth of the peak at its end, where no flag says "
+        "Learning rates climb over a tenth of each run and fall to a tenth of the peak at its end, where no flag says "
         f"otherwise; all else is as in clp finetune.{measuring}",
         soft_wrap=True,
     )
@@ -202,7 +205,13 @@ def _learning_rates(config: Advise, architecture: Architecture) -> tuple[float, 
 def _check_same(folder: Path, entry: Entry, console: Console) -> None:
     if (file := folder / SETTINGS).exists():
         with blamed_on(file, _OR_ELSEWHERE):
-            note = check_same_run(read_json_object(file), entry, may_change=_MAY_CHANGE, defaults={})
+            before = read_json_object(file)
+            if before.get("schema") != _SCHEMA:
+                raise InputError(
+                    f"{file} was begun by another version of clp advise, whose trials are trained otherwise and cannot "
+                    f"be compared with new ones; {_OR_ELSEWHERE}."
+                )
+            note = check_same_run(before, entry, may_change=_MAY_CHANGE, defaults={})
         if note is not None:
             console.print(f"[yellow]note:[/] {escape(note)}")
 
@@ -259,12 +268,11 @@ def _costs(
     models = {}
     for one in candidates:
         cut = smaller(architecture, one.plan)
-        models.setdefault(one.depth, (cut, _run_of(config, one.peak_lr, cut, config.steps, config.steps)))
+        models.setdefault(one.depth, (cut, _run_of(config, one.peak_lr, cut, config.steps)))
     costs = measure_costs(models, data, make_mesh(config.fsdp_devices))
     measured = {depth: dataclasses.asdict(cost) for depth, cost in costs.items()}
-    write_json(
-        folder / SETTINGS, entry.to_json() | {"candidates": [one.to_json() for one in candidates], "costs": measured}
-    )
+    tried = [one.to_json() for one in candidates]
+    write_json(folder / SETTINGS, entry.to_json() | {"schema": _SCHEMA, "candidates": tried, "costs": measured})
     return costs
 
 
@@ -277,17 +285,15 @@ def _trials(
     known = {(trial.candidate, trial.rung): trial for trial in trials}
 
     def measured(candidate: Candidate, rung: int) -> Trial:
-        if (found := known.get((candidate.name, rung))) is not None:
-            return found
-        trial = trainer.measure(candidate, rung)
-        append_line(file, trial.to_json())
+        trial = known.get((candidate.name, rung))
+        if trial is None:
+            trial = trainer.measure(candidate, rung)
+            append_line(file, trial.to_json())
+        trainer.forget(candidate, rung)
         return trial
 
     try:
-        for trial, is_out in halve(candidates, config.rungs, measured, weights):
-            if is_out:
-                shutil.rmtree(folder / "runs" / trial.candidate, ignore_errors=True)
-                continue
+        for trial in halve(candidates, config.rungs, measured, weights):
             loss = mean_loss(trial.losses, weights)
             found = f"held-out loss {loss:.4f}" if math.isfinite(loss) else "diverged"
             console.print(
@@ -324,8 +330,8 @@ def _trainer(
         for depth, cost in costs.items()
     }
 
-    def settings(candidate: Candidate, architecture: Architecture, steps: int, whole: int) -> Run:
-        return _run_of(config, candidate.peak_lr, architecture, steps, whole)
+    def settings(candidate: Candidate, architecture: Architecture, steps: int) -> Run:
+        return _run_of(config, candidate.peak_lr, architecture, steps)
 
     return Trainer(
         folder=folder,
@@ -341,14 +347,17 @@ def _trainer(
     )
 
 
-def _run_of(config: Advise, peak_lr: float, architecture: Architecture, steps: int, whole: int) -> Run:
-    """The authors' settings, but for the schedule: theirs is made for runs a hundred times as long."""
+def _run_of(config: Advise, peak_lr: float, architecture: Architecture, steps: int) -> Run:
+    """The authors' settings, but for the schedule: theirs is made for runs a hundred times as long.
+
+    It is of the run's own length, whatever rung that is; where flags name steps, these are the same in every run.
+    """
     family, leaves = family_of(architecture), flatten(abstract_params(architecture))
     given = {name: getattr(config, name) for name in ("warmup_steps", "decay_steps", "decay_lr")}
-    own = {"warmup_steps": max(whole // 10, 1), "decay_steps": whole, "decay_lr": peak_lr / 10}
+    own = {"warmup_steps": max(steps // 10, 1), "decay_steps": steps, "decay_lr": peak_lr / 10}
     schedule = {name: own[name] if value is None else value for name, value in given.items()}
     told = dataclasses.replace(config, peak_lr=peak_lr, **schedule)
-    told, _ = with_upstream_defaults(told, family.training_defaults(architecture, whole))
+    told, _ = with_upstream_defaults(told, family.training_defaults(architecture, steps))
     assert told.batch_size is not None and not isinstance(told.ema_decay, str)
     return Run(
         steps=steps,

@@ -7,8 +7,19 @@ _PARITY = "tests/test_training_parity.py::test_steps_equal_openpis[pi0]"
 _OPTIMIZER = "tests/test_optimizer.py"
 _STEP = "tests/test_training_step.py"
 _DEPTHS = "tests/test_depths.py"
+_ADVISING = "tests/test_advising.py"
 
 MUTANTS: list[Mutant] = [
+    *faults(
+        "clp_jax/commands/advise.py",
+        f"{_ADVISING}::test_a_rung_is_a_run_of_its_own",
+        ("advise-schedule-of-the-last-rung", '"decay_steps": steps', '"decay_steps": config.steps'),
+    ),
+    *faults(
+        "clp_jax/commands/advise.py",
+        f"{_ADVISING}::test_a_killed_command_goes_on_inside_a_rung_and_trains_no_other_again",
+        ("advise-state-stays-after-its-rung", "        trainer.forget(candidate, rung)\n", ""),
+    ),
     *faults(
         "clp_jax/training/step.py",
         f"{_DEPTHS}::test_a_step_trains_one_cut_as_if_it_were_alone[pi0-others0]",
