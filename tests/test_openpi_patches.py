@@ -16,9 +16,12 @@ import recordings
 import toys
 
 import openpi_patches
+from clp_jax import cli, example
 from clp_jax.checkpoint import read_params, read_spec, write_params
 from clp_jax.models import build
 from clp_jax.models.pi0 import Observation, architecture_of, sample_actions
+from clp_jax.models.pi0.flow import compute_loss, draw_noise_and_time
+from clp_jax.models.pi0.processing import CAMERAS
 from clp_jax.plan import PrunePlan
 from clp_jax.prune import prune_checkpoint
 from clp_jax.trees import flatten
@@ -281,3 +284,53 @@ def test_openpis_training_script_trains_a_pruned_checkpoint(openpi, checkpoints,
     # The first steps of the warm-up, averaged with 0.99, move only what has large gradients.
     changed = [path for path in before if not np.array_equal(before[path], after[path])]
     assert "PaliGemma/llm/layers/mlp_1/linear" in changed
+
+
+def as_nested(arrays):
+    """Flat arrays as openpi has them."""
+    pictures = {part: {} for part in ("image", "image_mask")}
+    for name, array in arrays.items():
+        part, _, camera = name.partition("/")
+        if camera:
+            pictures[part][camera] = jnp.asarray(array)
+    names = ("state", "tokenized_prompt", "tokenized_prompt_mask")
+    return pictures | {name: jnp.asarray(arrays[name]) for name in names}
+
+
+@pytest.mark.slow
+@openpi_warns
+def test_a_healed_cut_has_the_same_loss_in_openpi(tmp_path, monkeypatch):
+    real_openpi.import_openpi()
+    import openpi.models.model
+    import openpi.models.pi0
+    import openpi.models.pi0_config
+
+    data = example.observations(24)
+    absent = {}
+    for camera in CAMERAS[1:]:
+        absent[f"image/{camera}"] = np.zeros_like(data.arrays["image/base_0_rgb"])
+        absent[f"image_mask/{camera}"] = np.zeros(24, bool)
+    np.savez(tmp_path / "data.npz", **data.arrays, **absent)
+    flags = ["--keep", "0,1,2,3,4,5,6,7,8,9,10,11,16,17", "--heal", "--data", str(tmp_path / "data.npz")]
+    assert cli.main(["prune", "--checkpoint", example.CHECKPOINT, *flags, "--out", str(tmp_path / "healed")]) == 0
+    params = read_params(read_spec(tmp_path / "healed"))
+    architecture = architecture_of(params, dtype="float32")
+    key, some = jax.random.key(0), data.take(range(6)).arrays
+    actions = some["actions"]
+    noise, time = draw_noise_and_time(key, actions.shape)
+    ours = compute_loss(build(architecture), params, Observation.of(some), actions, noise=noise, time=time)
+
+    real_openpi.shrink(architecture, monkeypatch)
+    # Its models resize pictures to 224 pixels and want three cameras; the example has one of 84.
+    monkeypatch.setattr(openpi.models.model, "IMAGE_RESOLUTION", (example.IMAGE_SIZE,) * 2)
+    monkeypatch.setattr(openpi.models.model, "preprocess_observation", lambda _, observation, **__: observation)
+    openpi_patches.install(tmp_path / "healed")
+    try:
+        config = openpi.models.pi0_config.Pi0Config(
+            dtype="float32", action_dim=actions.shape[-1], action_horizon=actions.shape[1], max_token_len=12
+        )
+        model = config.load(params)
+    finally:
+        openpi_patches.uninstall()
+    theirs = model.compute_loss(key, openpi.models.model.Observation.from_dict(as_nested(some)), actions)
+    np.testing.assert_allclose(theirs, ours, rtol=1e-4, atol=1e-6)
