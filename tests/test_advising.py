@@ -231,18 +231,30 @@ def trials_in(out):
     return {(trial["candidate"], trial["rung"]): (trial["steps"], trial["losses"]) for trial in lines}
 
 
+def measure_no_costs(patch):
+    """What a step takes is not measured: the whole model's steps do not depend on it."""
+    patch.setattr(advise, "measure_costs", lambda models, *_: dict.fromkeys(models, Cost(1.0, 1.0, 1, 1)))
+
+
 @pytest.fixture
 def no_costs(monkeypatch):
-    """What a step takes is not measured: the whole model's steps do not depend on it."""
-    monkeypatch.setattr(advise, "measure_costs", lambda models, *_: dict.fromkeys(models, Cost(1.0, 1.0, 1, 1)))
+    measure_no_costs(monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def two_rungs(unscheduled, tmp_path_factory):
+    """What ``ALONE`` comes to where nothing ends it."""
+    out = tmp_path_factory.mktemp("two") / "advice"
+    with pytest.MonkeyPatch.context() as patch:
+        measure_no_costs(patch)
+        assert cli.main([*unscheduled, *ALONE, "--out", str(out)]) == 0
+    return out
 
 
 @pytest.mark.usefixtures("no_costs")
-def test_a_rung_is_a_run_of_its_own(unscheduled, tmp_path):
+def test_a_rung_is_a_run_of_its_own(unscheduled, two_rungs, tmp_path):
     """Its trial is that of a command that has this rung alone: no state and no schedule of another."""
-    flags = [*unscheduled, *ALONE]
-    assert cli.main([*flags, "--out", str(tmp_path / "two")]) == 0
-    found = trials_in(tmp_path / "two")
+    flags, found = [*unscheduled, *ALONE], trials_in(two_rungs)
     ((best, _),) = (key for key in found if key[1] == 1)
     for rung, steps in enumerate((4, 8)):
         out = tmp_path / str(steps)
@@ -262,9 +274,10 @@ def test_the_schedule_is_of_a_runs_own_length_unless_flags_name_it(flag):
 
 
 @pytest.mark.usefixtures("no_costs")
-def test_a_killed_command_goes_on_inside_a_rung_and_trains_no_other_again(words, tmp_path, monkeypatch):
-    flags = [*words, *ALONE, "--out"]
-    assert cli.main([*flags, str(tmp_path / "whole")]) == 0
+def test_a_killed_command_goes_on_inside_a_rung_and_trains_no_other_again(
+    unscheduled, two_rungs, tmp_path, monkeypatch
+):
+    flags = [*unscheduled, *ALONE, "--out"]
     out, runs = tmp_path / "killed", []
 
     def stopped(spec, architecture, data, run, saved, **others):
@@ -281,7 +294,7 @@ def test_a_killed_command_goes_on_inside_a_rung_and_trains_no_other_again(words,
     assert list(trials_in(out)) == [("full-0.001", 0)] and not (out / "advice.json").exists()
     assert cli.main([*flags, str(out), "--resume"]) == 0
     assert runs[1] == runs[2] and len(runs) == 4
-    assert trials_in(out) == trials_in(tmp_path / "whole")
+    assert trials_in(out) == trials_in(two_rungs)
 
 
 def test_a_learning_rate_that_diverges_ends_its_candidate_alone(words, tmp_path, capsys):
