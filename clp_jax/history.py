@@ -148,8 +148,9 @@ def _step(step: Mapping[str, Any]) -> Step:
     config, calibration = step.get("config") or {}, step.get("calibration") or {}
     plan = None if step.get("plan") is None else PrunePlan.from_json(step["plan"])
     given, healed = config.get("data"), step.get("healed")
-    # Beside a plan, a list of blocks, a trained cut or an analysis, --data says what to heal on and chooses nothing.
-    chosen = healed is None or (calibration and not config.get("analysis"))
+    # Beside a plan, a list of blocks, a trained cut or an analysis, --data says what to heal on and chooses nothing,
+    # unless the criterion heals to choose.
+    chosen = healed is None or (calibration and not config.get("analysis")) or step.get("criterion") == "healed"
     return Step(
         step["command"],
         source=step.get("source"),

@@ -335,6 +335,21 @@ def test_a_rule_of_what_does_not_decay_matches_something(words, tmp_path, capsys
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (("--criteria", "healed", "jumps"), "healed is for models that are not fine-tuned"),
+        (("--rungs", "3"), "--rungs 3 leave no step of --steps 2 for the first"),
+        (("--warmup-steps", "2", "--decay-steps", "4"), "are more than the first rung's 1 steps"),
+        (("--learning-rates", "1e-3", "1.0000001e-3"), "two that differ by less than a millionth"),
+    ],
+)
+def test_what_no_rung_could_do_is_refused(unscheduled, tmp_path, capsys, flags, said):
+    assert cli.main([*unscheduled, *flags, "--out", str(tmp_path / "out")]) == 2
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def asked(*depths):
     return advise.Advise(checkpoint="full", data=("data.npz",), out="out", steps=2, keep_layers=depths)
 

@@ -80,13 +80,14 @@ def test_edited_plan_is_followed(inputs, tmp_path):
 @pytest.mark.slow
 def test_cuts_are_compared_by_what_healing_leaves(inputs, tmp_path, capsys):
     data = ["--data", str(inputs / "data.npz"), "--keep-layers", "2", "--heal", "--criterion", "healed"]
-    words = ["analyse", "--checkpoint", str(inputs / "full"), *data, "--compare", "first", "mse"]
+    words = ["analyse", "--checkpoint", str(inputs / "full"), *data, "--compare", "first", "random"]
     assert main([*words, "--out", str(tmp_path / "a")]) == 0
     assert "loss, healed" in capsys.readouterr().out
     findings = json.loads((tmp_path / "a" / "findings.json").read_text())
     healed = {choice["criterion"]: choice["healed_loss"] for choice in findings["choices"]}
-    assert list(healed) == ["healed", "first", "mse"]
+    assert list(healed) == ["healed", "first", "random"]
     assert healed["healed"] == min(healed.values())
+    assert any("held-out observations alone" in warning for warning in findings["warnings"])
     plan = json.loads((tmp_path / "a" / "plan.json").read_text())
     tried = plan["scores"]["vlm+action"]["tried"]
     assert tried[0]["loss"] == healed["healed"] and tried[0]["removed"] == plan["scores"]["vlm+action"]["removed"]
@@ -94,7 +95,9 @@ def test_cuts_are_compared_by_what_healing_leaves(inputs, tmp_path, capsys):
     stay = plan["towers"]["action"]["keep"]
     assert {one["block"] for one in findings["healing"] if one["tower"] == "action"} <= set(stay)
     page = (tmp_path / "a" / "report.html").read_text()
-    assert "What healing would leave" in page and page.count("<tr") > len(findings["healing"])
+    assert "What healing would leave" in page and "cuts that were healed, best first" in page
+    assert page.count("<tr") > len(findings["healing"]) + len(tried)
+    assert any("gateprobe" in cut["by"] for cut in tried), "who proposes does not depend on what is compared"
     assert prune(inputs, tmp_path / "p", *data) == 0
     assert PrunePlan.from_json(read_spec(tmp_path / "p").plan_record["plan"]).towers["action"].keep == tuple(stay)
 

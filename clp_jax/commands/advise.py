@@ -113,6 +113,7 @@ def _run(config: Advise, lifetime: contextlib.ExitStack) -> None:
     settings = {"dtype": config.dtype or default_dtype(), **config.model_settings()}
     architecture = dataclasses.replace(read_architecture(spec, **settings), remat="all")  # as clp finetune
     check_undecayed(config.not_decayed, flatten(abstract_params(architecture)).keys() - _frozen(architecture))
+    _check_rungs(config)
     depths = _depths(config, architecture)
     rates = _learning_rates(config, architecture)
     data = open_data(
@@ -174,6 +175,8 @@ def _depths(config: Advise, architecture: Architecture) -> dict[str, DepthFlags]
     """The depths to try, by the words that name them."""
     if not config.criteria:
         raise InputError("--criteria names no rule, so no smaller depth could be tried; leave it out, or name one.")
+    if "healed" in config.criteria:
+        raise InputError("--criteria healed is for models that are not fine-tuned, and clp advise fine-tunes all.")
     words = config.keep_layers
     if len(words) == 0:
         groups, _ = groups_of(architecture)
@@ -197,9 +200,24 @@ def _learning_rates(config: Advise, architecture: Architecture) -> tuple[float, 
     if config.learning_rates:
         if config.peak_lr is not None:
             raise InputError("--learning-rates says all rates to try; leave out --peak-lr.")
-        return tuple(dict.fromkeys(config.learning_rates))
+        rates = tuple(dict.fromkeys(config.learning_rates))
+        if len({f"{rate:g}" for rate in rates}) < len(rates):
+            raise InputError("--learning-rates holds two that differ by less than a millionth; leave one out.")
+        return rates
     peak = config.peak_lr or family_of(architecture).training_defaults(architecture, config.steps)["peak_lr"]
     return (peak, 2 * peak)
+
+
+def _check_rungs(config: Advise) -> None:
+    """Raise where the first rung is too short for what is asked of it."""
+    shortest = config.steps // 2 ** (config.rungs - 1)
+    if not shortest:
+        raise InputError(f"--rungs {config.rungs} leave no step of --steps {config.steps} for the first; give fewer.")
+    if config.warmup_steps is not None and config.warmup_steps > shortest:
+        raise InputError(
+            f"--warmup-steps {config.warmup_steps} are more than the first rung's {shortest} steps; leave them out, or "
+            "give fewer --rungs."
+        )
 
 
 def _check_same(folder: Path, entry: Entry, console: Console) -> None:

@@ -14,6 +14,7 @@ from clp_jax.commands.measuring import (
     MeasureFlags,
     check_heals,
     evidence_options,
+    few_held_out,
     healed_cuts,
     load,
     load_to_heal,
@@ -25,6 +26,7 @@ from clp_jax.errors import InputError
 from clp_jax.findings import Choice, Findings, clp_stability, compare_criteria, intervals, size_of, warnings_of
 from clp_jax.loading import LoadedModel
 from clp_jax.outputs import staged
+from clp_jax.plan import PrunePlan
 from clp_jax.planning import removals
 from clp_jax.report import write_report
 from clp_jax.selection import CRITERIA
@@ -43,7 +45,7 @@ class Analyse(MeasureFlags, DepthFlags):
     """Folder to create: similarity.npz, plan.json, findings.json, report.html, heat maps."""
     compare: tuple[str, ...] = tuple(name for name in CRITERIA if name not in ("greedy", "gauss-newton", "healed"))
     """Criteria whose losses at the same depth are compared. Not by default: gauss-newton, which runs the model forward
-    twice per block, greedy, which runs it some hundred times, and healed, which heals a dozen cuts."""
+    twice per block, greedy, which runs it some hundred times, and healed, which heals several cuts."""
     heal: bool = False
     """Also heal what each criterion leaves, on some of the observations: what the loss would be after clp prune --heal,
     and how far the stream after every kept block is off before and after."""
@@ -118,8 +120,14 @@ def find(
         after=size_of(smaller, lengths, cameras=cameras),
         intervals=intervals(analysis, options),
         stability=clp_stability(analysis, remove, options),
-        warnings=warnings_of(analysis, options),
+        warnings=(*warnings_of(analysis, options), *(_of_healing(plan, evaluation) if config.heal else ())),
     )
+
+
+def _of_healing(plan: PrunePlan, held: CalibrationData | None) -> tuple[str, ...]:
+    if plan.is_identity:
+        return ("The plan removes nothing, so there is nothing to heal.",)
+    return few_held_out(held)
 
 
 def print_findings(console: Console, findings: Findings) -> None:

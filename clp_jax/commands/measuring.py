@@ -40,7 +40,7 @@ class DepthFlags:
     criterion: str | None = None
     """Which blocks go: clp (the paper's rule; the default where a depth or threshold is given), jumps (the default with
     --auto), greedy, gauss-newton, gateprobe, cosine, angular, mse, residual, first, random; with --heal also healed,
-    which heals what the others choose and takes what does best."""
+    which heals what the others choose, and takes what does best on held-out observations."""
 
     def depth(self) -> Depth:
         """How deep the towers shall be.
@@ -196,6 +196,21 @@ def check_heals(config: Any, criteria: Collection[str]) -> None:
         raise InputError("criterion 'healed' compares cuts by what healing leaves of them: give --heal, too.")
 
 
+FEW = 16
+"""With fewer held-out observations than this, what healing does best on may be chance."""
+
+
+def few_held_out(held: CalibrationData | None) -> tuple[str, ...]:
+    """A sentence for the user where little is held out for healing; none otherwise."""
+    if held is None or len(held) >= FEW:
+        return ()
+    sentence = (
+        f"Healing is chosen and judged by {len(held)} held-out observations alone: what does best on so few may be "
+        "chance. Give more data, or a larger --holdout-ratio."
+    )
+    return (sentence,)
+
+
 def healed_cuts(
     model: LoadedModel, calibration: CalibrationData, held: CalibrationData | None, config: MeasureFlags
 ) -> HealedCuts:
@@ -207,7 +222,10 @@ def healed_cuts(
 def measure(
     model: LoadedModel, calibration: CalibrationData, config: MeasureFlags, criteria: Collection[str]
 ) -> Analysis:
-    """One pass of similarity statistics, and the loss derivatives if asked for."""
+    """One pass of similarity statistics, and the loss derivatives that some of these criteria ask for.
+
+    So does healed: gateprobe proposes cuts to heal, for one backward pass.
+    """
     sampling = Sampling(config.samples, config.max_samples, optional=config.vision)
     analysis = analyse(
         model,
@@ -215,7 +233,7 @@ def measure(
         sampling=sampling,
         group_size=config.group_size,
         groups_per_batch=config.groups_per_batch,
-        gates=not {"gateprobe", "gauss-newton"}.isdisjoint(criteria),
+        gates=not {"gateprobe", "gauss-newton", "healed"}.isdisjoint(criteria),
         gauss_newton="gauss-newton" in criteria,
         seed=config.seed,
         progress=lambda batches, total: track(batches, "analysing", unit="batches", total=total),

@@ -13,7 +13,7 @@ from rich.markup import escape
 
 from clp_jax.checkpoint import FolderSpec, RewriteReport, Spec, read_spec
 from clp_jax.commands.healing_table import repairs_table
-from clp_jax.commands.measuring import DepthFlags, MeasureFlags, check_heals, load, load_to_heal
+from clp_jax.commands.measuring import DepthFlags, MeasureFlags, check_heals, few_held_out, load, load_to_heal
 from clp_jax.commands.prune_choice import Measured, plan_of, refuse_unused, way_of
 from clp_jax.commands.results import print_json
 from clp_jax.folders import is_remote
@@ -120,6 +120,8 @@ def _healed(measured: Measured, plan: PrunePlan, config: Prune, console: Console
     """What healing changes, and a table of what it won."""
     model, calibration, evaluation = measured
     assert evaluation is not None
+    for sentence in few_held_out(evaluation):
+        console.print(f"[yellow]warning:[/] {escape(sentence)}")
     healed = heal(
         model,
         plan,

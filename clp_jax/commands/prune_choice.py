@@ -117,9 +117,7 @@ def plan_of(
         return _plan_of_analysis(config, spec, measured)
     assert measured is not None
     model, calibration, evaluation = measured
-    # One more criterion proposes cuts to heal, for one backward pass.
-    criteria = [config.rule(), "gateprobe"] if config.rule() == "healed" else [config.rule()]
-    analysis = measure(model, calibration, config, criteria)
+    analysis = measure(model, calibration, config, [config.rule()])
     loss = loss_of(model, calibration) if config.rule() == "greedy" else None
     healed = _healed_cuts(config, measured)
     options = evidence_options(config)

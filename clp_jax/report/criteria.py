@@ -14,8 +14,13 @@ from clp_jax.report.view import GroupView
 
 
 def ranked(findings: Findings) -> list[Choice]:
-    """The choices, smallest loss first; those without a loss last, in their own order."""
-    return sorted(findings.choices, key=lambda c: (not math.isfinite(c.loss), c.loss if math.isfinite(c.loss) else 0.0))
+    """The choices, smallest loss first (after healing, where they were healed), those without a loss last."""
+
+    def loss(choice: Choice) -> float:
+        found = choice.loss if choice.healed is None else choice.healed.loss
+        return found if math.isfinite(found) else math.inf
+
+    return sorted(findings.choices, key=loss)
 
 
 def ratio(loss: float, full_loss: float) -> float:

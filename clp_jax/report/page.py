@@ -7,6 +7,8 @@ from collections.abc import Mapping
 
 from clp_jax.analysis import Analysis, EvidenceOptions
 from clp_jax.findings import Findings, Size
+from clp_jax.healed_cuts import OBSERVATIONS
+from clp_jax.plan import PrunePlan
 from clp_jax.provenance import versions
 from clp_jax.report.canvas import file_name
 from clp_jax.report.criteria import ratio
@@ -21,6 +23,7 @@ from clp_jax.report.tables import (
     readings_table,
     repairs_table,
     settings_list,
+    tried_table,
 )
 from clp_jax.report.view import GroupView
 
@@ -92,6 +95,9 @@ def _headline(analysis: Analysis, findings: Findings) -> str:
     times = ratio(loss, findings.full_loss)
     note = f"{times:.3f} times unpruned, {findings.loss_data}" if math.isfinite(times) else "not measured"
     cards.append(card("zero-shot loss", change_of(compact(findings.full_loss), compact(loss)), note))
+    if findings.healed is not None:
+        healed = change_of(compact(loss), compact(findings.healed.loss))
+        cards.append(card("loss, cut and healed", healed, findings.loss_data))
     return f'<section class="cards">{"".join(cards)}</section>'
 
 
@@ -163,11 +169,23 @@ def _healing(findings: Findings) -> str:
         "<section><h2>What healing would leave</h2><p>The last weights of the kept blocks can be refitted in closed "
         "form, <code>clp prune --heal</code>, for a model that is used without fine-tuning. Below is what that does "
         "under the plan: how far the stream after a block is from what the next one expects, in units of its norm, on "
-        "held-out observations, before the block was healed (those before it were) and after. This was tried on some "
-        f"of the observations; with all of them less is left. Loss: {compact(findings.full_loss)} unpruned, "
-        f"{compact(findings.choices[0].loss)} cut, {compact(findings.healed.loss)} healed.</p>"
-        f"{repairs_table(findings.healed.repairs)}</section>"
+        "held-out observations, before the block was healed (those before it were) and after. At most "
+        f"{OBSERVATIONS} observations were fitted on; <code>clp prune --heal</code> fits on all. Loss: "
+        f"{compact(findings.full_loss)} unpruned, {compact(findings.choices[0].loss)} cut, "
+        f"{compact(findings.healed.loss)} healed.</p>{repairs_table(findings.healed.repairs)}"
+        f"{_tried(findings.plan)}</section>"
     )
+
+
+def _tried(plan: PrunePlan) -> str:
+    """The cuts that the criterion healed compared."""
+    found = "".join(
+        f"<h3>{html.escape(group)}: cuts that were healed, best first</h3>{tried_table(plan, group)}"
+        for group, scores in plan.scores.items()
+        if scores.get("tried")
+    )
+    alone = len([1 for scores in plan.scores.values() if scores.get("tried")]) > 1
+    return found + ("<p>Each with the other towers whole.</p>" if alone else "")
 
 
 def _group(view: GroupView, findings: Findings, drawings: Mapping[str, str]) -> str:

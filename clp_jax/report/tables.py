@@ -203,6 +203,21 @@ def repairs_table(repairs: Sequence[Repair]) -> str:
     return table(head, rows, marked=[bool(one.removed) for one in repairs], name="repairs")
 
 
+def tried_table(plan: PrunePlan, group: str) -> str:
+    """The cuts of a group of towers that the criterion healed compared, best first."""
+    tried, depth = plan.scores[group]["tried"], plan.towers[group.partition("+")[0]].depth
+    rows = [
+        [
+            ", ".join(map(html.escape, cut["by"])),
+            f'<div class="group">{strip(depth, cut["removed"])}<small>{blocks_text(cut["removed"])}</small></div>',
+            compact(cut["loss"]),
+        ]
+        for cut in tried
+    ]
+    marked = [index == 0 for index in range(len(rows))]
+    return table(["proposed by", "removed blocks", "loss, healed"], rows, marked=marked, name="criteria")
+
+
 def settings_list(settings: Mapping[str, Any]) -> str:
     """Names and values, nested ones joined by dots."""
     items = "".join(f"<dt>{html.escape(key)}</dt><dd>{html.escape(str(value))}</dd>" for key, value in _flat(settings))

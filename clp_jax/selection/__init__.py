@@ -64,13 +64,12 @@ _DRAWS_NOTHING = {
 
 
 def _healed(evidence: Evidence, *, remove: int, seed: int = 0) -> Selection:
-    """`healed`, with the choices of all criteria that draw nothing and ask the loss of no other cut."""
-    del seed
+    """`healed`, with the choices of all other criteria that the evidence allows."""
     choices = {}
     for name in available(evidence):
-        if name not in ("random", "greedy", "healed"):
+        if name != "healed":
             with contextlib.suppress(InputError):  # it knows too little for so many blocks
-                choices[name] = _DRAWS_NOTHING[name](evidence, remove=remove)
+                choices[name] = CRITERIA[name](evidence, remove=remove, seed=seed)
     return healed(evidence, remove=remove, choices=choices)
 
 

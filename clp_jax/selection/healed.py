@@ -31,6 +31,9 @@ def healed(evidence: Evidence, *, remove: int, choices: Mapping[str, Selection])
       were ``tried``, best first, as ``by`` (who proposed them), ``removed`` and ``loss``. Neither loss nor detail where
       all propose the same.
 
+    Raises:
+      InputError: no cut is proposed, or no loss is finite.
+
     >>> blocks = np.arange(4)
     >>> choices = {"first": Selection.of([2, 3], np.zeros(4)), "random": Selection.of([1, 3], np.zeros(4))}
     >>> spread = Evidence(4, *np.full((2, 5, 5), np.nan), healed_loss=lambda gates: float(gates @ (blocks % 2)))
@@ -47,6 +50,8 @@ def healed(evidence: Evidence, *, remove: int, choices: Mapping[str, Selection])
     if len(proposed) == 1:
         return Selection.of(next(iter(proposed)), np.full(evidence.depth, np.nan))
     losses = {removed: _finite(loss(_gates(evidence.depth, removed))) for removed in proposed}
+    if not np.isfinite(list(losses.values())).any():
+        raise InputError("no cut has a finite loss once it is healed; check the checkpoint and the data")
     ranked = sorted(proposed, key=lambda removed: losses[removed])
     return Selection.of(
         ranked[0],
