@@ -6,7 +6,9 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from clp_jax import trees
+from clp_jax import example, trees
+from clp_jax.data import CalibrationData
+from clp_jax.models.pi0.processing import CAMERAS
 from clp_jax.plan import PrunePlan
 from clp_jax.provenance import Record
 
@@ -34,6 +36,17 @@ def toy_params() -> dict:
         },
         "img": {"kernel": random.normal(size=(2, 3)).astype(np.float32)},
     }
+
+
+def write_example_data(file: Path, count: int) -> CalibrationData:
+    """Writes so many observations of the embedded example, whose absent cameras are black, and returns them."""
+    data = example.observations(count)
+    absent = {}
+    for camera in CAMERAS[1:]:
+        absent[f"image/{camera}"] = np.zeros_like(data.arrays[f"image/{CAMERAS[0]}"])
+        absent[f"image_mask/{camera}"] = np.zeros(len(data), bool)
+    np.savez(file, **data.arrays, **absent)
+    return data
 
 
 def save_by_orbax(step: Path, params: dict, *, with_value: bool = False, **options) -> None:

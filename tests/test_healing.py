@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 import toys
-from checkpoints import assert_bit_equal
+from checkpoints import assert_bit_equal, write_example_data
 from safetensors_folders import GROOT, SMOLVLA
 
 from clp_jax import cli, example
@@ -22,7 +22,6 @@ from clp_jax.errors import InputError
 from clp_jax.healing import Work, heal, repairs_of, with_draws
 from clp_jax.loading import LoadedModel, load_model, read_architecture
 from clp_jax.models import Gates, family_of, stack_of
-from clp_jax.models.pi0.processing import CAMERAS
 from clp_jax.plan import PrunePlan
 from clp_jax.planning import plan_of_blocks
 from clp_jax.provenance import healing
@@ -191,12 +190,7 @@ def test_every_family_is_healed(kind):
 def written(tmp_path_factory):
     """The embedded example without four blocks: a model that was trained, so that its loss means something."""
     folder = tmp_path_factory.mktemp("healed")
-    data = example.observations(96)
-    absent = {}
-    for camera in CAMERAS[1:]:
-        absent[f"image/{camera}"] = np.zeros_like(data.arrays["image/base_0_rgb"])
-        absent[f"image_mask/{camera}"] = np.zeros(96, bool)
-    np.savez(folder / "data.npz", **data.arrays, **absent)
+    write_example_data(folder / "data.npz", 96)
     flags = ["prune", "--checkpoint", example.CHECKPOINT, "--keep", "0,1,2,3,4,5,6,7,8,9,10,11,16,17", "--out"]
     assert cli.main([*flags, str(folder / "cut")]) == 0
     settings = ["--heal", "--data", str(folder / "data.npz"), "--groups-per-batch", "6"]

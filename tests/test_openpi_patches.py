@@ -14,6 +14,7 @@ import pytest
 import real_openpi
 import recordings
 import toys
+from checkpoints import write_example_data
 
 import openpi_patches
 from clp_jax import cli, example
@@ -21,7 +22,6 @@ from clp_jax.checkpoint import read_params, read_spec, write_params
 from clp_jax.models import build
 from clp_jax.models.pi0 import Observation, architecture_of, sample_actions
 from clp_jax.models.pi0.flow import compute_loss, draw_noise_and_time
-from clp_jax.models.pi0.processing import CAMERAS
 from clp_jax.plan import PrunePlan
 from clp_jax.prune import prune_checkpoint
 from clp_jax.trees import flatten
@@ -305,12 +305,7 @@ def test_a_healed_cut_has_the_same_loss_in_openpi(tmp_path, monkeypatch):
     import openpi.models.pi0
     import openpi.models.pi0_config
 
-    data = example.observations(24)
-    absent = {}
-    for camera in CAMERAS[1:]:
-        absent[f"image/{camera}"] = np.zeros_like(data.arrays["image/base_0_rgb"])
-        absent[f"image_mask/{camera}"] = np.zeros(24, bool)
-    np.savez(tmp_path / "data.npz", **data.arrays, **absent)
+    data = write_example_data(tmp_path / "data.npz", 24)
     flags = ["--keep", "0,1,2,3,4,5,6,7,8,9,10,11,16,17", "--heal", "--data", str(tmp_path / "data.npz")]
     assert cli.main(["prune", "--checkpoint", example.CHECKPOINT, *flags, "--out", str(tmp_path / "healed")]) == 0
     params = read_params(read_spec(tmp_path / "healed"))

@@ -155,9 +155,10 @@ def _matrices(analysis: Analysis, drawings: Mapping[str, str]) -> str:
 
 
 def _criteria(findings: Findings, views: tuple[GroupView, ...]) -> str:
+    order = "the loss it leaves" if findings.healed is None else "the loss that is left once it has been healed"
     return (
         "<section><h2>Criteria at the same depth</h2><p>What each criterion would remove, as many blocks as the plan, "
-        f"sorted by the loss it leaves. {_loss_words(findings)} Unpruned: {compact(findings.full_loss)}.</p>"
+        f"sorted by {order}. {_loss_words(findings)} Unpruned: {compact(findings.full_loss)}.</p>"
         f"{criteria_table(findings, views)}</section>"
     )
 
