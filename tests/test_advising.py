@@ -273,6 +273,14 @@ def test_the_schedule_is_of_a_runs_own_length_unless_flags_name_it(flag):
         assert {name: getattr(optimizer, name) for name in own} == own | flag
 
 
+def test_trials_have_no_average_unless_it_is_asked_for():
+    arch = cases.architecture("pi0")
+    for given, trial, cost in (({}, None, 0.99), ({"ema_decay": 0.9}, 0.9, 0.9), ({"ema_decay": None}, None, None)):
+        config = dataclasses.replace(asked(), **given)
+        assert advise._trial_of(config, 1e-3, arch, 20).step.ema_decay == trial
+        assert advise._run_of(config, 1e-3, arch, 20).step.ema_decay == cost
+
+
 @pytest.mark.usefixtures("no_costs")
 def test_a_killed_command_goes_on_inside_a_rung_and_trains_no_other_again(
     unscheduled, two_rungs, tmp_path, monkeypatch
