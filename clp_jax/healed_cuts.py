@@ -1,19 +1,17 @@
 """What healing leaves of a cut, on a few observations: to choose among cuts before one is healed in earnest."""
 
 import dataclasses
-import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from clp_jax.data import CalibrationData, arrange
+from clp_jax.analysis import loss_of
+from clp_jax.data import CalibrationData
 from clp_jax.healing import Healed, Repair, heal
 from clp_jax.loading import LoadedModel
 from clp_jax.models import Gates
 from clp_jax.plan import PrunePlan
 from clp_jax.progress import track_stage
-from clp_jax.sensitivity import make_loss
-from clp_jax.similarity import batches
 
 OBSERVATIONS = 64
 """At most so many are fitted on, and as many of the held-out ones choose the regularisation."""
@@ -66,10 +64,8 @@ class HealedCuts:
         return self._found[key]
 
     def _loss(self, healed: Healed) -> float:
-        devices = math.prod(self._model.mesh.shape.values())
-        batch_size = math.ceil(self._batch_size / devices) * devices
-        stream = batches(self._held_out, arrange(self._held_out.episodes, 1), batch_size, self._model.mesh)
-        return make_loss(healed.changes.architecture, healed.params, stream)(Gates())
+        model = dataclasses.replace(self._model, architecture=healed.changes.architecture, params=healed.params)
+        return loss_of(model, self._held_out, batch_size=self._batch_size)(Gates())
 
     def loss(self, group: Sequence[str]) -> Callable[[np.ndarray], float]:
         """The loss after healing as a function of one gate per block of a group of towers, 0 for those that go."""
