@@ -33,11 +33,13 @@ class Cut:
     Attributes:
       other_is_source: whether this one was made of the other, or the other of this one.
       blocks: per tower that was cut the source's blocks, in order.
+      healed: whether blocks that stayed were refitted.
       trained: whether it was trained since.
     """
 
     other_is_source: bool
     blocks: dict[str, tuple[int, ...]]
+    healed: bool
     trained: bool
 
 
@@ -149,8 +151,7 @@ def _model_tree(spec: Spec, vlm_config: str | os.PathLike[str] | None) -> dict[s
 def _cut(this: Spec, other: Spec, here: str, there: str) -> Cut | None:
     for spec, source, is_other in ((this, there, True), (other, here, False)):
         if here != there and (found := blocks_of_source(spec, source)) is not None:
-            blocks, trained = found
-            return Cut(is_other, blocks, trained)
+            return Cut(is_other, *found)
     return None
 
 

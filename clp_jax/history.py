@@ -3,14 +3,14 @@
 import dataclasses
 import os
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from etils import epath
 
 from clp_jax.checkpoint import Spec
 from clp_jax.errors import InputError
 from clp_jax.plan import PrunePlan, compose
-from clp_jax.provenance import STEPS_DONE
+from clp_jax.provenance import STEPS_DONE, refitted
 
 REPORT = "report.html"
 """The page in an output folder that a person opens first."""
@@ -115,7 +115,21 @@ def length_of(step: Step) -> str:
     return f"{done:,} steps" if asked is None or asked <= done else f"{done:,} of {asked:,} steps"
 
 
-def blocks_of_source(spec: Spec, source_fingerprint: str) -> tuple[dict[str, tuple[int, ...]], bool] | None:
+class Descent(NamedTuple):
+    """How a checkpoint was made of another.
+
+    Attributes:
+      blocks: per tower that was cut the blocks of the other, in order.
+      healed: whether any of its blocks were refitted.
+      trained: whether it was trained.
+    """
+
+    blocks: dict[str, tuple[int, ...]]
+    healed: bool
+    trained: bool
+
+
+def blocks_of_source(spec: Spec, source_fingerprint: str) -> Descent | None:
     """Which blocks of another checkpoint a checkpoint consists of, by its ``clp.json``.
 
     Args:
@@ -123,7 +137,7 @@ def blocks_of_source(spec: Spec, source_fingerprint: str) -> tuple[dict[str, tup
       source_fingerprint: of the other.
 
     Returns:
-      Per tower that was cut the blocks of the other, and whether it was trained since; None if it was not made of it.
+      None if it was not made of it.
     """
     whole, steps = history_of(spec)
     begin = next((i for i, step in enumerate(steps) if step.source_fingerprint == source_fingerprint), None)
@@ -141,7 +155,9 @@ def blocks_of_source(spec: Spec, source_fingerprint: str) -> tuple[dict[str, tup
     for name, blocks in keep.items():
         if len(blocks) != len(whole.towers[name].keep if whole and name in whole.towers else blocks):
             raise InputError(f"clp.json of {spec.path} gives tower {name!r} two depths; copy the checkpoint again")
-    return keep, any(step.plan is None for step in steps[begin:])
+    since = steps[begin:]
+    healed = any(step.healed is not None and refitted(step.healed) for step in since)
+    return Descent(keep, healed, any(step.plan is None for step in since))
 
 
 def _step(step: Mapping[str, Any]) -> Step:

@@ -105,6 +105,11 @@ def training_record(
     return Record(PrunePlan.from_json(previous["plan"]), (*previous.get("steps", ()), step), dict(training))
 
 
+def refitted(healed: Mapping[str, Any]) -> int:
+    """How many blocks have other weights than before, by the record of a healing."""
+    return sum(bool(block.get("ridges")) for block in healed.get("blocks") or [])
+
+
 def healing(healed: Mapping[str, Any], data: str | None = None) -> str:
     """The record of a healing, and on which data, in a phrase.
 
@@ -113,8 +118,7 @@ def healing(healed: Mapping[str, Any], data: str | None = None) -> str:
     'healed, 1 of 2 blocks on 64 observations of pushes, held-out loss 2.0000 to 1.0000'
     """
     blocks, loss = healed.get("blocks") or [], healed.get("loss") or {}
-    count = sum(bool(block.get("ridges")) for block in blocks)
-    text = f"healed, {count} of {len(blocks)} blocks on {healed.get('observations')} observations"
+    text = f"healed, {refitted(healed)} of {len(blocks)} blocks on {healed.get('observations')} observations"
     text += "" if data is None else f" of {data}"
     if not {"pruned", "healed"} <= loss.keys():
         return text

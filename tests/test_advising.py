@@ -329,6 +329,12 @@ def test_depths_that_nobody_names_are_shares_of_the_blocks_that_may_go(kind, dep
     assert list(advise._depths(asked(), cases.architecture(kind))) == depths
 
 
+def test_a_depth_that_is_written_twice_is_tried_once():
+    assert list(advise._depths(asked("4", "2", "04"), cases.architecture("pi0"))) == ["4", "2"]
+    arch = cases.architecture("gr00t_n1_5")
+    assert list(advise._depths(asked("llm=2+vl=2+dit=2", "dit=2+llm=2+vl=2"), arch)) == ["llm=2+vl=2+dit=2"]
+
+
 def test_depths_of_a_model_with_several_groups_are_asked_for_in_a_form_that_is_read():
     arch = cases.architecture("gr00t_n1_5")
     with pytest.raises(InputError, match="say which depths to try") as error:

@@ -127,7 +127,7 @@ def test_the_page_behind_a_plan_is_told_recorded_and_missed(inputs, tmp_path, ca
     folder = tmp_path / "analysis"
     shutil.copytree(inputs / "analysis", folder)
     assert prune(inputs, tmp_path / "p", flags[0], folder / flags[1]) == 0
-    assert f"Report behind the plan: {folder / 'report.html'}" in capsys.readouterr().out
+    assert f"Report behind the choice: {folder / 'report.html'}" in capsys.readouterr().out
     assert main(["inspect", str(tmp_path / "p"), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["reports"] == {str(folder / "report.html"): True}
     folder.rename(tmp_path / "elsewhere")

@@ -251,7 +251,7 @@ def test_prompts_that_are_too_long_are_cut_and_named(stored, tokenizer):
 def test_folder_that_is_no_data_set_and_hub_out_of_reach_are_refused(tmp_path, monkeypatch):
     with pytest.raises(InputError, match="it has no meta"):
         find_folder(tmp_path)
-    with pytest.raises(InputError, match=r"there is no data at .*; give a .npz, a LeRobot folder or a hub id"):
+    with pytest.raises(InputError, match=r"there is no folder .*; give the folder of a LeRobot data set or its hub id"):
         find_folder(tmp_path / "absent")
     (tmp_path / "data.npz").touch()
     with pytest.raises(InputError, match=r"data.npz is a file; a LeRobot data set is a folder"):

@@ -174,6 +174,7 @@ def test_fine_tuning_is_told(capsys, cuts, tmp_path):
     config = {"data": "my/robot", "steps": 3000}
     trained = {"command": "finetune", "source": "x", "source_fingerprint": fingerprint(read_spec(cuts / "pi0"))}
     record["steps"].append(trained | {"config": config, "data_fingerprint": "y"})
+    record["steps"][0]["healed"] = {"observations": 4, "blocks": [{"ridges": {}}, {"ridges": {"mlp": 0.1}}]}
     params = flatten(read_params(read_step(cuts / "pi0")))
     params["PaliGemma/llm/layers/mlp/linear"][2] += 1
     write_params(tmp_path / "7", unflatten(params), record=record)
@@ -183,10 +184,12 @@ def test_fine_tuning_is_told(capsys, cuts, tmp_path):
     assert found["train_state"] is True
     assert "2. fine-tuned from x for at most 3,000 steps on my/robot" in said(capsys, tmp_path / "7")
     against = parsed(capsys, tmp_path / "7", "--against", PI0, "--values", code=1)["against"]
-    assert against["cut"]["trained"] is True and against["cut"]["blocks"]["vlm"] == list(PI0_KEPT)
+    assert against["cut"]["healed"] is against["cut"]["trained"] is True
+    assert against["cut"]["blocks"]["vlm"] == list(PI0_KEPT)
     assert against["values"]["different"] == ["PaliGemma/llm/layers/mlp/linear"]
     assert against["values"]["block_faults"] == {"vlm": [2]}
-    assert "vlm: what was block 2 of" in said(capsys, tmp_path / "7", "--against", PI0, "--values", code=1)
+    text = said(capsys, tmp_path / "7", "--against", PI0, "--values", code=1)
+    assert "and healed and trained since" in text and "vlm: what was block 2 of" in text
 
 
 @pytest.mark.parametrize("source", [PI0, SMOLVLA, GROOT], ids=["pi0", "smolvla", "groot"])
@@ -215,6 +218,7 @@ def test_a_cut_is_recognised_from_both_sides(capsys, cuts, name, source, keep):
         assert found["cut"] == {
             "other_is_source": is_source,
             "blocks": {tower: list(blocks) for tower, blocks in keep.items()},
+            "healed": False,
             "trained": False,
         }
         values = found["values"]

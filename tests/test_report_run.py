@@ -137,10 +137,10 @@ def test_the_report_behind_the_plan_is_linked_where_it_is(tmp_path):
     report = tmp_path / "my analysis" / REPORT
     record = cut_record(report=str(report))
     folder = run(tmp_path / "run", record)
-    assert f"Report behind the plan (not found, it was at <code>{report}</code>)" in page(folder, record)
+    assert f"Report behind the choice (not found, it was at <code>{report}</code>)" in page(folder, record)
     report.parent.mkdir()
     report.write_text("")
-    href = re.findall(r'<a href="([^"]*)">Report behind the plan</a>', page(folder, record))
+    href = re.findall(r'<a href="([^"]*)">Report behind the choice</a>', page(folder, record))
     assert href == ["../my%20analysis/report.html"]
 
 

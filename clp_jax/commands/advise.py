@@ -189,7 +189,11 @@ def _depths(config: Advise, architecture: Architecture) -> dict[str, DepthFlags]
         (tower,) = (tower for tower in architecture.towers if tower.name == groups[0][0])
         removed = (tower.period * round(tower.depth * share / tower.period) for share in (1 / 3, 1 / 2, 2 / 3))
         words = tuple(str(tower.depth - count) for count in removed if count < tower.depth)
-    found = {word: DepthFlags(keep_layers=tuple(word.split("+"))) for word in dict.fromkeys(words)}
+    found: dict[str, DepthFlags] = {}
+    for word in words:
+        flags = DepthFlags(keep_layers=tuple(word.split("+")))
+        if flags.depth() not in [other.depth() for other in found.values()]:
+            found[word] = flags
     for flags in found.values():
         for criterion in config.criteria:
             check_depth(flags.depth(), criterion, architecture)

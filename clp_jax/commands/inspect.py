@@ -220,7 +220,8 @@ def _compared(comparison: Comparison, here: str) -> Iterable[str]:
 
 def _cut(cut: Cut, here: str, other: str) -> Iterable[str]:
     made, source = (here, other) if cut.other_is_source else (other, here)
-    yield f"As its clp.json says, {made} was made of {source}{' and trained since' if cut.trained else ''}:"
+    since = "".join(f" and {done}" for done, was in (("healed", cut.healed), ("trained since", cut.trained)) if was)
+    yield f"As its clp.json says, {made} was made of {source}{since}:"
     for blocks, towers in _alike(cut.blocks):
         yield f"  {_words(towers)}: {_numbers(blocks)} of {source}"
     if not cut.blocks:

@@ -98,7 +98,7 @@ def run(config: Prune) -> None:
         console.print(escape(note))
     console.print(f"Checkpoint: [bold]{escape(config.out)}[/]", soft_wrap=True)
     if report is not None:
-        console.print(f"Report behind the plan: [bold]{escape(report)}[/]", soft_wrap=True)
+        console.print(f"Report behind the choice: [bold]{escape(report)}[/]", soft_wrap=True)
     if config.json:
         print_json(
             {

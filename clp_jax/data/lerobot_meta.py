@@ -147,7 +147,9 @@ def find_folder(source: str | os.PathLike[str]) -> Path:
     if folder.is_file():
         raise InputError(f"{source} is a file; a LeRobot data set is a folder with meta/info.json in it.")
     if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", str(source)):
-        raise InputError(f"there is no data at {source}; give a .npz, a LeRobot folder or a hub id (owner/name).")
+        raise InputError(
+            f"there is no folder {source}; give the folder of a LeRobot data set or its hub id (owner/name)."
+        )
     home = lerobot_home()
     if _is_set(home / str(source)):
         return home / str(source)

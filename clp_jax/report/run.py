@@ -289,7 +289,7 @@ def _told(step: Step, run: RunView) -> str:
         return f"Fine-tuned{source}{data}{length}{''.join(f', in turn with its cut to {cut}' for cut in cuts)}."
     plan = PrunePlan.from_json(step.plan)
     chosen = f", chosen by <b>{html.escape(plan.criterion)}</b>{data}"
-    report = "" if step.report is None else f" {link(step.report, run.folder, 'Report behind the plan')}."
+    report = "" if step.report is None else f" {link(step.report, run.folder, 'Report behind the choice')}."
     healed = "" if step.healed is None else f" {html.escape(f'H{healing(step.healed, step.healed_on)[1:]}')}."
     return f"Pruned{source}{chosen}.{healed}{report}{cut_strips(plan)}"
 
