@@ -38,6 +38,9 @@ install: .venv/.installed ## clp_jax in .venv, with the newest releases
 demo: .venv/.installed-demo ## analyse, prune, fine-tune and roll out the small example model
 	@.venv/bin/python -m clp_jax demo $(ARGS)
 
+# One thread of NumPy's for each of the workers: more would wait for each other in loops.
+test test-all test-openpi-pins test-nightly: export OPENBLAS_NUM_THREADS = 1
+
 test: .venv/.installed-test ## tests and doctests with the newest releases, but for the slow ones
 	@.venv/bin/python $(PYTEST_ALL) $(if $(ARGS),$(ARGS),-m "not slow")
 

@@ -317,7 +317,7 @@ def with_draws(architecture: Architecture, data: CalibrationData, draws: int) ->
 
 @functools.lru_cache(maxsize=8)
 def sums_step(architecture: Architecture, smaller: Architecture, towers: tuple[str, ...], branch: str, mesh: Any):
-    """The compiled program that adds a batch to the sums of a fit, and a function that gives sums of nothing.
+    """The compiled programs that add a batch to the sums of a fit, and that give sums of nothing.
 
     Both take the parameters of the full model and of the cut one, a `CalibrationBatch`, the block's place in the cut
     model and the number of the state in which it should end; the first takes sums before them.
@@ -326,14 +326,14 @@ def sums_step(architecture: Architecture, smaller: Architecture, towers: tuple[s
 
     @functools.partial(jax.jit, donate_argnums=0)
     def step(sums: dict[str, Sums], *inputs: Any) -> dict[str, Sums]:
-        added = of_batch(*inputs)
-        added = jax.lax.with_sharding_constraint(added, parameter_shardings(added, mesh))
-        return jax.tree.map(jnp.add, sums, added)
+        return jax.tree.map(jnp.add, sums, sharded(of_batch(*inputs)))
 
+    @jax.jit
     def nothing(*inputs: Any) -> dict[str, Sums]:
-        shapes = jax.eval_shape(of_batch, *inputs)
-        zeros = functools.partial(jax.tree.map, lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-        return jax.jit(zeros, out_shardings=parameter_shardings(shapes, mesh))()
+        return sharded(jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(of_batch, *inputs)))
+
+    def sharded(sums: dict[str, Sums]) -> dict[str, Sums]:
+        return jax.lax.with_sharding_constraint(sums, parameter_shardings(sums, mesh))
 
     return step, nothing
 

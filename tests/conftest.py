@@ -1,5 +1,6 @@
 """Before JAX starts: eight CPU devices, shape checks on every call of clp_jax, and skips that cannot hide anything."""
 
+import gc
 import os
 import sys
 from pathlib import Path
@@ -8,7 +9,12 @@ assert "jax" not in sys.modules, "a pytest plugin imported JAX before its device
 os.environ["JAX_PLATFORMS"] = "cpu"
 # The suite waits for compilation, of which LLVM's optimisation is half or more. XLA_FLAGS may ask for another level.
 os.environ["XLA_FLAGS"] = " ".join(
-    ["--xla_backend_optimization_level=0", os.environ.get("XLA_FLAGS", ""), "--xla_force_host_platform_device_count=8"]
+    [
+        "--xla_backend_optimization_level=0",
+        "--xla_cpu_parallel_codegen_split_count=1",
+        os.environ.get("XLA_FLAGS", ""),
+        "--xla_force_host_platform_device_count=8",
+    ]
 )
 
 # No persistent compilation cache: with JAX 0.5.3 on CPU a cached jax.random.beta gives wrong numbers.
@@ -23,6 +29,27 @@ install_import_hook("clp_jax", "beartype.beartype")
 
 def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(SkipPolicy())
+
+
+def pytest_collection_finish() -> None:
+    """Traces are many small objects that live long: Python's own thresholds look through all of them too often."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 50)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _saves_arrays_whole():
+    """Orbax has each of several devices with the same array save a part, for which each compiles a slice of each shape.
+
+    The processes that tests start save as users do.
+    """
+    import jax
+    import orbax.checkpoint as ocp
+
+    handler = ocp.type_handlers.get_type_handler(jax.Array)
+    assert handler._use_replica_parallel
+    handler._use_replica_parallel = False
 
 
 _MAPS, _ENOUGH = Path("/proc/self/maps"), 30_000

@@ -88,7 +88,8 @@ def test_frozen_rows_stay_as_they_are_and_weigh_nothing():
 
     def after(frozen_rows):
         settings = StepSettings(ema_decay=None, frozen=frozen, frozen_rows=frozen_rows)
-        state, info = train_step(a, tx, settings, jax.random.key(0), make_state(params(), tx, frozen=frozen), inputs())
+        step = jax.jit(functools.partial(train_step, a, tx, settings))
+        state, info = step(jax.random.key(0), make_state(params(), tx, frozen=frozen), inputs())
         return flatten(state.params), float(info["grad_norm"])
 
     (held, less), (free, more) = after(rows), after(())
