@@ -92,13 +92,16 @@ clean: ## remove environments and caches
 	@rm -rf .pytest_cache .ruff_cache .hypothesis
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
+# Twice quiet: pip still prints errors. What is never imported need not be compiled.
+PIP := -m pip install -qq --disable-pip-version-check --no-compile
+
 # One environment, three sizes, each on top of the one before: the demo does not wait for the linters, and parallel make
 # never runs pip twice in the same place.
 .venv/.installed: pyproject.toml constraints/newest.txt
 	$(call install,$(PYTHON),.,newest)
 # MetaWorld is not for every machine; the demo says what is missing and ends without rollouts.
 .venv/.installed-demo: .venv/.installed
-	@.venv/bin/python -m pip install -qq --disable-pip-version-check -e '.[metaworld]' -c constraints/newest.txt || \
+	@.venv/bin/python $(PIP) -e '.[metaworld]' -c constraints/newest.txt || \
 		echo "MetaWorld cannot be installed here: the demo will have no rollouts" >&2
 	@touch $@
 .venv/.installed-test: .venv/.installed
@@ -113,14 +116,14 @@ clean: ## remove environments and caches
 .venv-lerobot/.installed-test: pyproject.toml constraints/lerobot.txt
 	$(call install,$(PYTHON312),.[test],lerobot)
 	@rm $@
-	@"$(@D)/bin/python" -m pip install -qq --disable-pip-version-check -r constraints/lerobot.txt
-	@"$(@D)/bin/python" -m pip install -qq --disable-pip-version-check --no-deps lerobot==0.6.1 torchvision==0.29.2 && touch $@
+	@"$(@D)/bin/python" $(PIP) -r constraints/lerobot.txt
+	@"$(@D)/bin/python" $(PIP) --no-deps lerobot==0.6.1 torchvision==0.29.2 && touch $@
 
 .venv-groot/.installed-test: pyproject.toml constraints/groot.txt
 	$(call install,$(PYTHON311),.[test],groot)
 	@rm $@
-	@"$(@D)/bin/python" -m pip install -qq --disable-pip-version-check -r constraints/groot.txt
-	@"$(@D)/bin/python" -m pip install -qq --disable-pip-version-check --no-deps lerobot==0.4.4 && touch $@
+	@"$(@D)/bin/python" $(PIP) -r constraints/groot.txt
+	@"$(@D)/bin/python" $(PIP) --no-deps lerobot==0.4.4 && touch $@
 
 .venv-docs/.installed-docs: pyproject.toml constraints/docs.txt
 	$(call install,$(PYTHON),.[docs],docs)
@@ -129,11 +132,10 @@ clean: ## remove environments and caches
 .venv-nightly/.installed-test: pyproject.toml constraints/newest.txt
 	$(call install,$(PYTHON),.[test],newest)
 	@rm $@
-	@.venv-nightly/bin/python -m pip install -qq --disable-pip-version-check --upgrade --pre \
+	@.venv-nightly/bin/python $(PIP) --upgrade --pre \
 		$(if $(JAX_NIGHTLY),--extra-index-url "$(JAX_NIGHTLY)") jax jaxlib && touch $@
 
-# $(1) interpreter, $(2) what, $(3) constraints. An environment whose interpreter is gone is made anew. Twice quiet: pip
-# still prints errors.
+# $(1) interpreter, $(2) what, $(3) constraints. An environment whose interpreter is gone is made anew.
 comma := ,
 define install
 	@python="$(1)"; \
@@ -144,5 +146,5 @@ define install
 		echo "error: $$python has no venv module: on Debian and Ubuntu, apt install python3-venv" >&2; exit 1; fi; \
 	echo "setting up $(@D) for $(2): $$("$$python" --version), constraints/$(3).txt (a minute or two)"; \
 	"$(@D)/bin/python" -c '' 2>/dev/null || "$$python" -m venv --clear "$(@D)"; \
-	"$(@D)/bin/python" -m pip install -qq --disable-pip-version-check $(if $(filter .%,$(2)),-e) '$(2)' -c constraints/$(3).txt && touch $@
+	"$(@D)/bin/python" $(PIP) $(if $(filter .%,$(2)),-e) '$(2)' -c constraints/$(3).txt && touch $@
 endef

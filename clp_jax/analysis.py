@@ -206,6 +206,7 @@ def analyse(
     per_batch = math.ceil(groups_per_batch / devices) * devices
     arrangement = arrange(data.episodes, group_size, seed=seed)
     stream = progress(batches(data, arrangement, per_batch, model.mesh), math.ceil(len(arrangement.slots) / per_batch))
+    sampling = sampling.of(model.architecture)
     towers = collect(model.architecture, model.params, stream, arrangement, sampling, mesh=model.mesh)
     meta = {
         "observations": len(data),

@@ -49,12 +49,18 @@ class Sampling:
     Attributes:
       samples: see `Samples`.
       max_samples: tokens of a group that are used, drawn at random once for all groups; bounds the cost of the Grams.
+        None: the family's ``MAX_SAMPLES``.
       optional: also measure the towers that are measured on request alone: the image encoder.
     """
 
     samples: Samples = "tokens"
-    max_samples: int = 2048
+    max_samples: int | None = None
     optional: bool = False
+
+    def of(self, architecture: Architecture) -> "Sampling":
+        """The same with the number that it comes to for a model."""
+        most = family_of(architecture).MAX_SAMPLES if self.max_samples is None else self.max_samples
+        return dataclasses.replace(self, max_samples=most)
 
 
 class CalibrationBatch(NamedTuple):
@@ -169,7 +175,9 @@ def batch_statistics(
     towers = {name: TowerStates(t.states, t.valid & batch.present[:, None]) for name, t in towers.items()}
     if sampling.samples == "observations":
         return {name: _pooled(tower) for name, tower in towers.items()}
-    return {name: _grouped_statistics(tower, group_size, sampling.max_samples) for name, tower in towers.items()}
+    most = sampling.of(architecture).max_samples
+    assert most is not None
+    return {name: _grouped_statistics(tower, group_size, most) for name, tower in towers.items()}
 
 
 def collect(

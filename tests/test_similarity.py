@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import family_cases
 import jax
 import numpy as np
 import pytest
@@ -182,6 +183,13 @@ def test_subsample_takes_valid_tokens_only():
     assert marked.sum(axis=1).tolist() == [10, 3, 0]
     assert all(valid[g, i] for g in range(3) for i, ok in zip(chosen[g], marked[g], strict=True) if ok)
     assert all(len(set(np.asarray(row).tolist())) == 10 for row in chosen)
+
+
+@pytest.mark.parametrize(("kind", "most"), [("pi0", 2048), ("groot_n15", 960)])
+def test_how_many_tokens_are_compared_is_the_familys_unless_it_is_said(kind, most):
+    architecture = family_cases.architecture(kind)
+    assert Sampling().of(architecture) == Sampling(max_samples=most)
+    assert Sampling(max_samples=7).of(architecture) == Sampling(max_samples=7)
 
 
 @pytest.mark.slow

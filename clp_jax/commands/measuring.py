@@ -99,8 +99,8 @@ class MeasureFlags(DataFlags, ModelFlags):
     """How towers that keep the same blocks are joined: the mean of their values, the least similar, or one tower's."""
     group_size: int = 4
     """Observations whose tokens form one HSIC estimate."""
-    max_samples: int = 2048
-    """At most this many tokens of a group are used."""
+    max_samples: int | None = None
+    """At most this many tokens of a group are used; 2048 if absent, of a GR00T 960."""
     groups_per_batch: int = 1
     """Groups of one forward pass."""
     holdout_ratio: float = 0.25

@@ -216,6 +216,8 @@ class Family(Protocol):
       WRITES: what blocks add to the streams through, by which a cut is healed; towers that are not here are not.
       OF_LOSSES: keys that losses read and sampling does not.
       TIMES: which times training draws; of no matter where none are drawn.
+      MAX_SAMPLES: tokens of a group of observations that are compared if nobody says how many: what keeps an analysis
+        at full size below a twentieth of the time that a TPU's matrix unit needs for the forward pass.
       ROBOTS: robots that upstream knows, by name.
       UNRECORDED_ROBOTS: what these names meant to runs that recorded no conventions.
       CONFIGURATIONS: conventions that upstream names, by name.
@@ -238,6 +240,7 @@ class Family(Protocol):
     WRITES: tuple[Projection, ...]
     OF_LOSSES: frozenset[str]
     TIMES: Times
+    MAX_SAMPLES: int
     ROBOTS: Mapping[str, Robot]
     UNRECORDED_ROBOTS: Mapping[str, Robot]
     CONFIGURATIONS: Mapping[str, Configuration]

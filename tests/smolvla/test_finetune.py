@@ -7,11 +7,13 @@ import pytest
 from etils import epath
 from smolvla_recordings import CAMERAS, GOLDEN
 
+from clp_jax.analysis import Analysis
 from clp_jax.checkpoint import read_spec
 from clp_jax.cli import main
 from clp_jax.commands.serve import Serve, make_policy
 from clp_jax.data.lerobot_writer import Recorded, png_of, write_lerobot
 from clp_jax.loading import read_architecture
+from clp_jax.models import smolvla
 from clp_jax.processing.policy_files import read_vectors
 
 pytestmark = pytest.mark.slow
@@ -63,6 +65,7 @@ def test_a_step_is_resumed_analysed_pruned_and_served(run, data, tmp_path):
     flags = ["--data", data, "--max-observations", "8", "--group-size", "4"]
     plan = tmp_path / "analysis"
     assert main([str(w) for w in ("analyse", "--checkpoint", step, *flags, "--keep-layers", "6", "--out", plan)]) == 0
+    assert Analysis.load(plan / "similarity.npz").meta["sampling"]["max_samples"] == smolvla.MAX_SAMPLES
     cut = tmp_path / "cut"
     assert main([str(w) for w in ("prune", "--checkpoint", step, "--plan", plan / "plan.json", "--out", cut)]) == 0
     config = json.loads((cut / "assets" / "policy" / "config.json").read_text())

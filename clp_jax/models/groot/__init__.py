@@ -77,6 +77,8 @@ ROBOTS: dict[str, Robot] = {}
 
 UNRECORDED_ROBOTS = ROBOTS
 
+MAX_SAMPLES = 960  # its blocks are small for the width of their states
+
 LORA = lora
 
 NVIDIA = nvidia

@@ -63,6 +63,8 @@ OF_LOSSES = frozenset({"actions"})
 
 TIMES = Times(0.0, 1.0, noise=1.0)
 
+MAX_SAMPLES = 2048
+
 LORA = lora
 
 LEROBOT = lerobot

@@ -62,6 +62,8 @@ CONFIGURATIONS: dict[str, Configuration] = {}
 
 UNRECORDED_CONFIGURATIONS: dict[str, str] = {}
 
+MAX_SAMPLES = 2048
+
 LORA = None
 
 LEROBOT = lerobot
