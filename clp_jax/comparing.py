@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Shaped
 
 from clp_jax.checkpoint import CheckpointSpec, FolderSpec, Spec, fingerprint, stored_shapes
+from clp_jax.checkpoint.beside import differences_beside, digests_beside
 from clp_jax.checkpoint.orbax.params import LeafReader
 from clp_jax.checkpoint.safetensors.leaves import TensorLeaves
 from clp_jax.history import blocks_of_source
@@ -75,6 +76,8 @@ class Comparison:
       other: path of the second.
       names: whose names are compared: "stored", or "model" where the two are stored in different forms.
       differences: a line for every name on which they differ: expected is the other's, got is this one's.
+      beside: how the statistics, tokenizers and configurations beside the arrays differ, by file
+        (`checkpoint.beside`); None where the two are stored in different forms.
       same_content: whether their fingerprints are equal.
       cut: if one was made of the other.
       values: if they were compared.
@@ -83,6 +86,7 @@ class Comparison:
     other: str
     names: str
     differences: tuple[str, ...]
+    beside: dict[str, str] | None
     same_content: bool
     cut: Cut | None
     values: Values | None
@@ -94,8 +98,8 @@ class Comparison:
 
     @property
     def same(self) -> bool:
-        """Whether the structure is equal, and the values if they were compared."""
-        return self.same_structure and (self.values is None or self.values.equal)
+        """Whether the structure and the files beside it are equal, and the values if they were compared."""
+        return self.same_structure and not self.beside and (self.values is None or self.values.equal)
 
     def to_json(self) -> dict[str, Any]:
         """JSON values."""
@@ -135,6 +139,7 @@ def compare(
         other=str(other.path),
         names="stored" if alike else "model",
         differences=tuple(lines),
+        beside=differences_beside(*map(digests_beside, (this, other))) if alike else None,
         same_content=prints[0] == prints[1],
         cut=cut,
         values=found,

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import json
 import math
+import shutil
 import subprocess
 import sys
 
@@ -17,6 +18,7 @@ from PIL import Image
 from clp_jax.checkpoint import read_spec
 from clp_jax.cli import main
 from clp_jax.commands import evaluate as command
+from clp_jax.commands import serve as serve_command
 from clp_jax.commands.serve import Serve, make_policy
 from clp_jax.errors import InputError
 from clp_jax.evaluation import libero
@@ -47,6 +49,24 @@ def policy(checkpoint):
         checkpoint=str(checkpoint), robot="metaworld", action_horizon=simulated.HORIZON, num_steps=2, max_batch=1
     )
     return make_policy(serve, read_spec(str(checkpoint)))
+
+
+def test_a_policy_with_other_statistics_is_another_one(checkpoint, tmp_path):
+    copy = shutil.copytree(checkpoint, tmp_path / "copy")
+    (file,) = (copy / "assets").rglob("norm_stats.json")
+
+    def files(**flags) -> str:
+        return serve_command._identity_of_files(Serve(checkpoint=str(copy), **flags), read_spec(str(copy)))
+
+    assert files() == serve_command._identity_of_files(Serve(checkpoint="c"), read_spec(str(checkpoint)))
+    before, given = files(), files(norm_stats=str(file.parent))
+    file.write_text(file.read_text().replace("0.", "1.", 1))
+    assert len({before, given, files(), files(norm_stats=str(file))}) == 4
+
+
+def test_a_robot_that_the_model_cannot_drive_is_refused_before_anything_is_loaded(checkpoint):
+    with pytest.raises(InputError, match=r"the actions of libero have 7 dimensions, the statistics 4\."):
+        make_policy(Serve(checkpoint=str(checkpoint), robot="libero"), read_spec(str(checkpoint)))
 
 
 @pytest.fixture
@@ -188,7 +208,8 @@ def test_a_checkpoint_acts(checkpoint, counting, tmp_path, capsys):
     for task in counting:
         with Image.open(out / f"{task}.png") as page:
             assert page.size == (8 * 128, 2 * 128)
-    assert "6/9" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "6/9" in printed and "conventions assumed" in printed
     assert main(words) == 2
     assert "is not empty; go on with --resume" in capsys.readouterr().err
 

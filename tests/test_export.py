@@ -155,7 +155,7 @@ def test_the_card_calls_pruned_what_lacks_blocks(tmp_path, keep, title):
 
 
 @pytest.mark.slow
-def test_a_run_is_exported_with_the_lengths_that_it_was_trained_with(checkpoint, tmp_path):
+def test_a_run_is_exported_with_the_lengths_that_it_was_trained_with(checkpoint, tmp_path, capsys):
     """Not with upstream's chunk of 50 actions and 48 tokens, which nobody trained."""
     step = shutil.copytree(checkpoint, tmp_path / "8")
     record = json.loads((step / "clp.json").read_text())
@@ -169,6 +169,16 @@ def test_a_run_is_exported_with_the_lengths_that_it_was_trained_with(checkpoint,
     assert main(["export", *words, "--out", str(tmp_path / "f"), "--action-horizon", "5"]) == 0
     config = json.loads((tmp_path / "f" / "config.json").read_text())
     assert (config["chunk_size"], config["tokenizer_max_length"]) == (5, 7)
+    assert "assumed" not in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_lengths_that_nobody_said_are_printed_and_written(checkpoint, tmp_path, capsys):
+    words = ["export", "--checkpoint", str(checkpoint), "--to", "lerobot", "--check", "bits"]
+    assert main([*words, "--out", str(tmp_path / "e"), "--prompt-length", "7"]) == 0
+    said = "chunks of 50 actions, upstream's default, for the checkpoint does not say how it was trained"
+    assert f"assumed: {said}" in capsys.readouterr().out
+    assert f"## Conventions\n\nAssumed: {said}" in (tmp_path / "e" / "README.md").read_text()
 
 
 @pytest.mark.parametrize(

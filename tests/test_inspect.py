@@ -198,7 +198,30 @@ def test_a_copy_is_the_same(capsys, tmp_path, source):
     found = parsed(capsys, tmp_path / "copy", "--against", source, "--values")["against"]
     assert found["same_structure"] and found["same_content"] and found["differences"] == [] and found["cut"] is None
     assert found["values"]["compared"] > 0 and found["values"]["different"] == []
-    assert "it is a copy of" in said(capsys, tmp_path / "copy", "--against", source)
+    assert found["beside"] == {} and found["same_structure"]
+    assert "--values compares every bit" in said(capsys, tmp_path / "copy", "--against", source)
+    assert "It is a copy of" in said(capsys, tmp_path / "copy", "--against", source, "--values")
+
+
+@pytest.mark.parametrize("values", [(), ("--values",)], ids=["names", "values"])
+def test_statistics_and_configurations_beside_the_arrays_are_compared(capsys, tmp_path, values):
+    """Fingerprints are of the arrays alone."""
+    step, other = (shutil.copytree(PI0, tmp_path / name) for name in ("one", "two"))
+    for folder, mean in ((step, 0.0), (other, 5.0)):
+        stats = {"norm_stats": {name: {"mean": [mean], "std": [1.0]} for name in ("state", "actions")}}
+        (folder / "assets" / "robot").mkdir(parents=True)
+        (folder / "assets" / "robot" / "norm_stats.json").write_text(json.dumps(stats))
+    text = said(capsys, step, "--against", other, *values, code=1)
+    assert "assets/robot/norm_stats.json differs" in text and "copy of" not in text
+    shutil.rmtree(step / "assets" / "robot")
+    assert f"assets/robot/norm_stats.json is only in {other}" in said(capsys, step, "--against", other, *values, code=1)
+    policy, changed = (shutil.copytree(SMOLVLA, tmp_path / name) for name in ("policy", "changed"))
+    (changed / "README.md").write_text("for people")
+    assert parsed(capsys, policy, "--against", changed, *values)["against"]["beside"] == {}
+    config = json.loads((changed / "config.json").read_text())
+    (changed / "config.json").write_text(json.dumps(config | {"chunk_size": config["chunk_size"] - 1}))
+    found = parsed(capsys, policy, "--against", changed, *values, code=1)["against"]
+    assert found["beside"] == {"config.json": "differs"} and found["same_structure"]
 
 
 @pytest.mark.slow

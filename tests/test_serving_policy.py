@@ -203,6 +203,24 @@ BAD_LIBERO = {
 }
 
 
+def test_statistics_that_may_be_padded_still_say_how_many_dimensions_a_state_has_at_least():
+    architecture = dataclasses.replace(toys.architecture(), action_dim=32, vocab_size=512)
+    _, request = requests_of("libero")
+    for varies in (8, 32):
+        std = np.r_[np.ones(varies), np.zeros(32 - varies)]
+        stats = {key: NormStats(np.zeros(32), std) for key in ("state", "actions")}
+        requests = robot_requests(architecture, CLIENTS["libero"][0], stats)
+        if varies == 8:
+            requests.inputs(flat(request))
+        else:
+            with pytest.raises(InputError, match="the state has 8 dimensions, libero has 32"):
+                requests.inputs(flat(request))
+    with pytest.raises(InputError, match="the state has 7 dimensions"):
+        robot_requests(architecture, CLIENTS["libero"][0], stats).inputs(
+            flat(request | {"observation/state": np.zeros(7)})
+        )
+
+
 @pytest.mark.parametrize("message", BAD_LIBERO)
 def test_request_that_is_no_observation_is_refused_in_one_line(message):
     requests, request = requests_of("libero")

@@ -102,9 +102,13 @@ class Evaluate(ProcessingFlags, ModelFlags):
     params_dtype: Literal["keep", "bfloat16"] = "keep"
     """With a checkpoint: parameters as stored, or bfloat16."""
 
-    # Says something else where there is no data set.
+    # These say something else where there is no data set.
     prompt: str | None = None
     """Instruction instead of every task's own: a wrong one tells whether the policy listens."""
+    norm_stats: str | None = None
+    """With a checkpoint: a norm_stats.json; else the checkpoint's."""
+    asset_id: str | None = None
+    """With a checkpoint: which of the statistics in its assets."""
 
 
 def run(config: Evaluate) -> None:

@@ -43,6 +43,11 @@ def play_all(suite: Suite, config: Any) -> dict[str, Any]:
     processes = suite.processes(config.processes)
     policy = open_policy(config, suite.robot, processes)
     try:
+        if "conventions" in policy.metadata:
+            console = Console(stderr=config.json)
+            console.print(
+                f"conventions {policy.metadata['conventions']}", soft_wrap=True, highlight=False, markup=False
+            )
         asking = _asking(suite, policy, config)
         flags = {name: value for name, value in dataclasses.asdict(config).items() if name not in _MAY_CHANGE}
         settings = {"suite": suite.name, "replan": asking.replan} | flags | identity(policy)

@@ -14,6 +14,8 @@ from clp_jax.export.model_card import unlike_target
 from clp_jax.export.weights import Dtype
 from clp_jax.loading import read_architecture, stored_tree
 from clp_jax.models import Architecture, Lengths, family_of
+from clp_jax.processing.conventions import Conventions
+from clp_jax.provenance import conventions_of, trained_with
 from clp_jax.trees import flatten
 
 
@@ -78,11 +80,14 @@ def run(config: Export) -> None:
         platforms=tuple(name.strip() for name in config.platforms.split(",")),
         run=config.check == "actions",
         conventions=conventions,
+        assumed=_assumed_lengths(config, spec, conventions),
     )
     check = export_checkpoint(weights, config.to, config.out, options, overwrite=config.overwrite)
     _report(console, architecture, config)
     if conventions.robot is not None:
         console.print(f"Conventions: {conventions}", highlight=False, markup=False, soft_wrap=True)
+    if options.assumed is not None:
+        console.print(f"[yellow]assumed:[/] {escape(options.assumed)}", soft_wrap=True)
     for sentence in unlike_target(weights, config.to, conventions):
         console.print(f"[yellow]warning:[/] {escape(sentence)}", soft_wrap=True)
     console.print(str(check), highlight=False)
@@ -91,6 +96,25 @@ def run(config: Export) -> None:
     else:
         console.print(f"[bold]Not compared:[/] {escape(f'{check.what}: {check.missing}')}")
     console.print(f"Export: [bold]{escape(config.out)}[/]")
+
+
+def _assumed_lengths(config: Export, spec: Spec, conventions: Conventions) -> str | None:
+    """Which lengths that go into the export neither the user nor the checkpoint said, in a sentence."""
+    said = config.openpi_config is not None or spec.folder is not None
+    if said or config.to == "openpi" or conventions_of(spec.plan_record) is not None:
+        return None
+    trained = trained_with(spec.plan_record)
+    lengths = {
+        "action_horizon": (config.action_horizon, f"chunks of {conventions.action_horizon} actions"),
+        "max_token_len": (config.prompt_length, f"prompts of {conventions.max_token_len} tokens"),
+    }
+    unsaid = [text for name, (given, text) in lengths.items() if given is None and name not in trained]
+    if not unsaid:
+        return None
+    return (
+        f"{' and '.join(unsaid)}, upstream's default, for the checkpoint does not say how it was trained; "
+        "--action-horizon and --prompt-length say otherwise."
+    )
 
 
 def _form(config: Export, spec: Spec, architecture: Architecture) -> tuple[bool, Dtype | None]:

@@ -1,7 +1,8 @@
 """``clp inspect``: what a checkpoint is, and how two of them differ.
 
 Exit codes:
-  0  described; with --against the names, shapes and dtypes are equal, and with --values every bit
+  0  described; with --against the names, shapes and dtypes are equal, and the files beside the arrays (statistics,
+     tokenizers, configurations), and with --values every bit
   1  with --against: something differs
   2  what was given cannot be used, as for every command
 """
@@ -73,7 +74,10 @@ def run(config: Inspect) -> None:
     else:
         _print(Console(), found, comparison)
         if verified is not None:
-            print(f"verified: {verified.arrays:,} arrays, {decimal(verified.bytes)}, all as they were written")
+            print(
+                f"verified: {verified.arrays:,} arrays, {decimal(verified.bytes)}, all as they were written; "
+                "files beside them, as of statistics, have no checksums"
+            )
     if comparison is not None and not comparison.same:
         raise SystemExit(1)
 
@@ -210,12 +214,23 @@ def _compared(comparison: Comparison, here: str) -> Iterable[str]:
         yield from (f"  {line}" for line in lines[:_SHOWN])
         if len(lines) > _SHOWN:
             yield f"  ... and {len(lines) - _SHOWN:,} more; --json lists them all."
+    for name, how in (comparison.beside or {}).items():
+        yield f"  {name} {how}" if how == "differs" else f"  {name} is only in {here if how == 'only here' else other}"
     if comparison.same_content:
-        yield f"The fingerprints are equal: it is a copy of {other}."
+        yield _alike_as_far(comparison)
     if comparison.cut is not None:
         yield from _cut(comparison.cut, here, other)
     if comparison.values is not None:
         yield from _values(comparison.values, comparison.cut, here, other)
+
+
+def _alike_as_far(comparison: Comparison) -> str:
+    """What equal fingerprints mean, which do not cover every byte."""
+    if comparison.same and comparison.values is not None:
+        return f"It is a copy of {comparison.other}."
+    if comparison.values is not None or comparison.beside:
+        return "The fingerprints of the arrays are equal."
+    return f"The fingerprints are equal, as of a copy of {comparison.other}; --values compares every bit."
 
 
 def _cut(cut: Cut, here: str, other: str) -> Iterable[str]:

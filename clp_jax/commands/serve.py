@@ -3,6 +3,8 @@
 import asyncio
 import dataclasses
 import functools
+import hashlib
+import json
 import logging
 import signal
 from collections.abc import Mapping
@@ -15,6 +17,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from clp_jax.checkpoint import Spec, fingerprint, read_spec
+from clp_jax.checkpoint.beside import digests_beside
 from clp_jax.commands.conventions import choose_conventions, told_by
 from clp_jax.commands.data_flags import ObservationFlags, load_tokenizer, stats_of_checkpoint
 from clp_jax.commands.depths_flags import depths_of, trained_cut
@@ -113,8 +116,19 @@ def make_policy(config: Serve, spec: Spec) -> Policy:
         model = dataclasses.replace(model, params=cast(model.params))
     policy = Policy(model, requests, **sizes, seed=config.seed, cuts=cuts)
     policy.metadata["checkpoint"] = fingerprint(spec)
+    policy.metadata["files"] = _identity_of_files(config, spec)
     policy.metadata["conventions"] = str(dataclasses.replace(chosen, conventions=conventions))
     return policy
+
+
+def _identity_of_files(config: Serve, spec: Spec) -> str:
+    """Of what is read beside the arrays, and of the statistics that a flag names; 64 hexadecimal digits."""
+    digests = digests_beside(spec)
+    if config.norm_stats is not None:
+        given = epath.Path(config.norm_stats)
+        given = given / norm_stats.FILE if given.is_dir() else given
+        digests["--norm-stats"] = hashlib.sha256(given.read_bytes()).hexdigest()
+    return hashlib.sha256(json.dumps(digests, sort_keys=True).encode()).hexdigest()
 
 
 def _cuts(config: Serve, spec: Spec, architecture: Architecture) -> tuple[Cut, ...]:
@@ -154,10 +168,23 @@ def _requests(
     processing = family.processing(
         architecture, robot, statistics, tokenizer, lengths, state_in_prompt=chosen.state_in_prompt
     )
+    _check_drives(processing, architecture)
     if config.norm_stats is not None:
         _check_spread(config.norm_stats, processing, architecture)
     used = dataclasses.replace(chosen, robot=robot, state_in_prompt=processing.state_in_prompt, asset_id=asset_id)
     return RobotRequests(processing, architecture, long_prompts=config.long_prompts), used
+
+
+def _check_drives(processing: Processing, architecture: Architecture) -> None:
+    """Raise where no answer could be given to any request of this robot."""
+    actions, known = processing.action_dim, len(processing.norm_stats["actions"].mean)
+    if actions > known:
+        raise InputError(f"the actions of {processing.robot.name} have {actions} dimensions, the statistics {known}.")
+    if architecture.action_dim is not None and actions > architecture.action_dim:
+        raise InputError(
+            f"the actions of {processing.robot.name} have {actions} dimensions, the model at most "
+            f"{architecture.action_dim}."
+        )
 
 
 def _check_spread(source: str, processing: Processing, architecture: Architecture) -> None:

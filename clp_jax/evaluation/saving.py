@@ -28,6 +28,8 @@ _BY = "clp evaluate"
 SETTINGS, EPISODES, RESULTS, FILMS = "settings.json", "episodes.jsonl", "results.json", "films"
 AGAINST, COMPARISON = "against", "comparison.json"
 _LONGEST = 60
+_SINCE = ("policy.files",)
+"""Settings that earlier versions did not save: an evaluation without them is gone on with as it was."""
 """Letters of a setting in a message."""
 
 
@@ -147,7 +149,7 @@ def _check_same(folder: Path, settings: Mapping[str, Any]) -> None:
     if not (folder / SETTINGS).exists():
         raise InputError(f"{folder} has no {SETTINGS}, so it cannot be gone on with; choose another --out.")
     before, now = read_json_object(folder / SETTINGS), json.loads(json.dumps(settings))
-    changed = differences(before, now)
+    changed = differences(before, {name: now[name] for name in now if name in before or name not in _SINCE})
     if changed:
         raise InputError(f"--resume goes on with the same settings: {'; '.join(changed)}. Or begin in another --out.")
 

@@ -60,9 +60,12 @@ def _conventions(weights: Weights, target: str, options: Options) -> str | None:
     """What the checkpoint was trained with, and what of it the target does not do; None where nobody said."""
     conventions = options.conventions
     if conventions is None or conventions.robot is None:
-        return None
+        return None if options.assumed is None else f"Assumed: {options.assumed}"
     named = configurations().get(conventions.config or "")
     whose = "As trained" if named is None else f"Those of {named.upstream}'s configuration `{conventions.config}`"
+    own = family_of(weights.architecture).lengths(weights.architecture, len(conventions.robot.images))
+    if weights.spec.folder is not None and own != options.lengths:
+        whose = f"As asked; the checkpoint's own files say {own.horizon} actions and {own.prompt} tokens"
     return "\n\n".join([f"{whose}: {conventions}.", *unlike_target(weights, target, conventions)])
 
 

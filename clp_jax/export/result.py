@@ -35,6 +35,7 @@ class Options:
       platforms: a StableHLO program runs on.
       run: also run the models and compare what they answer, not only the bytes.
       conventions: between the robot and the model; None where nobody said.
+      assumed: which of the lengths neither the user nor the checkpoint said, in a sentence; None if all were said.
     """
 
     lengths: Lengths
@@ -44,6 +45,7 @@ class Options:
     platforms: tuple[str, ...] = ("cpu", "cuda", "tpu")
     run: bool = True
     conventions: Conventions | None = None
+    assumed: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -112,5 +112,5 @@ def _short(value: Any) -> str:
 def _milliseconds(value: Any) -> float:
     number = value.item() if isinstance(value, np.ndarray | np.generic) and value.size == 1 else value
     if type(number) not in (int, float) or not number > 0:
-        raise InputError(f"{TIME} is {_short(value)}; send milliseconds above 0.")
+        raise InputError(f"{TIME} is {_short(repr(value))}; send milliseconds above 0, as a number.")
     return float(number)

@@ -242,6 +242,8 @@ class Policy:
         return FloatingPointError("the model's actions hold NaN or infinite values.")
 
     def _noise_in(self, values: Mapping[str, Any]) -> Float[np.ndarray, "horizon adim"] | None:
+        if any(key.startswith("noise/") for key in values):
+            raise InputError("noise is a map; send an array.")
         if "noise" not in values:
             return None
         if self._noise_shape is None:

@@ -144,8 +144,13 @@ class RobotRequests:
         wanted = 14 if self.processing.robot.units == "aloha" else known
         # Statistics as long as the model's actions may be padded: then they do not tell the robot's dimensions.
         padded = self.processing.robot.units != "aloha" and known == self.architecture.action_dim
-        if len(state) != wanted and not (padded and len(state) < known):
+        if len(state) != wanted and not (padded and self._spread_of_state <= len(state) < known):
             raise InputError(f"the state has {len(state)} dimensions, {self.name} has {wanted}.")
+
+    @property
+    def _spread_of_state(self) -> int:
+        """Dimensions up to the last one that varies in the statistics: padding does not."""
+        return int(max(np.flatnonzero(self.processing.norm_stats["state"].std), default=-1)) + 1
 
 
 @dataclasses.dataclass(frozen=True)

@@ -163,6 +163,19 @@ def test_one_evaluation_at_a_time(tmp_path):
         first.add(Line(Episode("a", 0, success=True, steps=1, asked=1), 1.0, (0.1,)))
 
 
+def test_an_evaluation_of_a_version_that_did_not_look_at_files_is_gone_on_with(tmp_path):
+    before = {"policy.checkpoint": "1"}
+    with evaluation(tmp_path / "found", before, ["a"]) as found:
+        found.add(Line(Episode("a", 0, success=True, steps=1, asked=1), 1.0, (0.1,)))
+    with evaluation(tmp_path / "found", before | {"policy.files": "2"}, ["a"], resume=True) as found:
+        assert len(found.lines) == 1
+    with (
+        pytest.raises(InputError, match=r"policy.checkpoint was \"1\", is \"3\""),
+        evaluation(tmp_path / "found", {"policy.checkpoint": "3", "policy.files": "2"}, ["a"], resume=True),
+    ):
+        pass
+
+
 def test_films_are_saved_with_their_episodes(whole):
     av = pytest.importorskip("av", reason="needs av")
     names = sorted(path.name for path in (whole / "films").iterdir())

@@ -1,0 +1,66 @@
+"""The files beside a checkpoint's arrays: statistics, tokenizers, configurations, and whether they are the same."""
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+
+from etils import epath
+
+from clp_jax.checkpoint.opening import Spec
+from clp_jax.checkpoint.orbax.spec import RECORD_FILE
+from clp_jax.checkpoint.safetensors.folder import FolderSpec
+from clp_jax.folders import files_below
+from clp_jax.outputs import MANIFEST
+
+_FOR_PEOPLE = (".md", ".html", ".png")
+"""Endings of files with which nothing computes."""
+
+
+def digests_beside(spec: Spec) -> dict[str, str]:
+    """SHA-256 of every file that says what the numbers of a checkpoint mean, by its path in the checkpoint.
+
+    What ``clp`` writes about itself (``clp.json``, the manifest) and what is for people alone is left out.
+
+    Args:
+      spec: the checkpoint; of openpi's form the files are those in ``assets``.
+
+    Returns:
+      64 hexadecimal digits each.
+    """
+    return {name: hashlib.sha256(file.read_bytes()).hexdigest() for name, file in sorted(_files(spec).items())}
+
+
+def differences_beside(here: Mapping[str, str], there: Mapping[str, str]) -> dict[str, str]:
+    """How the files beside two checkpoints differ.
+
+    Args:
+      here: of one, from `digests_beside`.
+      there: of the other.
+
+    Returns:
+      Per file that is not the same "differs", "only here" or "only there".
+
+    >>> differences_beside({"a": "1", "b": "2"}, {"a": "3", "c": "4"})
+    {'a': 'differs', 'b': 'only here', 'c': 'only there'}
+    """
+    words = {(True, False): "only here", (False, True): "only there", (True, True): "differs"}
+    names = sorted(here.keys() | there.keys())
+    return {name: words[name in here, name in there] for name in names if here.get(name) != there.get(name)}
+
+
+def _files(spec: Spec) -> Mapping[str, Path | epath.Path]:
+    if not isinstance(spec, FolderSpec):
+        if spec.assets is None:
+            return {}
+        step = spec.assets.parent
+        return {file.relative_to(step).as_posix(): file for file in files_below(spec.assets)}
+    return {
+        name: file
+        for name, file in {"config.json": spec.path / "config.json", **spec.others}.items()
+        if name not in (RECORD_FILE, MANIFEST) and not _is_for_people(name)
+    }
+
+
+def _is_for_people(name: str) -> bool:
+    file = epath.Path(name)
+    return file.name.startswith((".", "LICENSE")) or file.suffix in _FOR_PEOPLE
