@@ -17,7 +17,10 @@ import contextlib
 import dataclasses
 import difflib
 import importlib
+import io
+import itertools
 import os
+import re
 import signal
 import sys
 import threading
@@ -177,8 +180,8 @@ def read_flags(name: str, flags: Sequence[str]) -> Any:
       An instance of the command's `config_class`.
 
     Raises:
-      InputError: a flag is not one of the command's, or a number is outside of its range.
-      SystemExit: with 0 after ``--help``, with 2 after any other mistake, which tyro has then described.
+      InputError: a flag is not one of the command's, is missing, or has a value that it cannot have.
+      SystemExit: with 0 after ``--help``.
     """
     import tyro
 
@@ -186,9 +189,42 @@ def read_flags(name: str, flags: Sequence[str]) -> Any:
 
     flags_of = config_class(name)
     _check_names(name, flags_of, flags)
-    config = tyro.cli(flags_of, prog=f"clp {name}", args=flags, config=(tyro.conf.FlagCreatePairsOff,))
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            config = tyro.cli(flags_of, prog=f"clp {name}", args=flags, config=(tyro.conf.FlagCreatePairsOff,))
+    except SystemExit as end:
+        if not end.code:
+            raise
+        raise InputError(_in_one_line(name, flags_of, flags, said.getvalue())) from None
     check_ranges(config)
     return config
+
+
+def _in_one_line(name: str, flags_of: type, flags: Sequence[str], said: str) -> str:
+    """What tyro says of a mistake in a box: a title, the mistake on several lines, and where help is to be had."""
+    more = f"; clp {name} --help lists all flags."
+    missing = [one for one in map(_required, dataclasses.fields(flags_of)) if one is not None]
+    given = {word.partition("=")[0] for word in flags}
+    missing = [one for one in missing if one not in given and (one.startswith("--") or not flags)]
+    if missing:
+        return f"clp {name} needs {' and '.join(missing)}{more}"
+    title, *lines = [re.sub("[│╭╮╰╯]", "", line).strip() for line in said.strip().splitlines()]
+    message = itertools.takewhile(
+        lambda line: not re.fullmatch("[-─]+|", line), lines[re.match("[-─]", lines[0]) is not None :]
+    )
+    return f"{' '.join(message).rstrip('.') or title}{more}"
+
+
+def _required(field: dataclasses.Field) -> str | None:
+    """How a flag without a default is written; None for others."""
+    import tyro
+
+    if field.default is not dataclasses.MISSING or field.default_factory is not dataclasses.MISSING:
+        return None
+    (positional,) = tyro.conf.Positional[str].__metadata__
+    is_positional = positional in getattr(field.type, "__metadata__", ())
+    return field.name.upper() if is_positional else f"--{field.name.replace('_', '-')}"
 
 
 def config_class(name: str) -> type:

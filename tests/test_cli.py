@@ -222,6 +222,29 @@ def test_a_script_takes_the_flags_of_its_command(monkeypatch, capsys, name):
     assert capsys.readouterr().out == of_the_command
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("inspect", "clp inspect needs CHECKPOINT; clp inspect --help lists all flags."),
+        ("export --checkpoint x --out=q", "clp export needs --to; clp export --help lists all flags."),
+        (
+            "norm-stats --robot r --json",
+            "clp norm-stats needs --data and --out; clp norm-stats --help lists all flags.",
+        ),
+        ("export --checkpoint x --out q --to lerobt", "--to"),  # what tyro calls it differs between releases
+        ("prune --checkpoint x --out q --seed x", "--seed: invalid literal for int() with base 10: 'x'; clp prune"),
+        ("advise --checkpoint x --steps", "--steps"),
+    ],
+)
+@pytest.mark.parametrize("columns", ["40", "200"])
+def test_flags_that_are_missing_or_wrong_are_one_line(words, message, columns, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", columns)
+    assert cli.main(words.split()) == 2
+    captured = capsys.readouterr()
+    assert captured.out == "" and captured.err.startswith("error: ") and captured.err.count("\n") == 1
+    assert message in captured.err and "╭" not in captured.err
+
+
 def test_a_script_without_clp_jax_says_how_to_install_it():
     words = [sys.executable, "-S", str(ROOT / "scripts" / "prune.py"), "--help"]  # -S: without site-packages
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}

@@ -9,6 +9,7 @@ Exit codes:
 
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Annotated
 
 import tyro
 from rich import box
@@ -37,7 +38,7 @@ _DONE = {"prune": "pruned", "finetune": "fine-tuned"}
 class Inspect:
     """Say what a checkpoint is, without loading a tensor, or how two differ (exit code 1 if they do)."""
 
-    checkpoint: tyro.conf.Positional[str]
+    checkpoint: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="CHECKPOINT")]
     """openpi step folder or its params, local or gs://; a policy folder of lerobot; NVIDIA's GR00T folder."""
     against: str | None = None
     """Another checkpoint: also say where names, shapes and dtypes differ, and whether one is a cut of the other."""
