@@ -27,7 +27,7 @@ import threading
 import traceback
 from collections.abc import Iterator, Sequence
 from types import ModuleType
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, NoReturn, get_args
 
 from clp_jax.errors import InputError
 from clp_jax.machine import failure_of
@@ -201,6 +201,10 @@ def read_flags(name: str, flags: Sequence[str]) -> Any:
     return config
 
 
+_RULE = re.compile("[-─]*").fullmatch
+"""A line of nothing else, or an empty one, ends a part of such a box."""
+
+
 def _in_one_line(name: str, flags_of: type, flags: Sequence[str], said: str) -> str:
     """What tyro says of a mistake in a box: a title, the mistake on several lines, and where help is to be had."""
     more = f"; clp {name} --help lists all flags."
@@ -210,10 +214,9 @@ def _in_one_line(name: str, flags_of: type, flags: Sequence[str], said: str) -> 
     if missing:
         return f"clp {name} needs {' and '.join(missing)}{more}"
     title, *lines = [re.sub("[│╭╮╰╯]", "", line).strip() for line in said.strip().splitlines()]
-    message = itertools.takewhile(
-        lambda line: not re.fullmatch("[-─]+|", line), lines[re.match("[-─]", lines[0]) is not None :]
-    )
-    return f"{' '.join(message).rstrip('.') or title}{more}"
+    lines = itertools.dropwhile(_RULE, lines)
+    message = " ".join(itertools.takewhile(lambda line: not _RULE(line), lines))
+    return f"{message.rstrip('.') or title}{more}"
 
 
 def _required(field: dataclasses.Field) -> str | None:
@@ -222,8 +225,8 @@ def _required(field: dataclasses.Field) -> str | None:
 
     if field.default is not dataclasses.MISSING or field.default_factory is not dataclasses.MISSING:
         return None
-    (positional,) = tyro.conf.Positional[str].__metadata__
-    is_positional = positional in getattr(field.type, "__metadata__", ())
+    (positional,) = get_args(tyro.conf.Positional[str])[1:]
+    is_positional = positional in get_args(field.type)
     return field.name.upper() if is_positional else f"--{field.name.replace('_', '-')}"
 
 

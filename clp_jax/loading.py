@@ -62,7 +62,7 @@ def read_architecture(
     try:
         with blamed_on("its configuration", "copy the checkpoint again", verb="cannot be used"):
             architecture = read(shapes, spec.folder, dtype=dtype, **given)
-            if "lora_scale" in given and not (may_lack_adapters or _has_adapters(architecture)):
+            if "lora_scale" in given and not (may_lack_adapters or has_adapters(architecture)):
                 raise InputError("it has no LoRA adapters, for which --lora-scale would be; leave the flag out.")
             if (scale := _trained_scale(spec, architecture, given.get("lora_scale"))) is not None:
                 architecture = read(shapes, spec.folder, dtype=dtype, **given | {"lora_scale": scale})
@@ -79,14 +79,15 @@ def read_architecture(
 def _trained_scale(spec: Spec, architecture: Architecture, given: float | None) -> float | None:
     """alpha / rank with which a checkpoint's adapters were trained, by its ``clp.json``; None if it says nothing."""
     trained = adapters_scale(spec.plan_record)
-    if trained is None or not _has_adapters(architecture):
+    if trained is None or not has_adapters(architecture):
         return None
     if given not in (None, trained):
         raise InputError(f"--lora-scale {given:g}: its adapters were trained with {trained:g}; leave the flag out.")
     return trained
 
 
-def _has_adapters(architecture: Architecture) -> bool:
+def has_adapters(architecture: Architecture) -> bool:
+    """Whether a model has LoRA adapters."""
     lora = family_of(architecture).LORA
     return lora is not None and lora.has_adapters(architecture)
 

@@ -233,7 +233,7 @@ def test_a_script_takes_the_flags_of_its_command(monkeypatch, capsys, name):
         ),
         ("export --checkpoint x --out q --to lerobt", "--to"),  # what tyro calls it differs between releases
         ("prune --checkpoint x --out q --seed x", "--seed: invalid literal for int() with base 10: 'x'; clp prune"),
-        ("advise --checkpoint x --steps", "--steps"),
+        ("advise --checkpoint x --data d --out o --steps", "--steps"),
     ],
 )
 @pytest.mark.parametrize("columns", ["40", "200"])

@@ -181,6 +181,23 @@ REFUSED = {
     "--states and --estimator: --keep already says": ("--keep", "0", "--states", "rms", "--estimator", "debiased"),
     "--couple: --plan already says which blocks stay": ("--plan", "PLAN", "--couple", "min"),
     "--states: the plan of --analysis holds as it is": ("--analysis", "ANALYSIS", "--states", "rms"),
+    "--max-observations, --holdout-ratio and --seed: --plan already says which blocks stay; leave them out": (
+        *("--plan", "PLAN", "--max-observations", "9", "--seed", "3", "--holdout-ratio", "0.5"),
+    ),
+    "--action-horizon, --robot, --group-size, --groups-per-batch and --dtype: --keep already says": (
+        *("--keep", "0", "--robot", "libero", "--action-horizon", "9", "--dtype", "float32"),
+        *("--group-size", "3", "--groups-per-batch", "2"),
+    ),
+    "--samples: --keep already says": (
+        *("--keep", "0", "--heal", "--data", "DATA", "--samples", "observations", "--holdout-ratio", "0.5"),
+    ),
+    "--group-size and --seed: --analysis was measured already; give them to clp analyse, or leave them out": (
+        *("--analysis", "ANALYSIS", "--auto", "--group-size", "3", "--seed", "1"),
+    ),
+    "--holdout-ratio: --analysis was measured already": ("--analysis", "ANALYSIS", "--holdout-ratio", "0.5"),
+    "--weights: --analysis was measured already": (
+        *("--analysis", "ANALYSIS", "--keep-layers", "2", "--criterion", "random", "--seed", "1", "--weights", "1"),
+    ),
     "--samples: --analysis was measured already": ("--analysis", "ANALYSIS", "--auto", "--samples", "observations"),
     "say how deep: --keep-layers": ("--analysis", "ANALYSIS", "--keep-vision-layers", "1"),
     "say how deep": ("--data", "DATA"),

@@ -200,6 +200,42 @@ def test_what_cannot_be_is_refused_in_one_line(tmp_path, capsys, to, kind, words
     assert not (tmp_path / "e").exists()
 
 
+@pytest.mark.parametrize(
+    ("to", "words", "message"),
+    [
+        (
+            "openpi",
+            ("--platforms", "bogus", "--batch-size", "3", "--activations", "float32"),
+            "--activations, --batch-size and --platforms: --to openpi writes no program; leave them out.",
+        ),
+        ("openpi", ("--asset-id", "robot"), "--asset-id: --to openpi chooses no norm stats; leave it out."),
+        ("openpi-pytorch", ("--asset-id", "robot"), "--asset-id: --to openpi-pytorch chooses no norm stats"),
+        ("openpi", ("--merge-lora",), "has no LoRA adapters; leave it out."),
+        ("lerobot", ("--merge-lora",), "--merge-lora: --to lerobot merges adapters anyway"),
+        ("lerobot", ("--platforms", "x"), "--platforms: --to lerobot writes no program"),
+        ("stablehlo", ("--asset-id", "robot"), "--asset-id: --to stablehlo chooses no norm stats"),
+    ],
+)
+def test_flags_of_other_targets_are_refused(checkpoint, tmp_path, capsys, to, words, message):
+    assert export(checkpoint, tmp_path / "e", to, *words) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+    assert not (tmp_path / "e").exists()
+
+
+@pytest.mark.parametrize(("asset_id", "is_named"), [("robot", False), ("physical-intelligence/libero", True)])
+def test_only_statistics_that_the_checkpoint_has_are_named(tmp_path, capsys, asset_id, is_named):
+    words = ["--checkpoint", str(save(tmp_path, toys.architecture(), assets=(asset_id,))), "--to", "openpi"]
+    words += ["--openpi-config", "pi0_libero", "--check", "bits", "--out", str(tmp_path / "e")]
+    assert main(["export", *words]) == 0
+    record = json.loads((tmp_path / "e" / "export.json").read_text())
+    assert record["options"]["asset_id"] == (asset_id if is_named else None)
+    card = (tmp_path / "e" / "README.md").read_text()
+    out = capsys.readouterr().out
+    assert "openpi's configuration `pi0_libero`" in card and "Conventions: 50 actions" in out
+    assert ["statistics physical-intelligence/libero" in text for text in (card, out)] == [is_named] * 2
+
+
 def test_an_export_is_of_one_checkpoint(checkpoint, tmp_path, capsys, monkeypatch):
     step, (write, *rest) = shutil.copytree(checkpoint, tmp_path / "step"), exporters._EXPORTERS["openpi"]
     write_params(tmp_path / "other", params_of(toys.architecture().with_depths({"vlm": 2, "action": 2}), seed=1))

@@ -138,7 +138,11 @@ def test_command_writes_the_file_without_reading_an_image(tmp_path, capsys):
 
 @pytest.mark.parametrize(
     ("flags", "message"),
-    [([], "say which robot"), (["--robot", "metaworld", "--action-horizon", "0"], "give at least 1")],
+    [
+        ([], "say which robot"),
+        (["--robot", "metaworld", "--action-horizon", "0"], "give at least 1"),
+        (["--robot", "metaworld", "--vlm-config", "x"], "--vlm-config: it describes a checkpoint; give --checkpoint"),
+    ],
 )
 def test_command_refuses_what_it_cannot_do(tmp_path, capsys, flags, message):
     assert main(["norm-stats", "--data", "x/y", "--out", str(tmp_path / "o"), *flags]) == 2

@@ -333,7 +333,21 @@ def test_a_teacher_is_held_and_read_in_the_dtype_of_activations():
 @pytest.mark.parametrize(
     ("flags", "complaint"),
     [
-        ("--topology cpu:8 --checkpoint pi0 --task infer --teacher pi0", "leave --teacher out"),
+        ("--topology cpu:8 --checkpoint pi0 --task infer --teacher pi0", "--teacher: nothing in --task infer depends"),
+        (
+            "--topology cpu:8 --checkpoint no --task infer --accumulate 4 --no-augment --ema-decay None",
+            "--accumulate, --ema-decay and --no-augment: nothing in --task infer depends on them; leave them out.",
+        ),
+        (
+            "--topology cpu:8 --checkpoint no --task analyse --num-steps 3 --remat none",
+            "--remat and --num-steps: nothing in --task analyse depends on them",
+        ),
+        (
+            "--topology cpu:8 --checkpoint no --group-size 3 --params-dtype bfloat16",
+            "--params-dtype and --group-size: nothing in --task finetune depends on them",
+        ),
+        ("--topology cpu:8 --checkpoint no --task heal --group-size 3", "nothing in --task heal depends on it"),
+        ("--topology cpu:8 --checkpoint pi0 --vlm-config x", "--vlm-config: the sizes of a released model are known"),
         ("--topology cpu:8 --checkpoint pi0 --batch-size 8 --teacher smolvla", "--teacher is a SmolVLA"),
         ("--topology v5e:1 --checkpoint pi0", "no slice of v5e"),
         ("--topology cpu:8 --checkpoint pi0-fast --task infer", "π0-FAST answers with tokens"),

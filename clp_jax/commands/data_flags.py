@@ -238,8 +238,7 @@ def stats_of_checkpoint(
     Raises:
       InputError: it has several, and none was chosen.
     """
-    files = [file for file in files_below(assets) if file.name == norm_stats.FILE]
-    found = {file.parent.relative_to(assets).as_posix(): file for file in files}
+    found = named_stats(assets)
     if asset_id is None and len(found) > 1:
         raise InputError(
             f"the checkpoint has norm stats for {', '.join(sorted(found))}; choose one with --asset-id, or "
@@ -252,3 +251,9 @@ def stats_of_checkpoint(
         return None, asset_id
     policy = assets / POLICY
     return family_of(architecture).norm_stats_of(policy if policy.is_dir() else assets, architecture, robot), None
+
+
+def named_stats(assets: epath.Path) -> dict[str, epath.Path]:
+    """The files of statistics in a checkpoint's ``assets`` folder, by their names."""
+    files = [file for file in files_below(assets) if file.name == norm_stats.FILE]
+    return {file.parent.relative_to(assets).as_posix(): file for file in files}

@@ -14,6 +14,7 @@ from clp_jax.commands.evaluate_policy import SHARED, check_there
 from clp_jax.commands.model_flags import ModelFlags
 from clp_jax.commands.processing_flags import ProcessingFlags
 from clp_jax.commands.results import print_json, standard_output_kept
+from clp_jax.commands.unused import refuse_unused
 from clp_jax.editable_json import write_json
 from clp_jax.errors import InputError
 from clp_jax.evaluation import aloha_sim, gymnasium_env, libero, metaworld, simpler
@@ -29,6 +30,13 @@ _SUITES = {
     "aloha-sim": aloha_sim.suite,
     "simpler": simpler.suite,
 }
+_READ_BY = {
+    "libero_suite": ("libero",),
+    "image_size": tuple(_SUITES),
+    "fast_rendering": ("libero", "aloha-sim"),
+    "rotation": ("simpler",),
+}
+"""Simulators that a flag is for, where it is not for all."""
 _ADDRESS = re.compile(r"wss?://.+|[\w.-]+:\d+")
 
 
@@ -58,7 +66,7 @@ class Evaluate(ProcessingFlags, ModelFlags):
     transfer-cube, insertion; the cube if absent. SimplerEnv: carrot, spoon, stack, eggplant; all if absent. --env: what
     the factory is called with; nothing if absent."""
     libero_suite: str = "libero_spatial"
-    """libero_spatial, libero_object, libero_goal, libero_10 or libero_90; LIBERO-PRO's as libero_goal_swap."""
+    """LIBERO: libero_spatial, libero_object, libero_goal, libero_10 or libero_90; LIBERO-PRO's as libero_goal_swap."""
     episodes: int = 20
     """Episodes a task."""
     seed: int = 1
@@ -157,10 +165,15 @@ def check(config: Evaluate) -> None:
         raise InputError("LIBERO needs an environment of its own: clp serve the checkpoint, and give --server here.")
     if config.server is not None:
         names = {*SHARED, "openpi_config", "robot", "num_steps", "dtype", "params_dtype"} - {"prompt"}
-        fields = [field for field in dataclasses.fields(config) if field.name in names]
-        given = [f"--{f.name.replace('_', '-')}" for f in fields if getattr(config, f.name) != f.default]
-        if given:
-            raise InputError(f"{' and '.join(given)} cannot change a server; give it to clp serve.")
+        refuse_unused(config, names, "nothing here changes a server", instead="give {it} to clp serve")
+    _refuse_flags_of_other_simulators(config)
+
+
+def _refuse_flags_of_other_simulators(config: Evaluate) -> None:
+    names = [name for name, suites in _READ_BY.items() if config.suite not in suites]
+    if config.suite is None:
+        refuse_unused(config, names, "--env is made without {it}", instead="let the factory make what you want")
+    refuse_unused(config, names, f"nothing in --suite {config.suite} depends on {{it}}")
 
 
 def open_suite(config: Evaluate) -> Suite:

@@ -8,11 +8,13 @@ from rich.markup import escape
 
 from clp_jax.checkpoint import Spec, read_spec
 from clp_jax.commands.conventions import Told, choose_conventions
+from clp_jax.commands.data_flags import named_stats
 from clp_jax.commands.model_flags import ModelFlags
+from clp_jax.commands.unused import refuse_unused
 from clp_jax.export import Options, Target, Weights, export_checkpoint
 from clp_jax.export.model_card import unlike_target
 from clp_jax.export.weights import Dtype
-from clp_jax.loading import read_architecture, stored_tree
+from clp_jax.loading import has_adapters, read_architecture, stored_tree
 from clp_jax.models import Architecture, Lengths, family_of
 from clp_jax.processing.conventions import Conventions
 from clp_jax.provenance import conventions_of, trained_with
@@ -35,14 +37,14 @@ class Export(ModelFlags):
     """Dtype of the stored parameters. Default: each as it is for openpi and for a lerobot policy that may have several;
     else as they are if all agree, float32 if not."""
     activations: Dtype = "bfloat16"
-    """Dtype in which a StableHLO program computes."""
+    """StableHLO: dtype in which the program computes."""
     merge_lora: bool = False
     """openpi: multiply LoRA adapters into their weights (all other targets always do)."""
     openpi_config: str | None = None
     """Name of openpi's training configuration whose conventions the checkpoint has. Default: those that the run was
     trained with, else the released ones of this kind of model."""
     asset_id: str | None = None
-    """lerobot: which norm stats, if the checkpoint has several."""
+    """lerobot: which norm stats, if the checkpoint of a π0 or π0.5 has several."""
     action_horizon: int | None = None
     """Actions of a chunk. Default: those that the run was trained with, else upstream's for this kind of model."""
     prompt_length: int | None = None
@@ -61,9 +63,14 @@ class Export(ModelFlags):
 
 def run(config: Export) -> None:
     """Run the command."""
+    _refuse_flags_of_other_targets(config)
     console = Console()
     spec = read_spec(config.checkpoint, live=config.raw)
+    if spec.folder is not None:
+        refuse_unused(config, ("asset_id",), "the checkpoint's own files hold its statistics, without a name")
     architecture = read_architecture(spec, dtype=config.activations, **config.model_settings())
+    if not has_adapters(architecture):
+        refuse_unused(config, ("merge_lora",), f"{config.checkpoint} has no LoRA adapters")
     told = Told(
         openpi_config=config.openpi_config,
         action_horizon=config.action_horizon,
@@ -71,6 +78,8 @@ def run(config: Export) -> None:
         asset_id=config.asset_id,
     )
     conventions = choose_conventions(told, architecture, spec.plan_record).conventions
+    if not _reads_statistics(config, spec):
+        conventions = _with_statistics_of(spec, conventions)
     weights = Weights(spec, architecture, *_form(config, spec, architecture))
     options = Options(
         lengths=Lengths(conventions.action_horizon, conventions.max_token_len),
@@ -115,6 +124,35 @@ def _assumed_lengths(config: Export, spec: Spec, conventions: Conventions) -> st
         f"{' and '.join(unsaid)}, upstream's default, for the checkpoint does not say how it was trained; "
         "--action-horizon and --prompt-length say otherwise."
     )
+
+
+_OF_PROGRAMS = ("batch_size", "platforms", "activations")
+
+
+def _refuse_flags_of_other_targets(config: Export) -> None:
+    """Raise on flags that the target does not read, whatever the checkpoint is."""
+    if config.to != "stablehlo":
+        refuse_unused(config, _OF_PROGRAMS, f"--to {config.to} writes no program")
+    if config.to != "lerobot":
+        refuse_unused(config, ("asset_id",), f"--to {config.to} chooses no norm stats")
+    if config.to != "openpi":
+        refuse_unused(config, ("merge_lora",), f"--to {config.to} merges adapters anyway")
+
+
+def _reads_statistics(config: Export, spec: Spec) -> bool:
+    """Whether the export is made from statistics of a name, and refused where there are none."""
+    return config.to == "lerobot" and spec.folder is None
+
+
+def _with_statistics_of(spec: Spec, conventions: Conventions) -> Conventions:
+    """The conventions; they name no statistics that the checkpoint does not have.
+
+    What its own files hold has no name: it is called as it was in training.
+    """
+    found = {} if spec.assets is None else named_stats(spec.assets)
+    if conventions.asset_id in found or (spec.folder is not None and not found):
+        return conventions
+    return dataclasses.replace(conventions, asset_id=None)
 
 
 def _form(config: Export, spec: Spec, architecture: Architecture) -> tuple[bool, Dtype | None]:

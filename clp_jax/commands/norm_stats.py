@@ -13,6 +13,7 @@ from clp_jax.checkpoint import read_spec
 from clp_jax.commands.conventions import Told, choose_conventions, of_configuration, robot_told, told_by
 from clp_jax.commands.data_flags import MixtureFlags, robot_in_set, robot_of_set
 from clp_jax.commands.results import print_json
+from clp_jax.commands.unused import refuse_unused
 from clp_jax.data.recordings import open_recordings
 from clp_jax.errors import InputError
 from clp_jax.files import read_json_object
@@ -50,6 +51,8 @@ class NormStats(MixtureFlags):
 
 def run(config: NormStats) -> None:
     """Run the command."""
+    if config.checkpoint is None:
+        refuse_unused(config, ("vlm_config",), "{it} describes a checkpoint", instead="give --checkpoint, too")
     console = Console(stderr=config.json)
     told = told_by(config)
     robot, horizon, named, note = _chosen(config, told)

@@ -19,6 +19,7 @@ from clp_jax.aliases import Tree
 from clp_jax.checkpoint import read_spec
 from clp_jax.commands.model_flags import ModelFlags
 from clp_jax.commands.results import print_json
+from clp_jax.commands.unused import refuse_unused
 from clp_jax.errors import InputError
 from clp_jax.loading import read_architecture, stored_tree
 from clp_jax.models import RELEASED, Architecture, Remat, abstract_params
@@ -64,15 +65,16 @@ class PlanScale(ModelFlags):
     fsdp_devices: int | None = None
     """Chips over which each large parameter is split; all if absent."""
     accumulate: int = 1
-    """finetune: parts of a batch that run one after another."""
+    """finetune, lora: parts of a batch that run one after another."""
     ema_decay: float | Literal["upstream"] | None = "upstream"
-    """finetune: None plans without the average of the parameters, which π0's authors keep and the others' do not."""
+    """finetune, lora: None plans without the average of the parameters, which π0's authors keep and the others' do
+    not."""
     augment: bool = True
-    """finetune: crop, rotate and recolour the images."""
+    """finetune, lora: crop, rotate and recolour the images."""
     teacher: str | None = None
-    """finetune: a checkpoint or a released model that teaches, as with clp finetune --teacher."""
+    """finetune, lora: a checkpoint or a released model that teaches, as with clp finetune --teacher."""
     remat: Remat = "all"
-    """finetune: what the backward pass computes again."""
+    """finetune, lora: what the backward pass computes again."""
     params_dtype: Literal["keep", "float32", "bfloat16"] = "keep"
     """analyse, heal and infer: parameters as stored, or in another dtype. Training always keeps float32."""
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
@@ -93,8 +95,18 @@ class PlanScale(ModelFlags):
     """Replace --out if it exists."""
 
 
+_READ_BY = {
+    **dict.fromkeys(("accumulate", "ema_decay", "augment", "teacher", "remat"), ("finetune", "lora")),
+    "params_dtype": ("analyse", "heal", "infer"),
+    "num_steps": ("infer",),
+    "group_size": ("analyse",),
+}
+"""Tasks that a flag is for, where it is not for all."""
+
+
 def run(config: PlanScale) -> None:
     """Run the command."""
+    _refuse_unused(config)
     console, lines = Console(quiet=config.json), Console(stderr=True)
     slices = _slices(config.topology)
     _only_cpu(max((one.chips for names in slices for one in names if one.chip is CPU), default=0))
@@ -129,6 +141,14 @@ def run(config: PlanScale) -> None:
     if config.out is not None:
         out = escape(config.out)
         console.print(f"Saved: [bold]{out}/plan-scale.json[/] and [bold]{out}/plan-scale.png[/]")
+
+
+def _refuse_unused(config: PlanScale) -> None:
+    others = [name for name, tasks in _READ_BY.items() if config.task not in tasks]
+    refuse_unused(config, others, f"nothing in --task {config.task} depends on {{it}}")
+    if all(name in RELEASED for name in (config.checkpoint, config.against, config.teacher) if name is not None):
+        fields = [field.name for field in dataclasses.fields(ModelFlags)]
+        refuse_unused(config, fields, "the sizes of a released model are known")
 
 
 def _slices(words: tuple[str, ...]) -> list[list[Topology]]:

@@ -14,7 +14,7 @@ from rich.markup import escape
 from clp_jax.checkpoint import FolderSpec, RewriteReport, Spec, read_spec
 from clp_jax.commands.healing_table import repairs_table
 from clp_jax.commands.measuring import DepthFlags, MeasureFlags, check_heals, few_held_out, load, load_to_heal
-from clp_jax.commands.prune_choice import Measured, plan_of, refuse_unused, way_of
+from clp_jax.commands.prune_choice import Measured, plan_of, refuse_flags_of_other_ways, way_of
 from clp_jax.commands.results import print_json
 from clp_jax.folders import is_remote
 from clp_jax.healing import heal
@@ -67,7 +67,7 @@ def run(config: Prune) -> None:
     has_cuts = bool(cuts_of(spec.plan_record))
     check_heals(config, [config.rule()])
     way = way_of(config, has_cuts=has_cuts)
-    refuse_unused(config, way)
+    refuse_flags_of_other_ways(config, way, spec)
     if way == "data" and has_cuts and config.criterion is None:
         console.print(
             "note: this step was trained at several depths; --data chooses blocks anew. Without it the trained cut of "

@@ -1,13 +1,16 @@
 """Which blocks ``clp prune`` leaves: chosen on data or from an analysis, or as a plan, a list or the training says."""
 
+import dataclasses
 from typing import Any
 
 from rich.console import Console
 
 from clp_jax.analysis import loss_of
-from clp_jax.checkpoint import Spec
+from clp_jax.checkpoint import FolderSpec, Spec
 from clp_jax.commands.depths_flags import trained_cut
 from clp_jax.commands.measuring import MeasureFlags, analysis_of, evidence_options, healed_cuts, measure
+from clp_jax.commands.model_flags import ModelFlags
+from clp_jax.commands.unused import refuse_unused
 from clp_jax.data import CalibrationData
 from clp_jax.errors import InputError
 from clp_jax.healed_cuts import HealedCuts
@@ -57,38 +60,40 @@ def way_of(config: Any, *, has_cuts: bool) -> str:
     return given[0]
 
 
-def refuse_unused(config: Any, way: str) -> None:
-    """Raise on flags that say how blocks are chosen where they are chosen already.
+_OF_CHOOSING = ("states", "estimator", "couple")
+_OF_MEASURING = ("samples", "max_samples", "vision")
+_OF_MODELS = tuple(field.name for field in dataclasses.fields(ModelFlags))
+_OF_DATA = {field.name for field in dataclasses.fields(MeasureFlags)} - {*_OF_CHOOSING, *_OF_MEASURING, *_OF_MODELS}
+"""What is read with ``--data``, to choose by them or to heal on them."""
+
+
+def refuse_flags_of_other_ways(config: Any, way: str, spec: Spec) -> None:
+    """Raise on flags that are not read where blocks are chosen already.
 
     Args:
       config: the flags.
       way: of `way_of`.
+      spec: the checkpoint.
+
+    Raises:
+      InputError: names the flags.
     """
-    if way == "data":
+    if way == "data" or (way == "trained" and not cuts_of(spec.plan_record)):  # no way at all, which `plan_of` tells
         return
     chooses = way == "analysis" and config.depth().is_given
-    flags = {
-        "--samples": config.samples != MeasureFlags.samples,
-        "--max-samples": config.max_samples != MeasureFlags.max_samples,
-        "--vision": config.vision != MeasureFlags.vision,
-    }
-    if not chooses:
-        flags |= {
-            "--states": config.states != MeasureFlags.states,
-            "--estimator": config.estimator != MeasureFlags.estimator,
-            "--couple": config.couple != MeasureFlags.couple,
-        }
-    said = " and ".join(flag for flag, is_given in flags.items() if is_given)
-    if not said:
-        return
-    if chooses:
-        raise InputError(f"{said}: --analysis was measured already; give it to clp analyse, or leave it out.")
+    if way == "analysis" and not chooses:
+        reason = "the plan of --analysis holds as it is"
+        refuse_unused(config, _OF_CHOOSING, reason, instead="say how deep to choose anew")
+    reason, instead = "the training of this checkpoint already says which blocks stay", ""
     if way == "analysis":
-        raise InputError(
-            f"{said}: the plan of --analysis holds as it is; say how deep to choose anew, or leave it out."
-        )
-    whose = "the training of this checkpoint" if way == "trained" else f"--{way}"
-    raise InputError(f"{said}: {whose} already says which blocks stay; leave it out.")
+        reason, instead = "--analysis was measured already", "give {it} to clp analyse"
+    elif way != "trained":
+        reason = f"--{way} already says which blocks stay"
+    names = {*_OF_MEASURING, *(() if chooses else _OF_CHOOSING)}
+    if not config.heal:
+        names |= _OF_DATA - ({"seed"} if chooses and config.rule() == "random" else set())
+        names |= {*_OF_MODELS} if isinstance(spec, FolderSpec) and way in ("plan", "keep") else set()
+    refuse_unused(config, names, reason, instead=instead)
 
 
 def plan_of(

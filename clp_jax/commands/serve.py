@@ -23,6 +23,7 @@ from clp_jax.commands.data_flags import ObservationFlags, load_tokenizer, stats_
 from clp_jax.commands.depths_flags import depths_of, trained_cut
 from clp_jax.commands.model_flags import ModelFlags
 from clp_jax.commands.processing_flags import ProcessingFlags
+from clp_jax.commands.unused import refuse_unused
 from clp_jax.cuts import WHOLE, Cut, cut_of
 from clp_jax.errors import InputError
 from clp_jax.loading import check_finite, load_model, read_architecture
@@ -102,6 +103,8 @@ def make_policy(config: Serve, spec: Spec) -> Policy:
     Raises:
       InputError: a checkpoint, statistics, tokenizer or flags that cannot be used.
     """
+    if config.norm_stats is not None:
+        refuse_unused(config, ("asset_id",), "--norm-stats already says which statistics are used")
     architecture = read_architecture(spec, **config.model_settings())
     chosen = choose_conventions(told_by(config), architecture, spec.plan_record)
     steps = family_of(architecture).num_steps(architecture) if config.num_steps is None else config.num_steps
@@ -159,7 +162,12 @@ def _requests(
     """How requests are read, and the conventions with what the checkpoint and the kind of model add."""
     lengths = Lengths(chosen.action_horizon, chosen.max_token_len)
     if chosen.robot is None:
-        _refuse_robot_flags(config)
+        refuse_unused(
+            config,
+            ("prompt", "tokenizer", "fast_tokenizer", "norm_stats", "asset_id", "state_in_prompt", "long_prompts"),
+            "nothing in model-ready requests depends on {it}",
+            instead="say which robot with --openpi-config, --data-config or --robot",
+        )
         return ModelRequests(architecture, lengths), chosen
     family = family_of(architecture)
     tokenizer = load_tokenizer(config, architecture, spec.assets)
@@ -194,17 +202,6 @@ def _check_spread(source: str, processing: Processing, architecture: Architectur
     # Statistics as long as the model's actions may be padded: then they do not tell the robot's dimensions.
     dims = {name: processing.action_dim if known == architecture.action_dim else known for name, known in dims.items()}
     norm_stats.check_spread(statistics, dims, source=source, by=processing.normalised_by)
-
-
-def _refuse_robot_flags(config: Serve) -> None:
-    names = ("prompt", "tokenizer", "fast_tokenizer", "norm_stats", "asset_id", "state_in_prompt")
-    given = [f"--{name.replace('_', '-')}" for name in names if getattr(config, name) is not None]
-    given += ["--long-prompts"] if config.long_prompts != "cut" else []
-    if given:
-        raise InputError(
-            f"{' and '.join(given)} says nothing about model-ready requests; say which robot with "
-            "--openpi-config, --data-config or --robot."
-        )
 
 
 def _statistics(

@@ -34,13 +34,11 @@ def suite(name: str, asked: Asked) -> Suite:
       asked: with the tasks that the factory takes; without, it is called without a task, which is then called as it is.
 
     Raises:
-      InputError: there is no such module, or a flag does not apply.
+      InputError: there is no such module, or a task's name cannot be a file's.
     """
     module, _, factory = name.partition(":")
     if not module or not factory.isidentifier():
         raise InputError(f"--env is written module:factory, for example my_robot.simulator:make, not {name!r}.")
-    if asked.image_size is not None or asked.fast:
-        raise InputError("--image-size and --fast-rendering are not for --env; let the factory make what you want.")
     odd = [task for task in asked.tasks if leads_out(task) or "/" in task]
     if odd:
         raise InputError(f"--tasks {odd[0]!r} cannot be the name of a file, as a task's page of pictures has it.")

@@ -52,14 +52,12 @@ def suite(asked: Asked) -> Suite:
     """The WidowX tasks, all four by default.
 
     Raises:
-      InputError: no such task, a flag that does not apply, or downloads are missing, with the commands that fetch them.
+      InputError: no such task, or downloads are missing, with the commands that fetch them.
     """
     tasks = tuple(dict.fromkeys(asked.tasks)) or tuple(TASKS)
     unknown = [task for task in tasks if task not in TASKS]
     if unknown:
         raise InputError(f"SimplerEnv has no task {', '.join(unknown)}; it has {', '.join(TASKS)}.")
-    if asked.fast:
-        raise InputError("--fast-rendering is not for SimplerEnv, which draws with Vulkan.")
     _check_downloads()
     make = functools.partial(
         _make,

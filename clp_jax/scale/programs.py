@@ -105,10 +105,8 @@ def programs(
 
     Raises:
       InputError: the batch does not divide over the devices, the task is not for this kind of model, or the teacher is
-        not for the model or the task.
+        not for the model.
     """
-    if workload.teacher is not None and workload.task not in ("finetune", "lora"):
-        raise InputError(f"a teacher has nothing to do in --task {workload.task}; leave --teacher out.")
     if workload.task == "analyse":
         return [
             lambda: _similarity(workload, architecture, params, mesh),

@@ -103,7 +103,14 @@ def test_what_has_no_picture_is_not_filmed():
         (("--env", "simulated_gym"), "is written module:factory"),
         (("--env", "no_such_module:make"), "there is no module no_such_module; give a module that Python can import"),
         (("--env", "simulated_gym:Walk", "--tasks", "../a"), "cannot be the name of a file"),
-        (("--env", "simulated_gym:Walk", "--fast-rendering"), "are not for --env"),
+        (
+            ("--env", "simulated_gym:Walk", "--image-size", "9", "--fast-rendering"),
+            "--image-size and --fast-rendering: --env is made without them; let the factory make what you want, or",
+        ),
+        (
+            ("--env", "simulated_gym:Walk", "--libero-suite", "libero_10", "--rotation", "axis-angle"),
+            "--libero-suite and --rotation: --env is made without them",
+        ),
         (("--env", "simulated_gym:Walk", "--suite", "metaworld"), "either --suite, or --env"),
         ((), "either --suite, or --env"),
     ],

@@ -177,3 +177,9 @@ def test_a_program_runs_without_model_code_on_any_batch(folder, tmp_path):
     actions = loader.load(tmp_path / "e")(**arrays)
     assert actions.shape == (3, 7, 11)
     np.testing.assert_allclose(actions, expected, rtol=0, atol=SAMPLE_TOLERANCE)
+
+
+def test_statistics_without_a_name_are_not_chosen(folder, tmp_path, capsys):
+    words = ("--checkpoint", str(folder), "--to", "lerobot", "--out", str(tmp_path / "e"), "--asset-id", "foo")
+    assert main(["export", *words]) == 2
+    assert "--asset-id: the checkpoint's own files hold its statistics, without a name" in capsys.readouterr().err
