@@ -7,6 +7,7 @@ from rich.console import Console
 
 from clp_jax.analysis import loss_of
 from clp_jax.checkpoint import FolderSpec, Spec
+from clp_jax.commands.data_flags import DataFlags
 from clp_jax.commands.depths_flags import trained_cut
 from clp_jax.commands.measuring import MeasureFlags, analysis_of, evidence_options, healed_cuts, measure
 from clp_jax.commands.model_flags import ModelFlags
@@ -60,11 +61,17 @@ def way_of(config: Any, *, has_cuts: bool) -> str:
     return given[0]
 
 
-_OF_CHOOSING = ("states", "estimator", "couple")
-_OF_MEASURING = ("samples", "max_samples", "vision")
-_OF_MODELS = tuple(field.name for field in dataclasses.fields(ModelFlags))
-_OF_DATA = {field.name for field in dataclasses.fields(MeasureFlags)} - {*_OF_CHOOSING, *_OF_MEASURING, *_OF_MODELS}
+def _fields(flags: type) -> set[str]:
+    return {field.name for field in dataclasses.fields(flags)}
+
+
+_OF_CHOOSING = {"states", "estimator", "couple"}
+_OF_MODELS = _fields(ModelFlags)
+_OF_DATA = _fields(DataFlags) | {
+    *("max_observations", "holdout_ratio", "group_size", "groups_per_batch", "dtype", "fsdp_devices", "seed")
+}
 """What is read with ``--data``, to choose by them or to heal on them."""
+_OF_MEASURING = _fields(MeasureFlags) - _OF_CHOOSING - _OF_MODELS - _OF_DATA
 
 
 def refuse_flags_of_other_ways(config: Any, way: str, spec: Spec) -> None:
@@ -92,7 +99,7 @@ def refuse_flags_of_other_ways(config: Any, way: str, spec: Spec) -> None:
     names = {*_OF_MEASURING, *(() if chooses else _OF_CHOOSING)}
     if not config.heal:
         names |= _OF_DATA - ({"seed"} if chooses and config.rule() == "random" else set())
-        names |= {*_OF_MODELS} if isinstance(spec, FolderSpec) and way in ("plan", "keep") else set()
+        names |= _OF_MODELS if isinstance(spec, FolderSpec) and way in ("plan", "keep") else set()
     refuse_unused(config, names, reason, instead=instead)
 
 
