@@ -197,6 +197,7 @@ def read_flags(name: str, flags: Sequence[str]) -> Any:
         if not end.code:
             raise
         raise InputError(_in_one_line(name, flags_of, flags, said.getvalue())) from None
+    sys.stderr.write(said.getvalue())
     check_ranges(config)
     return config
 
@@ -209,7 +210,7 @@ def _in_one_line(name: str, flags_of: type, flags: Sequence[str], said: str) -> 
     """What tyro says of a mistake in a box: a title, the mistake on several lines, and where help is to be had."""
     more = f"; clp {name} --help lists all flags."
     missing = [one for one in map(_required, dataclasses.fields(flags_of)) if one is not None]
-    given = {word.partition("=")[0] for word in flags}
+    given = {word.partition("=")[0].replace("_", "-") for word in flags}
     missing = [one for one in missing if one not in given and (one.startswith("--") or not flags)]
     if missing:
         return f"clp {name} needs {' and '.join(missing)}{more}"

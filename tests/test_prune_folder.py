@@ -109,13 +109,13 @@ def test_command_refuses_blocks_that_cannot_be(tmp_path, capsys, source, keep, m
     assert not (tmp_path / "cut").exists()
 
 
-@pytest.mark.slow
 def test_command_refuses_what_only_models_read(tmp_path, capsys):
     assert run("prune", "--checkpoint", SMOLVLA, "--keep", "0", "--vlm-config", "x", "--out", tmp_path / "cut") == 2
     assert "--vlm-config: --keep already says which blocks stay; leave it out" in capsys.readouterr().err
     assert not (tmp_path / "cut").exists()
 
 
+@pytest.mark.slow
 def test_a_cut_computes_what_the_whole_model_computes_with_closed_gates(tmp_path):
     """From lerobot's folder to lerobot's folder, through the library as the README has it."""
     settings = {"dtype": "float32", "vlm_config": SMOLVLA.parent / "vlm"}

@@ -14,12 +14,16 @@ from clp_jax.outputs import MANIFEST
 
 _FOR_PEOPLE = (".md", ".html", ".png")
 """Endings of files with which nothing computes."""
+_OF_TRAINING = (".pt", ".pth", ".bin", ".pkl")
+"""Of files with which a training goes on, as Hugging Face's Trainer leaves them: gigabytes that no policy reads."""
+_PART = 2**20
 
 
 def digests_beside(spec: Spec) -> dict[str, str]:
     """SHA-256 of every file that says what the numbers of a checkpoint mean, by its path in the checkpoint.
 
-    What ``clp`` writes about itself (``clp.json``, the manifest) and what is for people alone is left out.
+    What ``clp`` writes about itself (``clp.json``, the manifest), what is for people alone and what a training needs to
+    go on is left out. Memory holds a part of one file.
 
     Args:
       spec: the checkpoint; of openpi's form the files are those in ``assets``.
@@ -27,7 +31,16 @@ def digests_beside(spec: Spec) -> dict[str, str]:
     Returns:
       64 hexadecimal digits each.
     """
-    return {name: hashlib.sha256(file.read_bytes()).hexdigest() for name, file in sorted(_files(spec).items())}
+    return {name: digest_of(file) for name, file in sorted(_files(spec).items())}
+
+
+def digest_of(file: Path | epath.Path) -> str:
+    """SHA-256 of a file, local or remote, as 64 hexadecimal digits."""
+    digest = hashlib.sha256()
+    with file.open("rb") as stream:
+        while part := stream.read(_PART):
+            digest.update(part)
+    return digest.hexdigest()
 
 
 def differences_beside(here: Mapping[str, str], there: Mapping[str, str]) -> dict[str, str]:
@@ -57,10 +70,9 @@ def _files(spec: Spec) -> Mapping[str, Path | epath.Path]:
     return {
         name: file
         for name, file in {"config.json": spec.path / "config.json", **spec.others}.items()
-        if name not in (RECORD_FILE, MANIFEST) and not _is_for_people(name)
+        if name not in (RECORD_FILE, MANIFEST) and _is_read(Path(name))
     }
 
 
-def _is_for_people(name: str) -> bool:
-    file = epath.Path(name)
-    return file.name.startswith((".", "LICENSE")) or file.suffix in _FOR_PEOPLE
+def _is_read(file: Path) -> bool:
+    return not file.name.startswith((".", "LICENSE")) and file.suffix not in (*_FOR_PEOPLE, *_OF_TRAINING)

@@ -100,7 +100,7 @@ class MeasureFlags(DataFlags, ModelFlags):
     group_size: int = 4
     """Observations whose tokens form one HSIC estimate."""
     max_samples: int | None = None
-    """At most this many tokens of a group are used; 2048 if absent, of a GR00T 960."""
+    """At most this many tokens of a group are used; if absent 2048, or fewer where blocks are small for their width."""
     groups_per_batch: int = 1
     """Groups of one forward pass."""
     holdout_ratio: float = 0.25

@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from clp_jax.checkpoint import Spec, fingerprint, read_spec
-from clp_jax.checkpoint.beside import digests_beside
+from clp_jax.checkpoint.beside import digest_of, digests_beside
 from clp_jax.commands.conventions import choose_conventions, told_by
 from clp_jax.commands.data_flags import ObservationFlags, load_tokenizer, stats_of_checkpoint
 from clp_jax.commands.depths_flags import depths_of, trained_cut
@@ -128,9 +128,7 @@ def _identity_of_files(config: Serve, spec: Spec) -> str:
     """Of what is read beside the arrays, and of the statistics that a flag names; 64 hexadecimal digits."""
     digests = digests_beside(spec)
     if config.norm_stats is not None:
-        given = epath.Path(config.norm_stats)
-        given = given / norm_stats.FILE if given.is_dir() else given
-        digests["--norm-stats"] = hashlib.sha256(given.read_bytes()).hexdigest()
+        digests["--norm-stats"] = digest_of(norm_stats.place(config.norm_stats))
     return hashlib.sha256(json.dumps(digests, sort_keys=True).encode()).hexdigest()
 
 

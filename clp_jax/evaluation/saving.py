@@ -28,9 +28,9 @@ _BY = "clp evaluate"
 SETTINGS, EPISODES, RESULTS, FILMS = "settings.json", "episodes.jsonl", "results.json", "films"
 AGAINST, COMPARISON = "against", "comparison.json"
 _LONGEST = 60
+"""Letters of a setting in a message."""
 _SINCE = ("policy.files",)
 """Settings that earlier versions did not save: an evaluation without them is gone on with as it was."""
-"""Letters of a setting in a message."""
 
 
 class Line(NamedTuple):

@@ -9,10 +9,10 @@ from clp_jax.export.reference import CHECK_FILE
 from clp_jax.export.result import Check, Options
 from clp_jax.export.weights import Weights
 from clp_jax.flops import parameter_count, sample_flops
-from clp_jax.models import Architecture, configurations, family_of, views
+from clp_jax.models import Architecture, Lengths, configurations, family_of, views
 from clp_jax.plan import PrunePlan
 from clp_jax.processing.conventions import Conventions
-from clp_jax.provenance import healing
+from clp_jax.provenance import conventions_of, healing, trained_with
 
 _CAMERAS = 3
 
@@ -63,10 +63,18 @@ def _conventions(weights: Weights, target: str, options: Options) -> str | None:
         return None if options.assumed is None else f"Assumed: {options.assumed}"
     named = configurations().get(conventions.config or "")
     whose = "As trained" if named is None else f"Those of {named.upstream}'s configuration `{conventions.config}`"
-    own = family_of(weights.architecture).lengths(weights.architecture, len(conventions.robot.images))
-    if weights.spec.folder is not None and own != options.lengths:
+    if (own := _lengths_of_files(weights, len(conventions.robot.images))) not in (None, options.lengths):
         whose = f"As asked; the checkpoint's own files say {own.horizon} actions and {own.prompt} tokens"
     return "\n\n".join([f"{whose}: {conventions}.", *unlike_target(weights, target, conventions)])
+
+
+def _lengths_of_files(weights: Weights, cameras: int) -> Lengths | None:
+    """Those of the last training, else of the configuration; None where conventions are recorded, or nothing is."""
+    record = weights.spec.plan_record
+    if weights.spec.folder is None or conventions_of(record) is not None:
+        return None
+    own, trained = family_of(weights.architecture).lengths(weights.architecture, cameras), trained_with(record)
+    return Lengths(trained.get("action_horizon", own.horizon), trained.get("max_token_len", own.prompt))
 
 
 def unlike_target(weights: Weights, target: str, conventions: Conventions) -> tuple[str, ...]:

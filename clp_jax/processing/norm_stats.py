@@ -156,6 +156,12 @@ def _values(entry: NormStats) -> dict[str, list[float] | None]:
     return {key: value for key, value in known.items() if value is not None or key not in ("min", "max")}
 
 
+def place(path: str | os.PathLike[str]) -> epath.Path:
+    """The file that is meant by a file, or by the folder that holds it."""
+    file = epath.Path(path)
+    return file / FILE if file.is_dir() else file
+
+
 def load(path: str | os.PathLike[str]) -> dict[str, NormStats]:
     """Read openpi's ``norm_stats.json``.
 
@@ -166,9 +172,8 @@ def load(path: str | os.PathLike[str]) -> dict[str, NormStats]:
       InputError: there is no such file, or its content is no norm stats or those of no data: a negative deviation,
         quantiles in the wrong order, what is no finite number in float32.
     """
-    file = epath.Path(path)
-    with blamed_on(file):  # a network may fail, or lack its package
-        file = file / FILE if file.is_dir() else file
+    with blamed_on(path):  # a network may fail, or lack its package
+        file = place(path)
         there = file.exists()
     if not there:
         raise InputError(f"there is no {FILE} at {path}; write one with clp norm-stats.")

@@ -82,6 +82,7 @@ def test_an_unpruned_folder_is_written_again(tmp_path):
 def test_a_step_of_a_run_becomes_the_same_folder_with_the_lengths_it_was_trained_with(run, folder, tmp_path):
     assert export(run, tmp_path / "e", "lerobot", "--check", "bits") == 0
     assert tensors_of(tmp_path / "e") == tensors_of(folder)
+    assert "As trained: 4 actions" in (tmp_path / "e" / "README.md").read_text()
     changed = {"chunk_size": 4, "n_action_steps": 4}
     assert config_of(tmp_path / "e") == config_of(folder) | changed
     assert (tmp_path / "e" / "vlm" / "tokenizer.json").exists()
@@ -94,6 +95,18 @@ def test_lengths_and_steps_that_are_asked_for_reach_config_and_tokenizer(run, tm
     assert asked.items() <= config_of(tmp_path / "e").items()
     steps = json.loads((tmp_path / "e" / "policy_preprocessor.json").read_text())["steps"]
     assert [step["config"]["max_length"] for step in steps if "max_length" in step["config"]] == [12]
+
+
+@pytest.mark.parametrize(
+    ("words", "whose"),
+    [
+        ((), "As trained: 7 actions, 24 tokens"),
+        (("--action-horizon", "3"), "As asked; the checkpoint's own files say 7 actions and 24 tokens: 3 actions"),
+    ],
+)
+def test_the_card_says_whose_the_lengths_are(words, whose, tmp_path):
+    assert export(SMOLVLA, tmp_path / "e", "lerobot", "--check", "bits", *words) == 0
+    assert whose in (tmp_path / "e" / "README.md").read_text()
 
 
 def test_dtypes_stay_as_they_are_stored_unless_one_is_asked_for(folder, tmp_path):
