@@ -1,6 +1,7 @@
 """The commands through their real main, on a toy checkpoint: outputs, refusals, and what is left behind."""
 
 import json
+import re
 import shutil
 
 import jax
@@ -12,6 +13,7 @@ from clp_jax.analysis import Analysis
 from clp_jax.checkpoint import read_params, read_spec, write_params
 from clp_jax.cli import main
 from clp_jax.commands import analyse as analyse_command
+from clp_jax.loading import read_architecture
 from clp_jax.plan import PrunePlan
 from clp_jax.trees import flatten
 
@@ -308,6 +310,16 @@ def test_brackets_in_a_users_name_are_text(inputs, tmp_path, capsys, name):
     assert name in capsys.readouterr().out.replace("\n", "")
     assert main([*words, "--overwrite"]) == 0
     assert [path.name for path in tmp_path.iterdir()] == [name.partition("/")[0]]
+
+
+@pytest.mark.slow
+def test_the_demo_of_healing_wins_back_most_of_what_its_cut_costs(tmp_path, capsys):
+    assert main(["demo", "--heal", "--no-rollouts", "--out", str(tmp_path / "demo")]) == 0
+    said = capsys.readouterr().out.replace("\n", " ")
+    full, cut, healed = map(float, re.search(r"full ([\d.]+), cut ([\d.]+), healed ([\d.]+)", said).groups())
+    assert full < healed < full + 0.2 * (cut - full)
+    kept = {name: read_architecture(read_spec(str(tmp_path / "demo" / name))) for name in ("cut", "healed")}
+    assert kept["cut"] == kept["healed"] == kept["cut"].with_depths({"vlm": 12, "action": 12})
 
 
 def test_a_demo_replaces_only_a_demo(tmp_path, capsys):

@@ -32,6 +32,9 @@ _DATA_FLAGS = {
     "action_horizon": example.HORIZON,
     "max_token_len": example.PROMPT_TOKENS,
 }
+_HEALED_BLOCKS = "0,1,2,3,4,5,6,7,8,11,15,17"
+"""What ``--criterion healed`` chose for 12 blocks (docs/healing.md), which takes minutes."""
+_HEALED_TASKS = ("drawer-open", "window-open", "door-lock", "button-press-topdown", "coffee-button")
 _REPEATS = 5
 _BY = "clp demo"
 
@@ -47,7 +50,11 @@ class Demo:
     steps: int = 40
     """Steps of fine-tuning."""
     episodes: int = 8
-    """Rollouts in MetaWorld, if it is installed; 0 for none."""
+    """Rollouts of a task in MetaWorld, if it is installed."""
+    rollouts: bool = True
+    """Whether there are any."""
+    heal: bool = False
+    """Instead of that: cut a third of the blocks, heal what stays, and let both cuts do five of the base's tasks."""
 
 
 def run(config: Demo) -> None:
@@ -55,6 +62,9 @@ def run(config: Demo) -> None:
     _compile_fast()
     console, out = Console(), Path(config.out)
     _make_room(epath.Path(out))
+    if config.heal:
+        _heal(console, out, config.episodes if config.rollouts else 0)
+        return
     analysis, pruned, run_folder = str(out / "analysis"), str(out / f"pruned-{config.keep_layers}"), out / "run"
     data = "--data DEMONSTRATIONS --robot metaworld"
     console.rule("clp demo: a π0 of 2 M parameters, trained on ten MetaWorld tasks, learns an eleventh at half depth")
@@ -77,12 +87,46 @@ def run(config: Demo) -> None:
 
     _say(console, f"clp finetune --checkpoint {pruned} {data} --steps {config.steps} --out {run_folder}")
     finetune_command.run(_finetuning(pruned, str(run_folder), config.steps))
-    if config.episodes:
+    if config.rollouts:
         _say(
             console,
             f"clp evaluate --suite metaworld --tasks {example.TASK} --checkpoint {run_folder}/{config.steps - 1}",
         )
-        _roll_out(console, run_folder / str(config.steps - 1), out / "rollouts", config.episodes)
+        last = str(run_folder / str(config.steps - 1))
+        _roll_out(console, last, out / "rollouts", tasks=(example.TASK,), episodes=config.episodes)
+
+
+def _heal(console: Console, out: Path, episodes: int) -> None:
+    """Two cuts of the same blocks, one of them repaired; nothing is trained."""
+    console.rule("clp demo --heal: the same π0 loses a third of its blocks and does its own tasks, without training")
+    cut, healed = str(out / "cut"), str(out / "healed")
+    kept = f"clp prune --checkpoint BASE --keep {_HEALED_BLOCKS}"
+    _say(console, f"{kept} --out {cut}")
+    prune_command.run(prune_command.Prune(checkpoint=example.CHECKPOINT, keep=(_HEALED_BLOCKS,), out=cut))
+    _say(console, f"{kept} --heal --data OBSERVATIONS --out {healed}")
+    prune_command.run(
+        prune_command.Prune(
+            checkpoint=example.CHECKPOINT,
+            keep=(_HEALED_BLOCKS,),
+            heal=True,
+            data=(example.BASE_OBSERVATIONS,),
+            groups_per_batch=8,
+            out=healed,
+        )
+    )
+    if episodes:
+        for name, checkpoint in {"cut": cut, "healed": healed}.items():
+            _say(console, f"clp evaluate --suite metaworld --checkpoint {checkpoint} --tasks {' '.join(_HEALED_TASKS)}")
+            _roll_out(
+                console,
+                checkpoint,
+                out / f"rollouts-{name}",
+                tasks=_HEALED_TASKS,
+                episodes=episodes,
+                replan=example.HORIZON // 2,
+                action_horizon=example.HORIZON,
+                max_token_len=example.PROMPT_TOKENS,
+            )
 
 
 def _compile_fast() -> None:
@@ -95,7 +139,7 @@ def _compile_fast() -> None:
 def _make_room(out: epath.Path) -> None:
     """An empty folder in the place of an earlier demo's."""
     if os.path.lexists(out):
-        check_own(out, _BY, names=r"analysis|pruned-\d+|run|rollouts")
+        check_own(out, _BY, names=r"analysis|pruned-\d+|run|cut|healed|rollouts(-cut|-healed)?")
         out.rmtree()
     out.mkdir(parents=True)
     sign(out, _BY)
@@ -128,25 +172,25 @@ def _finetuning(checkpoint: str, out: str, steps: int) -> finetune_command.Finet
     )
 
 
-def _roll_out(console: Console, checkpoint: Path, out: Path, episodes: int) -> None:
+def _roll_out(console: Console, checkpoint: str, out: Path, *, tasks: tuple[str, ...], **flags: int) -> None:
     """Rollouts where there is a simulator; else one line about what is missing."""
     try:
         evaluate_command.run(
             evaluate_command.Evaluate(
                 suite="metaworld",
-                checkpoint=str(checkpoint),
+                checkpoint=checkpoint,
                 out=str(out),
-                tasks=(example.TASK,),
-                episodes=episodes,
+                tasks=tasks,
                 image_size=example.IMAGE_SIZE,
                 max_steps=200,
                 processes=2,
+                **flags,
             )
         )
     except InputError as error:
         console.print(f"[yellow]no rollouts:[/] {escape(str(error))}")
     else:
-        console.print(f"Pictures of them: [bold]{escape(str(out))}/{example.TASK}.png[/]")
+        console.print(f"Pictures of them: [bold]{escape(str(out))}/{tasks[0]}.png[/]")
 
 
 def compare(console: Console, full: LoadedModel, pruned: LoadedModel, plan: PrunePlan) -> None:

@@ -1,5 +1,7 @@
 """The embedded example: a small π0 that knows ten MetaWorld tasks, and six demonstrations of an eleventh.
 
+And observations of nine of the ten, for who does not want to train.
+
 2 M parameters in bfloat16; ``studies/metaworld`` trained it and shows how.
 """
 
@@ -14,20 +16,22 @@ from clp_jax.processing.tokenizer import load_tokenizer
 
 FOLDER = Path(__file__).resolve().parent
 CHECKPOINT, DEMONSTRATIONS = str(FOLDER / "checkpoint"), str(FOLDER / "demonstrations")
+BASE_OBSERVATIONS = str(FOLDER / "base_tasks.npz")
 ROBOT, TASK, IMAGE_SIZE = "metaworld", "faucet-open", 84
 HORIZON, PROMPT_TOKENS = 8, 12
 
 
-def observations(most: int) -> CalibrationData:
+def observations(most: int, demonstrations: str = DEMONSTRATIONS) -> CalibrationData:
     """Observations of the demonstrations with fixed noise and times, normalised as in pre-training.
 
     Args:
       most: at most so many.
+      demonstrations: another data set of the same robot.
     """
     spec = read_spec(CHECKPOINT)
     assert spec.assets is not None
     data = open_dataset(
-        DEMONSTRATIONS,
+        demonstrations,
         read_architecture(spec),
         robot=robots()[ROBOT],
         tokenizer=load_tokenizer(None, assets=spec.assets),
