@@ -25,8 +25,8 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from clp_jax.aliases import Array
-from clp_jax.grams import EPS, HIGHEST, all_and_far
-from clp_jax.tiles import ROWS, Tiles
+from clp_jax.grams import EPS, HIGHEST, all_and_far, grams
+from clp_jax.tiles import PASS_ROWS, ROWS, Tiles
 
 
 class GramSums(NamedTuple):
@@ -59,7 +59,7 @@ def gram_sums(states: Float[Array, "l n d"], valid: Bool[Array, " n"], *, tile: 
     """Reduce the states of all layers to what HSIC needs, in float32, at both scales.
 
     Only pairs of row tiles (a, b) with a <= b are multiplied, which halves the work: about l n^2 d operations of width
-    d and 2 n^2 l^2 between Gram matrices. Memory beyond ``states``: the same in float32, and a few tiles.
+    d and 2 n^2 l^2 between Gram matrices. Memory beyond ``states``: a few tiles.
 
     Args:
       states: features of the same samples at l layers, any float dtype; at least two of them for XLA of jax 0.5 on CPU.
@@ -75,10 +75,11 @@ def gram_sums(states: Float[Array, "l n d"], valid: Bool[Array, " n"], *, tile: 
     [1.0, 1.0, 1.0]
     """
     tiles = Tiles.of(states, valid, tile)
-    tokens, far, norms, noise = all_and_far(tiles)
+    tokens, far, norms, noise = all_and_far(states, valid, min(tile, PASS_ROWS))
 
     def add_pair(sums: list[tuple[Array, Array]], pair: tuple[Array, Array]) -> tuple[list[tuple[Array, Array]], None]:
-        terms = [_products(gram, own=pair[0] == pair[1]) for gram in tokens.grams(*pair)]
+        a, b = (tokens.tile(tiles, block) for block in pair)
+        terms = [_products(gram, own=pair[0] == pair[1]) for gram in grams(a, b)]
         return [_kahan(*x, term) for x, term in zip(sums, terms, strict=True)], None
 
     # One loop, not two nested ones: jax 0.5.3 on CPU computes nested loops wrongly once its compilation cache is on.
@@ -89,7 +90,7 @@ def gram_sums(states: Float[Array, "l n d"], valid: Bool[Array, " n"], *, tile: 
     for i, (exact, split) in enumerate(far.correction()):
         more = _products(exact, own=True) - _products(split, own=True)
         inner = jnp.sum(sums[i][0], axis=0) + jnp.sum(more, axis=0)
-        scales.append(_sums(inner, norms[:, i], noise[i], tiles.count))
+        scales.append(_sums(inner, norms[i], noise[i], tiles.count))
     return Scales(*scales)
 
 
@@ -154,7 +155,7 @@ def channel_share(states: Float[Array, "l n d"], valid: Bool[Array, " n"], *, ti
       Between 1/d (evenly spread) and 1; NaN for constant features.
     """
     tiles = Tiles.of(states, valid, tile)
-    means = tiles.means(tiles.map(tiles.mask)[:, None, :].astype(jnp.float32))
+    means = tiles.means()
     variance = tiles.sum(lambda block: jnp.sum(tiles.minus(block, *means) ** 2, axis=1))
     total = variance.sum(axis=-1)
     noise = tiles.count * jnp.sum((EPS * means[0]) ** 2, axis=-1)
@@ -167,17 +168,19 @@ def _products(gram: Float[Array, "l t t"], *, own: Array | bool) -> Float[Array,
     XLA of jax 0.5 on CPU adds up all that is in one product in one float32.
     """
     # Behind the barrier because XLA on CPU would lay out all that comes before for this product.
-    entries = jax.lax.optimization_barrier(jnp.where(own & jnp.eye(gram.shape[-1], dtype=bool), 0, gram))
-    return jnp.where(own, 1.0, 2.0) * jnp.einsum("lab,mab->alm", entries, entries, precision=HIGHEST)
+    entries = jnp.where(own & jnp.eye(gram.shape[-1], dtype=bool), 0, gram)
+    entries = jax.lax.optimization_barrier(jnp.swapaxes(entries, 0, 1))
+    return jnp.where(own, 1.0, 2.0) * jnp.einsum("alb,amb->alm", entries, entries, precision=HIGHEST)
 
 
-def _sums(inner: Array, norms: Float[Array, "blocks l t"], noise: Float[Array, " l"], count: Array) -> GramSums:
+def _sums(inner: Array, norms: Float[Array, "l n"], noise: Float[Array, " l"], count: Array) -> GramSums:
     """The sums of one scale, with zeros for layers whose total squared deviation is rounding."""
-    trace = jnp.sum(norms, axis=(0, 2))
+    trace = jnp.sum(norms, axis=1)
     signal = trace > noise
     both = signal[:, None] & signal[None, :]
     # Row by row for the same reason as in `_products`.
-    diagonal = jnp.einsum("blt,bmt->tlm", norms, norms, precision=HIGHEST).sum(axis=0)
+    rows = jnp.pad(norms, ((0, 0), (0, -norms.shape[1] % ROWS))).reshape(len(norms), -1, ROWS)
+    diagonal = jnp.einsum("lbt,mbt->tlm", rows, rows, precision=HIGHEST).sum(axis=0)
     return GramSums(
         inner=jnp.where(both, inner, 0),
         diagonal=jnp.where(both, diagonal, 0),

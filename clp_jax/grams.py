@@ -22,7 +22,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 
 from clp_jax.aliases import Array
 from clp_jax.tiles import Tiles
@@ -46,11 +46,79 @@ _ROUNDING = 1e-3
 """How far from 1 the square of a length may be that is 1 but for rounding; zeros have none."""
 
 
-class Tokens(NamedTuple):
-    """Samples in tiles, zero where they do not count; the letters are those on top of this module and of `clp_jax.cka`.
+class Origin(NamedTuple):
+    """Where tokens are counted from.
 
     Attributes:
-      features: y.
+      centre: p.
+      level: mean of r.
+    """
+
+    centre: Float[Array, "l d"]
+    level: Float[Array, " l"]
+
+    @classmethod
+    def of(cls, tiles: Tiles, inverse: Float[Array, "l n"], counts: Bool[Array, " n"]) -> "Origin":
+        """That of the samples that count here."""
+        weights = jnp.where(counts, inverse, 0)
+        weight = jnp.sum(weights, axis=1)
+        total = tiles.sum(lambda block: jnp.sum(tiles.minus(block) * tiles.part(weights, block)[:, :, None], axis=1))
+        return cls(
+            total / jnp.where(weight > 0, weight, 1)[:, None],
+            weight / jnp.maximum(jnp.sum(counts, dtype=jnp.float32), 1),
+        )
+
+
+class Scaling(NamedTuple):
+    """What makes y of a state: with p, y = r x - (mean of r) p = r (x - p) + (r - mean of r) p.
+
+    Attributes:
+      inverse: r; 0 where a sample does not count.
+      apart: r - mean of r; 0 where a sample does not count.
+      short: which tokens are so much shorter than p that the first form is taken: in the second their large r would
+        multiply something large.
+    """
+
+    inverse: Float[Array, "l n"]
+    apart: Float[Array, "l n"]
+    short: Bool[Array, "l n"]
+
+    @classmethod
+    def of(cls, tiles: Tiles, origin: Origin, inverse: Float[Array, "l n"]) -> "Scaling":
+        """With r rid of its rounding, large beside a small spread of directions: y + (mean of r) p tells its length."""
+        apart = jnp.where(inverse > 0, inverse - origin.level[:, None], 0)
+        short = inverse**2 * jnp.sum(origin.centre**2, axis=1, keepdims=True) > 4 * origin.centre.shape[1]
+        rough, start = cls(inverse, apart, short), (origin.level[:, None] * origin.centre)[:, None]
+
+        def excess(block: Array) -> Float[Array, "l t"]:
+            y = rough.part(tiles, block).points(tiles(block), origin)
+            return jnp.mean(jnp.where(tiles.mask(block)[:, None], y * (y + 2 * start), 0), axis=2)
+
+        more = tiles.each(excess) + (jnp.mean(start**2, axis=2) - 1)
+        turn = jnp.where(jnp.abs(more) < _ROUNDING, inverse * more / 2, 0)
+        return cls(inverse - turn, apart - turn, short)
+
+    def part(self, tiles: Tiles, block: Array) -> "Scaling":
+        """That of one tile."""
+        return Scaling(*(tiles.part(x, block) for x in self))
+
+    def at(self, places: Array) -> "Scaling":
+        """That of some samples."""
+        return Scaling(*(jnp.take(x, places, axis=1) for x in self))
+
+    def points(self, states: Float[Array, "l n d"], origin: Origin) -> Float[Array, "l n d"]:
+        """y of these samples."""
+        centre, level = origin.centre[:, None, :], origin.level[:, None, None]
+        inverse, apart, short = (x[:, :, None] for x in self)
+        start = jnp.where(short, states, states - centre)
+        return start * inverse + jnp.where(short, -level, apart) * centre
+
+
+class Tokens(NamedTuple):
+    """Samples of which Gram matrices are made; the letters are those on top of this module and of `clp_jax.cka`.
+
+    Attributes:
+      features: y, zero where a sample does not count.
       counts: which samples do.
       scale: 1 / r.
       apart: r - mean of r.
@@ -58,39 +126,52 @@ class Tokens(NamedTuple):
       centring: u, for raw and rms.
     """
 
-    features: Float[Array, "blocks l t d"]
-    counts: Bool[Array, "blocks 1 t"]
-    scale: Float[Array, "blocks l t"]
-    apart: Float[Array, "blocks l t"]
-    along: Float[Array, "blocks l t"]
-    centring: Float[Array, "blocks 2 l t"]
+    features: Float[Array, "l t d"]
+    counts: Bool[Array, " t"]
+    scale: Float[Array, "l t"]
+    apart: Float[Array, "l t"]
+    along: Float[Array, "l t"]
+    centring: Float[Array, "2 l t"]
 
-    def at(self, block: Array, row: Array) -> "Tokens":
-        """The samples at these places in one tile; zeros for places past the end."""
-
-        def taken(x: Array, between: int) -> Array:
-            found = x.at[block, *[slice(None)] * between, row].get(mode="fill", fill_value=0)
-            return jnp.moveaxis(found, 0, between)[None]
-
-        return Tokens(*(taken(x, 2 if name == "centring" else 1) for name, x in self._asdict().items()))
-
-    def grams(self, a: Array, b: Array) -> list[Float[Array, "l t t"]]:
-        """Tile (a, b) of the U-centred Gram matrices of all layers, raw and rms; the diagonal is left in."""
-        rms = jnp.einsum("lad,lbd->lab", self.features[a], self.features[b], precision=_SPLIT)
-        across = _outer(self.apart[a], self.along[b]) + _outer(self.along[a], self.apart[b])
-        return self.centred(a, b, _outer(self.scale[a], self.scale[b]) * (rms - across), rms)
-
-    def centred(self, a: Array, b: Array, *grams: Float[Array, "l t t"]) -> list[Float[Array, "l t t"]]:
-        """Tile (a, b) of Gram matrices, raw and rms, U-centred; zero where a sample does not count."""
-        counts = _outer(self.counts[a], self.counts[b])
-        rows, columns = self.centring[a][:, :, :, None], self.centring[b][:, :, None, :]
+    def centred(self, other: "Tokens", *grams: Float[Array, "l t t"]) -> list[Float[Array, "l t t"]]:
+        """Gram matrices of these samples with others, raw and rms, U-centred; zero where a sample does not count."""
+        counts = self.counts[:, None] & other.counts[None, :]
+        rows, columns = self.centring[:, :, :, None], other.centring[:, :, None, :]
         return [
             jnp.where(counts, gram - row - column, 0) for gram, row, column in zip(grams, rows, columns, strict=True)
         ]
 
 
+class AllTokens(NamedTuple):
+    """All samples, of which features are made only when a tile of them is needed: they are as large as the states.
+
+    Attributes:
+      origin: where they are counted from.
+      scaling: what makes features of states.
+      along: v . p.
+      centring: u, for raw and rms.
+    """
+
+    origin: Origin
+    scaling: Scaling
+    along: Float[Array, "l n"]
+    centring: Float[Array, "2 l n"]
+
+    def tile(self, tiles: Tiles, block: Array) -> Tokens:
+        """The samples of a tile."""
+        scaling = self.scaling.part(tiles, block)
+        of_tile = [tiles.part(x, block) for x in (self.along, self.centring)]
+        return _tokens(scaling.points(tiles(block), self.origin), tiles.mask(block), scaling, *of_tile)
+
+    def at(self, places: Array, states: Float[Array, "l k d"], counts: Bool[Array, " k"]) -> Tokens:
+        """Some samples, whose states these are."""
+        scaling = self.scaling.at(places)
+        of_places = [jnp.take(x, places, axis=-1) for x in (self.along, self.centring)]
+        return _tokens(scaling.points(states, self.origin), counts, scaling, *of_places)
+
+
 class Far(NamedTuple):
-    """The farthest samples once more, in one tile.
+    """The farthest samples once more.
 
     Attributes:
       tokens: they.
@@ -102,148 +183,122 @@ class Far(NamedTuple):
 
     def correction(self) -> list[tuple[Float[Array, "l k k"], Float[Array, "l k k"]]]:
         """Raw and rms: the U-centred Gram matrix as it should be, and as tiles of all samples have it."""
-        only = jnp.int32(0), jnp.int32(0)
-        return list(zip(self.tokens.centred(*only, *self.products), self.tokens.grams(*only), strict=True))
+        exact = self.tokens.centred(self.tokens, *self.products)
+        return list(zip(exact, grams(self.tokens, self.tokens), strict=True))
 
 
-class _Origin(NamedTuple):
-    """Where tokens are counted from: p, and the mean of r."""
-
-    centre: Float[Array, "l d"]
-    level: Float[Array, " l"]
-
-    @classmethod
-    def of(cls, tiles: Tiles, inverse: Float[Array, "blocks l t"], counts: Bool[Array, "blocks 1 t"]) -> "_Origin":
-        """That of the samples that count here."""
-        weights = jnp.where(counts, inverse, 0)
-        weight = jnp.sum(weights, axis=(0, 2))
-        total = tiles.sum(lambda block: jnp.sum(tiles.minus(block) * weights[block][:, :, None], axis=1))
-        return cls(
-            total / jnp.where(weight > 0, weight, 1)[:, None],
-            weight / jnp.maximum(jnp.sum(counts, dtype=jnp.float32), 1),
-        )
-
-    def points(self, tiles: Tiles, block: Array, inverse: Float[Array, "l t"]) -> tuple[Array, Array, Array, Array]:
-        """The samples of a tile counted from here.
-
-        Returns:
-          x - p and y [l, t, d]; r rid of its rounding, and that less the mean of r [l, t].
-        """
-        centre, level = self.centre[:, None, :], self.level[:, None]
-        rows, apart = tiles.minus(block, self.centre), jnp.where(inverse > 0, inverse - level, 0)
-        # y = r x - (mean of r) p too: there the large r of tokens much shorter than p multiplies nothing large.
-        short = inverse**2 * jnp.sum(self.centre**2, axis=-1, keepdims=True) > 4 * rows.shape[-1]
-        origin, start = level[:, :, None] * centre, jnp.where(short[:, :, None], tiles.minus(block), rows)
-
-        def scaled(inverse: Array, apart: Array) -> Array:
-            return start * inverse[:, :, None] + jnp.where(short, -level, apart)[:, :, None] * centre
-
-        # r has its rounding, which is large beside a small spread of directions: y + origin tells its length better.
-        y = scaled(inverse, apart)
-        excess = jnp.mean(y * (y + 2 * origin), axis=-1) + (jnp.mean(origin**2, axis=-1) - 1)
-        turn = jnp.where(jnp.abs(excess) < _ROUNDING, inverse * excess / 2, 0)
-        inverse, apart = inverse - turn, apart - turn
-        return rows, scaled(inverse, apart), inverse, apart
+def grams(a: Tokens, b: Tokens) -> list[Float[Array, "l t t"]]:
+    """U-centred Gram matrices of all layers, raw and rms; the diagonal is left in."""
+    rms = jnp.einsum("lad,lbd->lab", a.features, b.features, precision=_SPLIT)
+    across = _outer(a.apart, b.along) + _outer(a.along, b.apart)
+    return a.centred(b, _outer(a.scale, b.scale) * (rms - across), rms)
 
 
-def all_and_far(tiles: Tiles) -> tuple[Tokens, Far, Float[Array, "blocks 2 l t"], Float[Array, "2 l"]]:
+def all_and_far(
+    states: Float[Array, "l n d"], valid: Bool[Array, " n"], rows: int
+) -> tuple[AllTokens, Far, Float[Array, "2 l n"], Float[Array, "2 l"]]:
     """What the Gram matrices of all layers are made of, at both scales.
 
+    Args:
+      states: features of the same samples at l layers, any float dtype.
+      valid: which samples count; the other rows may hold anything.
+      rows: that are read at a time, about.
+
     Returns:
-      All samples in tiles; the farthest ones once more in a tile of their own; the squared distances of all from their
-      mean, raw and rms; and how much of the sum of those may be rounding.
+      All samples; the farthest ones; the squared distances of all from their mean, raw and rms; and how much of the sum
+      of those may be rounding.
     """
+    tiles = Tiles.of(states, valid, rows)
     count = jnp.maximum(tiles.count, 1)
-    inverse, counts = _inverse(tiles), tiles.map(tiles.mask)[:, None, :]
-    places, is_far, far_tiles = _farthest(tiles, inverse)
-    near = counts & ~is_far[:, None, :]
-    origin = _Origin.of(tiles, inverse, near)
-    tokens, squares = tiles.map(lambda block: _tokens(tiles, block, inverse[block], origin))
+    inverse = _inverse(tiles)
+    places, chosen = _farthest(tiles, inverse)
+    past = jnp.where(chosen, places, len(valid))
+    near = valid.at[past].set(False, mode="drop")
+    origin = Origin.of(tiles, inverse, near)
+    scaling = Scaling.of(tiles, origin, inverse)
 
     def points(block: Array) -> tuple[Float[Array, "l t d"], Float[Array, "l t d"]]:
-        return tiles.minus(block, origin.centre), tokens.features[block]
+        y = scaling.part(tiles, block).points(tiles(block), origin)
+        return tiles.minus(block, origin.centre), jnp.where(tiles.mask(block)[:, None], y, 0)
 
-    far_points = jnp.stack([far_tiles.minus(jnp.int32(0), origin.centre), tokens.at(*places).features[0]])
-    of_near = tiles.sum(
-        lambda block: jnp.stack([jnp.sum(jnp.where(near[block][:, :, None], x, 0), axis=1) for x in points(block)])
-    )
+    far_states = jnp.take(states, places, axis=1).astype(jnp.float32)
+    far_points = jnp.stack([far_states - origin.centre[:, None], scaling.at(places).points(far_states, origin)])
+    far_points = jnp.where(chosen[:, None], far_points, 0)
+
+    def of_near_ones(block: Array) -> Float[Array, "2 l d"]:
+        counts = tiles.part(near, block)[:, None]
+        return jnp.stack([jnp.sum(jnp.where(counts, x, 0), axis=1) for x in points(block)])
+
+    of_near = tiles.sum(of_near_ones)
     total = of_near + jnp.sum(far_points, axis=2)
-    with_total = tiles.map(
-        lambda block: _along_width(*(x * y[:, None] for x, y in zip(points(block), total, strict=True)))
-    )
+
+    def along_width(block: Array) -> tuple[Float[Array, "2 l t"], Float[Array, "2 l t"], Float[Array, "l t"]]:
+        both = points(block)
+        squares = jnp.stack([jnp.sum(x**2, axis=2) for x in both])
+        with_total = jnp.stack([jnp.sum(x * y[:, None], axis=2) for x, y in zip(both, total, strict=True)])
+        return squares, with_total, jnp.sum(both[1] * origin.centre[:, None], axis=2)
+
+    squares, with_total, of_centre = tiles.each(along_width)
+    along = of_centre - scaling.apart * jnp.sum(origin.centre**2, axis=1, keepdims=True) / 2
     mean = total / count
-    norms = squares - 2 / count * with_total + jnp.sum(mean**2, axis=-1, keepdims=True)
-    norms = jnp.where(counts[:, None], jnp.maximum(norms, 0), 0)
+    norms = squares - 2 / count * with_total + jnp.sum(mean**2, axis=2, keepdims=True)
+    norms = jnp.where(valid, jnp.maximum(norms, 0), 0)
     # Of a far token this sum is not to be taken from one that it is in.
-    rows = with_total - squares
+    row_sums = with_total - squares
     products = jnp.einsum("slad,slbd->slab", far_points, far_points, precision=HIGHEST)
-    among_far = jnp.sum(jnp.where(jnp.eye(products.shape[-1], dtype=bool), 0, products), axis=-1)
+    among_far = jnp.sum(jnp.where(jnp.eye(len(places), dtype=bool), 0, products), axis=3)
     far_rows = jnp.einsum("sld,slkd->slk", of_near, far_points, precision=HIGHEST) + among_far
-    rows = rows.at[places[0], :, :, places[1]].set(jnp.moveaxis(far_rows, -1, 0), mode="drop")
+    row_sums = row_sums.at[:, :, past].set(far_rows, mode="drop")
     n = jnp.maximum(tiles.count, 3)  # no estimator takes fewer
-    centring = (rows - jnp.sum(rows, axis=(0, 3), keepdims=True) / (2 * (n - 1))) / (n - 2)
-    tokens = tokens._replace(centring=centring)
+    centring = (row_sums - jnp.sum(row_sums, axis=2, keepdims=True) / (2 * (n - 1))) / (n - 2)
+    tokens = AllTokens(origin, scaling, along, centring)
     # What is lost where features are counted from their mean, and twice what r and the length of r x lose.
-    lost = jnp.stack([jnp.sum((origin.centre + mean[0]) ** 2, axis=-1), jnp.full(len(mean[0]), 4.0 * mean.shape[-1])])
-    return tokens, Far(tokens.at(*places), products), norms, EPS**2 * count * lost
+    lost = jnp.stack([jnp.sum((origin.centre + mean[0]) ** 2, axis=1), jnp.full(len(states), 4.0 * states.shape[2])])
+    return tokens, Far(tokens.at(places, far_states, chosen), products), norms, EPS**2 * count * lost
 
 
 def _tokens(
-    tiles: Tiles, block: Array, inverse: Float[Array, "l t"], origin: _Origin
-) -> tuple[Tokens, Float[Array, "2 l t"]]:
-    """One tile, not yet U-centred, and the squared lengths of its points, raw and rms."""
-    rows, y, inverse, apart = origin.points(tiles, block, inverse)
-    mask, centre = tiles.mask(block), origin.centre[:, None, :]
-    along = jnp.sum(centre * (y - centre * apart[:, :, None] / 2), axis=-1)
-    scale, squares = jnp.where(mask, 1 / jnp.where(mask, inverse, 1), 0), _along_width(rows**2, y**2)
-    return Tokens(y, mask[None, :], scale, apart, along, jnp.zeros_like(squares)), squares
+    features: Float[Array, "l t d"],
+    counts: Bool[Array, " t"],
+    scaling: Scaling,
+    along: Float[Array, "l t"],
+    centring: Float[Array, "2 l t"],
+) -> Tokens:
+    scale = 1 / jnp.where(scaling.inverse > 0, scaling.inverse, 1)
+    return Tokens(jnp.where(counts[:, None], features, 0), counts, scale, scaling.apart, along, centring)
 
 
-def _along_width(raw: Float[Array, "l t d"], rms: Float[Array, "l t d"]) -> Float[Array, "2 l t"]:
-    return jnp.stack([jnp.sum(raw, axis=-1), jnp.sum(rms, axis=-1)])
-
-
-def _inverse(tiles: Tiles) -> Float[Array, "blocks l t"]:
+def _inverse(tiles: Tiles) -> Float[Array, "l n"]:
     """r: 1 / RMS of each sample; 1 for zeros, and 0 where a sample does not count."""
-    square = tiles.map(lambda block: jnp.mean(tiles(block) ** 2, axis=-1))
-    inverse = jax.lax.rsqrt(jnp.where(square > 0, square, 1))
-    return jnp.where(tiles.map(tiles.mask)[:, None, :], inverse, 0)
+    square = tiles.each(lambda block: jnp.mean(tiles(block) ** 2, axis=2))
+    return jnp.where(tiles.valid, jax.lax.rsqrt(jnp.where(square > 0, square, 1)), 0)
 
 
-def _farthest(
-    tiles: Tiles, inverse: Float[Array, "blocks l t"]
-) -> tuple[tuple[Array, Array], Bool[Array, "blocks t"], Tiles]:
+def _farthest(tiles: Tiles, inverse: Float[Array, "l n"]) -> tuple[Int[Array, " k"], Bool[Array, " k"]]:
     """The samples with the largest shares of the squared distances in any layer and scale, a quarter of all at most.
 
     Distances are from the plain means of x and of r x: p would be near the shortest tokens.
 
     Returns:
-      Tile and row of each of them, past the end for those that do not count; whether a sample is one; the samples.
+      Their numbers, and which of these count.
     """
 
     def samples(block: Array) -> tuple[Float[Array, "l t d"], Float[Array, "l t d"]]:
         rows = tiles.minus(block)
-        return rows, rows * inverse[block][:, :, None]
+        return rows, rows * tiles.part(inverse, block)[:, :, None]
 
     total = tiles.sum(lambda block: jnp.stack([jnp.sum(x, axis=1) for x in samples(block)]))
     means = (total / jnp.maximum(tiles.count, 1))[:, :, None]
-    distances = tiles.map(
-        lambda block: jnp.where(
-            tiles.mask(block),
-            _along_width(*((x - mean) ** 2 for x, mean in zip(samples(block), means, strict=True))),
-            0,
+    distances = tiles.each(
+        lambda block: jnp.stack(
+            [jnp.sum((x - mean) ** 2, axis=2) for x, mean in zip(samples(block), means, strict=True)]
         )
     )
-    total = jnp.sum(distances, axis=(0, 3), keepdims=True)
-    share = jnp.max(jnp.where(distances > 0, distances / total, 0), axis=(1, 2))
-    n = tiles.states.shape[1]
-    order = jnp.argsort(-share.ravel())[: min(_FAR, max(n // 4, 1))]
-    chosen = jnp.arange(len(order)) < tiles.count // 4
-    block, row = jnp.divmod(order, tiles.rows)
-    places = jnp.where(chosen, block, tiles.blocks), row
-    is_far = jnp.zeros(share.shape, bool).at[places].set(True, mode="drop")
-    states = jnp.take(tiles.states, tiles.start(block) + row, axis=1)
-    return places, is_far, Tiles(states, chosen, len(order), 1)
+    distances = jnp.where(tiles.valid, distances, 0)
+    share = jnp.max(jnp.where(distances > 0, distances / jnp.sum(distances, axis=2, keepdims=True), 0), axis=(0, 1))
+    n = len(share)
+    places = jnp.argsort(-share)[: min(_FAR, max(n // 4, 1))]
+    return places, jnp.arange(len(places)) < tiles.count // 4
 
 
 def _outer(x: Array, y: Array) -> Array:

@@ -7,12 +7,15 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Shaped
 
 from clp_jax.aliases import Array
 
 ROWS = 256
-"""Rows of a tile: the fastest of 128, 256 and 512 on CPU, and a multiple of the 128 of a TPU's matrix unit."""
+"""Rows of a tile that is multiplied: the fastest of 128, 256 and 512 on CPU, and a multiple of the 128 of a TPU's
+matrix unit."""
+PASS_ROWS = 128
+"""Rows of a tile that is only read: so few stay in a CPU's cache between the operations on them."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,16 +54,26 @@ class Tiles:
         The last tile begins early enough to be full and masks the rows of the tile before: the states need no padding.
         """
         start = self.start(block)
-        fresh = start + jnp.arange(self.rows) >= block * self.rows
-        return jax.lax.dynamic_slice_in_dim(self.valid, start, self.rows) & fresh
+        return self.part(self.valid, block) & (start + jnp.arange(self.rows) >= block * self.rows)
 
     def __call__(self, block: Array) -> Float[Array, "l t d"]:
         """The rows of a tile in float32, those that do not count among them."""
         return jax.lax.dynamic_slice_in_dim(self.states, self.start(block), self.rows, axis=1).astype(jnp.float32)
 
-    def map(self, function: Callable[[Array], Any]) -> Any:
-        """The tree ``function(block)`` of every block, stacked."""
-        return jax.lax.map(function, jnp.arange(self.blocks))
+    def each(self, function: Callable[[Array], Any]) -> Any:
+        """The trees ``function(block)`` [..., t] of all blocks, side by side [..., n]."""
+
+        def side_by_side(x: Float[Array, "blocks *axes t"]) -> Float[Array, "*axes n"]:
+            # What the last tile has again of the one before is taken from that one.
+            fresh = self.valid.shape[0] - (self.blocks - 1) * self.rows
+            first = jnp.moveaxis(x[:-1], 0, -2).reshape(*x.shape[1:-1], -1)
+            return jnp.concatenate([first, x[-1, ..., self.rows - fresh :]], axis=-1)
+
+        return jax.tree.map(side_by_side, jax.lax.map(function, jnp.arange(self.blocks)))
+
+    def part(self, values: Shaped[Array, "*axes n"], block: Array) -> Shaped[Array, "*axes t"]:
+        """Of numbers that every sample has, those of a tile, whose `mask` says which count."""
+        return jax.lax.dynamic_slice_in_dim(values, self.start(block), self.rows, axis=-1)
 
     def sum(self, term: Callable[[Array], Any]) -> Any:
         """Sum of the tree ``term(block)`` over all blocks."""
@@ -74,19 +87,16 @@ class Tiles:
             rows = rows - mean[:, None, :]
         return jnp.where(self.mask(block)[None, :, None], rows, 0)
 
-    def means(self, weights: Float[Array, "blocks _ t"]) -> tuple[Float[Array, "l d"], Float[Array, "l d"]]:
-        """The weighted mean of each layer and that of what is left without it.
+    def means(self) -> tuple[Float[Array, "l d"], Float[Array, "l d"]]:
+        """The mean of each layer and that of what is left without it.
 
         The second takes away the rounding of the first, which matters once the mean is many times the spread. What
         both leave of constant features is at most one rounding of the mean per value.
         """
-        total = jnp.sum(weights, axis=(0, 2))[:, None]
-        total = jnp.where(total > 0, total, 1)
 
         def mean_without(*means: Float[Array, "l d"]) -> Float[Array, "l d"]:
             # By tiles: a reduction of the whole array would first write all of it in float32 on CPU.
-            weighted = self.sum(lambda block: jnp.sum(self.minus(block, *means) * weights[block][:, :, None], axis=1))
-            return weighted / total
+            return self.sum(lambda block: jnp.sum(self.minus(block, *means), axis=1)) / jnp.maximum(self.count, 1)
 
         mean = mean_without()
         return mean, mean_without(mean)

@@ -29,7 +29,7 @@ MUTANTS: list[Mutant] = [
     *faults(
         "clp_jax/tiles.py",
         f"{_CKA}::test_equals_the_definition_at_any_tile",
-        ("tiles-last-one-twice", " & fresh", ""),
+        ("tiles-last-one-twice", " & (start + jnp.arange(self.rows) >= block * self.rows)", ""),
     ),
     *faults(
         "clp_jax/tiles.py",
@@ -50,10 +50,10 @@ MUTANTS: list[Mutant] = [
         "clp_jax/grams.py",
         f"{_CKA}::test_is_within_its_promise_of_float64_with_massive_activations",
         ("cka-one-bfloat16-part", "BF16_BF16_F32_X3", "BF16_BF16_F32"),
-        ("cka-far-tokens-like-the-others", "jnp.arange(len(order)) < tiles.count // 4", "jnp.arange(len(order)) < 0"),
+        ("cka-far-tokens-like-the-others", "jnp.arange(len(places)) < tiles.count // 4", "jnp.arange(len(places)) < 0"),
         ("cka-length-by-its-rounded-inverse", "_ROUNDING = 1e-3", "_ROUNDING = 0.0"),
-        ("cka-short-tokens-like-the-others", "> 4 * rows.shape[-1]", "> jnp.inf"),
-        ("cka-every-token-as-a-short-one", "> 4 * rows.shape[-1]", "> 0"),
+        ("cka-short-tokens-like-the-others", "> 4 * origin.centre.shape[1]", "> jnp.inf"),
+        ("cka-every-token-as-a-short-one", "> 4 * origin.centre.shape[1]", "> 0"),
     ),
     *faults(
         "clp_jax/cka.py",
