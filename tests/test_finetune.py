@@ -13,7 +13,9 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import toys
@@ -23,10 +25,12 @@ from rich.console import Console
 from clp_jax.analysis import loss_of
 from clp_jax.checkpoint import read_params, read_spec, write_params
 from clp_jax.cli import main
+from clp_jax.commands import finetune as finetune_command
 from clp_jax.commands.finetune_output import Log
 from clp_jax.loading import load_model
 from clp_jax.models import Gates
 from clp_jax.processing import tokenizer
+from clp_jax.training import loop
 from clp_jax.training.run_folder import run_folder
 from clp_jax.trees import flatten
 from scripts.make_lerobot_toy import write as write_toy_set
@@ -96,6 +100,13 @@ def test_data_for_a_held_out_loss_that_is_left_out_are_refused(inputs, tmp_path,
     assert main(words(inputs, tmp_path / "run", "--steps", "1", *other)) == 2
     assert "--evaluate-every 0 leaves out" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+def test_a_held_out_loss_is_not_of_what_the_run_trains_on(inputs, tmp_path, capsys):
+    shutil.copy(inputs / "data.npz", tmp_path / "copy.npz")
+    for same in (inputs / "data.npz", tmp_path / "copy.npz"):
+        told = refusal(capsys, words(inputs, tmp_path / "run", "--steps", "1", "--holdout-data", same))
+        assert "is what the run trains on" in told
 
 
 def test_run_logs_saves_and_records(finished):
@@ -252,11 +263,42 @@ def test_a_run_of_openpi_is_not_gone_on_with(inputs, tmp_path, capsys):
 
 
 def test_resumption_with_other_settings_is_refused(inputs, finished, capsys):
-    flags = ("--steps", "9", "--resume", "--holdout-ratio", "0.3", "--seed", "1")
-    assert "seed was 42, is 1" in refusal(capsys, words(inputs, finished, *flags))
+    flags = ("--steps", "9", "--resume", "--holdout-ratio", "0.3")
+    assert "seed was 42, is 1" in refusal(capsys, words(inputs, finished, *flags, "--seed", "1"))
+    told = refusal(capsys, words(inputs, finished, *flags, "--evaluate-observations", "3"))
+    assert "evaluate_observations was 64, is 3" in told
+    before = (finished / "report.html").read_text()
+    told = refusal(capsys, words(inputs, finished, *flags, "--steps", "7"))
+    assert "has done 8 steps, more than --steps 7" in told
+    assert (finished / "report.html").read_text() == before
 
 
-def test_the_checkpoints_tokenizer_goes_with_every_step(tmp_path):
+def test_the_time_of_steps_that_are_seen_at_once_is_shared_and_the_first_ones_have_none(monkeypatch):
+    now, logged = [0.0], {}
+    monkeypatch.setattr(loop.time, "perf_counter", lambda: now[0])
+    watch = loop._Watch(loop.Run(steps=9, log_every=1), logged.__setitem__)
+    for number in range(5):
+        watch.begin(0.0)
+        watch.add(number, {"loss": jnp.ones(()), "stop": jnp.zeros(())})
+        now[0] += 1.0
+    now[0] += 1.0  # the log is slow
+    watch.drain()
+    assert {number: values.get("step_seconds") for number, values in logged.items()} == {
+        **dict.fromkeys((0, 1)),
+        **dict.fromkeys((2, 3, 4), 1.0),
+    }
+
+
+def test_writes_that_end_after_a_failed_save_say_nothing(monkeypatch):
+    told = []
+    monkeypatch.setattr(sys, "unraisablehook", told.append)
+    finetune_command._one_line_for_a_failed_save()
+    for text in ("Event loop is closed", "something else"):
+        sys.unraisablehook(SimpleNamespace(exc_value=RuntimeError(text)))
+    assert [str(one.exc_value) for one in told] == ["something else"]
+
+
+def test_the_checkpoints_tokenizer_goes_with_every_step(tmp_path, capsys):
     """Without it a step trained with another tokenizer than PaliGemma's could not be served."""
     arch = dataclasses.replace(ARCH, vocab_size=512)
     assets = tmp_path / "assets"
@@ -268,6 +310,9 @@ def test_the_checkpoints_tokenizer_goes_with_every_step(tmp_path):
     flags = ("--robot", "metaworld", "--asset-id", "lab/arm", "--action-horizon", "3", "--max-token-len", "12")
     argv = [str(word) for word in ("finetune", *paths, *flags, "--steps", "1", "--batch-size", "8", *FAST)]
     assert main(argv) == 0
+    told = capsys.readouterr().out
+    assert "there are too few episodes to hold one out, so there is no held-out loss" in told
+    assert "the run ends within the warm-up of 1 steps: its highest learning rate is 0.005, not the 0.01" in told
     saved = tmp_path / "run" / "0" / "assets"
     assert (saved / tokenizer.FILE).read_bytes() == (assets / tokenizer.FILE).read_bytes()
     assert (saved / "lab" / "arm" / "norm_stats.json").exists()
@@ -301,6 +346,7 @@ def test_a_run_from_before_a_flag_existed_goes_on(inputs, finished, tmp_path):
         (("--steps", "2", "--processes", "2"), "together"),
         (("--steps", "2", "--wandb", "x"), "pip install wandb"),
         (("--steps", "2", "--profile", "1"), "needs 3; the run has 2"),
+        (("--steps", "9", "--warmup-steps", "6", "--decay-steps", "5"), "5 is reached before the warm-up of .* 6 ends"),
     ],
 )
 def test_bad_flags_are_one_line_and_leave_nothing(inputs, tmp_path, capsys, flags, message):

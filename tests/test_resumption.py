@@ -38,6 +38,7 @@ def of_robot(**fields) -> Conventions:
         ({"data_fingerprint": "9"}, "data_fingerprint was 2, is 9"),
         ({"statistics_fingerprint": "9"}, "statistics_fingerprint was s, is 9"),
         ({"teacher_fingerprint": "9"}, "teacher_fingerprint was None, is 9"),
+        ({"held_out_fingerprint": "9"}, "held_out_fingerprint was None, is 9"),
         ({"conventions": dataclasses.replace(CONVENTIONS, action_horizon=49)}, "action_horizon was 50, is 49"),
         *(
             (
@@ -71,6 +72,14 @@ def test_a_run_goes_on_under_another_name_of_its_robot_and_with_repaired_picture
     assert note is not None and "its videos or pictures have changed since" in note
 
 
-@pytest.mark.parametrize("flag", ["episodes", "weights", "state_key", "action_key", "long_prompts"])
+def test_a_run_from_before_held_out_data_were_recorded_goes_on():
+    before = {name: value for name, value in ENTRY.to_json().items() if name != "held_out_fingerprint"}
+    now = dataclasses.replace(ENTRY, held_out_fingerprint="9")
+    assert check_same_run(before, now, may_change=(), defaults={}) is None
+
+
+@pytest.mark.parametrize(
+    "flag", ["episodes", "weights", "state_key", "action_key", "long_prompts", "evaluate_observations", "holdout_data"]
+)
 def test_what_a_run_reads_may_not_change(flag):
     assert flag not in _MAY_CHANGE

@@ -57,8 +57,8 @@ def _header(best: Place, checkpoint: str, tolerance: float) -> str:
     return (
         f"<header><h1>Advised depth: {html.escape(best.candidate.depth)}</h1>"
         f"<p><code>{html.escape(checkpoint)}</code></p>"
-        f"<p>The fastest depth within {tolerance:.0%} of the whole model's held-out loss after equal training time. So "
-        f"it is in <b>{best.chosen:.0%}</b> of the resamples of held-out episodes.</p></header>"
+        f"<p>The fastest depth within {100 * tolerance:g}% of the whole model's held-out loss after equal training "
+        f"time. So it is in <b>{best.chosen:.0%}</b> of the resamples of held-out episodes.</p></header>"
     )
 
 

@@ -35,7 +35,7 @@ from clp_jax.outputs import append_line, resumable, whole_lines
 from clp_jax.plan import PrunePlan
 from clp_jax.planning import check_depth, choose, groups_of
 from clp_jax.sharding import make_mesh
-from clp_jax.training import OptimizerSettings, Run, StepSettings, check_batch_size
+from clp_jax.training import OptimizerSettings, Run, StepSettings, check_batch_size, check_schedule
 from clp_jax.training.freezing import frozen_paths
 from clp_jax.training.optimizer import check_undecayed
 from clp_jax.training.resumption import Entry, check_same_run
@@ -222,6 +222,9 @@ def _check_rungs(config: Advise) -> None:
             f"--warmup-steps {config.warmup_steps} are more than the first rung's {shortest} steps; leave them out, or "
             "give fewer --rungs."
         )
+    if config.decay_steps is not None:
+        warmup = max(config.steps // 10, 1) if config.warmup_steps is None else config.warmup_steps
+        check_schedule(OptimizerSettings(warmup_steps=warmup, decay_steps=config.decay_steps))
 
 
 def _check_same(folder: Path, entry: Entry, console: Console) -> None:

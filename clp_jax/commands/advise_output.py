@@ -56,8 +56,8 @@ def show(
     console.print(table)
     best = verdict.best
     console.print(
-        f"Advised: [bold]{escape(best.candidate.depth)}[/], the fastest within {tolerance:.0%} of the whole model's "
-        f"loss; so in {best.chosen:.0%} of the resamples of held-out episodes.",
+        f"Advised: [bold]{escape(best.candidate.depth)}[/], the fastest within {100 * tolerance:g}% of the whole "
+        f"model's loss; so in {best.chosen:.0%} of the resamples of held-out episodes.",
         soft_wrap=True,
     )
     source, rate = escape(checkpoint), f"--peak-lr {best.candidate.peak_lr:g}"

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import logging
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -34,6 +35,7 @@ from clp_jax.training import (
     StepSettings,
     check_batch_size,
     check_rows,
+    check_schedule,
     check_sharding,
     train,
 )
@@ -45,11 +47,11 @@ from clp_jax.training.resumption import Entry, check_same_run
 from clp_jax.training.run_folder import run_folder
 
 _MAY_CHANGE = (
-    *("steps", "log_every", "evaluate_every", "save_every", "keep_period", "evaluate_observations", "holdout_data"),
+    *("steps", "log_every", "evaluate_every", "save_every", "keep_period"),
     *("out", "resume", "overwrite", "against", "profile", "wandb", "fsdp_devices", "shard", "skip_dead", "workers"),
     *(field.name for field in dataclasses.fields(DistributedFlags)),
 )
-"""Flags that do not change what a run computes, so that a resumed run may have others."""
+"""Flags that do not change what a run computes, held-out losses included, so that a resumed run may have others."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -92,11 +94,11 @@ class Finetune(TeacherFlags, DepthsFlags, DataFlags, ModelFlags, UpstreamFlags, 
     train: tuple[str, ...] = ()
     """Exceptions from --freeze."""
     augment: bool = True
-    """Change the images as the model's authors do in training: π0's are cropped, rotated and recoloured, SmolVLA's
-    stay as they are."""
+    """Whether images are changed as the model's authors do in training: π0's are cropped, rotated and recoloured,
+    SmolVLA's stay as they are."""
     dropout: bool = True
-    """Leave out values at random where the model's authors do: in GR00T's action head, at the rates of its config.json;
-    π0 and SmolVLA have no dropout."""
+    """Whether values are left out at random where the model's authors do: in GR00T's action head, at the rates of its
+    config.json; π0 and SmolVLA have no dropout."""
     dtype: str | None = None
     """Activation dtype, bfloat16 or float32; float32 on CPUs, else bfloat16."""
     remat: Remat = "all"
@@ -148,6 +150,8 @@ def _run(config: Finetune, lifetime: contextlib.ExitStack) -> None:
         config, family_of(architecture).training_defaults(architecture, config.steps)
     )
     inputs = read_inputs(config, spec, architecture)
+    if inputs.begun is None:
+        check_schedule(OptimizerSettings.among(vars(config)))
     mesh = make_mesh(config.fsdp_devices)
     trained = trained_parameters(config, architecture, not_decayed)
     todo = _todo(config, inputs, trained)
@@ -159,6 +163,10 @@ def _run(config: Finetune, lifetime: contextlib.ExitStack) -> None:
     saved = Steps(out, write_assets=_assets_writer(config, inputs), keep_period=config.keep_period)
     entry = inputs.entry(dataclasses.asdict(config))
     start = 0 if saved.latest is None else saved.latest + 1
+    if start > config.steps:
+        raise InputError(
+            f"{config.out} has done {start} steps, more than --steps {config.steps}; give at least as many."
+        )
     introduce(console, config, chosen, inputs, trained, mesh, start)
     if saved.latest is not None:
         _go_on(console, saved.record(saved.latest)["steps"][-1], entry)
@@ -196,7 +204,7 @@ def _begin(config: Finetune) -> None:
     """Join the other processes, and raise now, not after minutes of reading, on what is not there."""
     if config.wandb is not None:
         import_wandb()
-    logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax logs, with tracebacks, what it raises as well
+    _one_line_for_a_failed_save()
     join(config)
 
     def look() -> None:
@@ -204,6 +212,19 @@ def _begin(config: Finetune) -> None:
             read_run(config.against)
 
     on_first(look, "read the run of --against")
+
+
+def _one_line_for_a_failed_save() -> None:
+    """Orbax logs, with tracebacks, what it raises as well; and every write still under way finds its loop closed."""
+    for name in ("absl", "asyncio"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    others = sys.unraisablehook
+
+    def hook(unraisable: Any) -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":
+            others(unraisable)
+
+    sys.unraisablehook = hook
 
 
 def _record(inputs: Inputs, entry: Entry, training: Mapping[str, Any]) -> dict[str, Any]:

@@ -54,7 +54,8 @@ class Inputs:
     def entry(self, flags: Mapping[str, Any]) -> Entry:
         """What saved steps record of it and of the flags."""
         teacher = None if self.teacher is None else self.teacher.spec
-        return Entry.of(self.spec, self.data, flags, teacher=teacher, cuts=self.plans)
+        held_out = None if flags["holdout_data"] is None else self.held[0][1].fingerprint
+        return Entry.of(self.spec, self.data, flags, teacher=teacher, cuts=self.plans, held_out=held_out)
 
     def step_flops(self, trained_share: float, *, action_samples: int) -> float:
         """One observation in a step, the mean over what takes turns."""
@@ -199,4 +200,9 @@ def _held_out(
         record=spec.plan_record if begun is None else begun,
         new_run=begun is None,
     )
+    if config.holdout_data in config.data or other.fingerprint == data.fingerprint:
+        raise InputError(
+            f"--holdout-data {config.holdout_data} is what the run trains on; give other data, or leave it out, so "
+            "that --holdout-ratio keeps some of its episodes apart."
+        )
     return {0: (1.0, other.calibration(config.evaluate_observations))}

@@ -16,6 +16,7 @@ from clp_jax.report.run import read_run, run_before, write_run_report
 from clp_jax.training.held_out import HELD_OUT_AT
 from clp_jax.training.logs import BOARD, Logs
 from clp_jax.training.loop import Report
+from clp_jax.training.optimizer import OptimizerSettings, what_is_odd
 from clp_jax.training.profiling import StepTrace
 from clp_jax.training.throughput import utilisation
 
@@ -50,6 +51,10 @@ def introduce(
         console.print(
             "[yellow]note:[/] the held-out loss leaves out the sets that have too few episodes to hold one out"
         )
+    if config.evaluate_every and config.holdout_ratio and not inputs.held:
+        console.print("[yellow]note:[/] there are too few episodes to hold one out, so there is no held-out loss")
+    for odd in what_is_odd(OptimizerSettings.among(vars(config)), config.steps):
+        console.print(f"[yellow]note:[/] {odd}", highlight=False, soft_wrap=True)
     if data.conventions is not None and data.conventions.robot is not None:
         console.print(f"Conventions: {data.conventions}", highlight=False, markup=False, soft_wrap=True)
     if inputs.teacher is not None:

@@ -70,7 +70,7 @@ class PlanScale(ModelFlags):
     """finetune, lora: None plans without the average of the parameters, which π0's authors keep and the others' do
     not."""
     augment: bool = True
-    """finetune, lora: crop, rotate and recolour the images."""
+    """finetune, lora: whether the images are cropped, rotated and recoloured."""
     teacher: str | None = None
     """finetune, lora: a checkpoint or a released model that teaches, as with clp finetune --teacher."""
     remat: Remat = "all"

@@ -8,6 +8,7 @@ from clp_jax.training.loop import check_rows as check_rows
 from clp_jax.training.loop import check_sharding as check_sharding
 from clp_jax.training.loop import train as train
 from clp_jax.training.optimizer import OptimizerSettings as OptimizerSettings
+from clp_jax.training.optimizer import check_schedule as check_schedule
 from clp_jax.training.optimizer import make_optimizer as make_optimizer
 from clp_jax.training.saving import Steps as Steps
 from clp_jax.training.state import TrainState as TrainState

@@ -30,6 +30,10 @@ from clp_jax.trees import flatten, unflatten
 
 _IN_FLIGHT = 2
 """Steps that the host may be ahead of the devices: enough to keep them busy, few enough to stop soon."""
+_UNTIMED = 2
+"""Steps of which the time is not taken: the first one compiles, beside the second the logs are opened."""
+_TIMED = 10
+"""Steps over which their time is averaged at least, for the host sees the end of one some time after it."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -259,46 +263,52 @@ class _Watch:
         self._run, self._log = run, log
         self._pending: collections.deque[tuple[int, Mapping[str, Array]]] = collections.deque()
         self._window: list[dict[str, float]] = []
-        self._seconds: list[float] = []
+        self._seconds: collections.deque[float] = collections.deque(maxlen=max(run.log_every, _TIMED))
         self._waits: list[float] = []
         self._last_read: float | None = None
-        self._has_read = False
+        self._read_so_far = 0
 
     def begin(self, waited: float) -> None:
-        """A step is about to be dispatched: after a pause, time runs from here on (but the first one compiles).
+        """A step is about to be dispatched: after a pause, time runs from here on.
 
         Args:
           waited: seconds for its data, hidden by the steps before it as long as it is less than they take.
         """
         if self._last_read is not None:
             self._waits.append(waited)
-        elif self._has_read:
+        elif self._read_so_far >= _UNTIMED:
             self._last_read = time.perf_counter()
 
     def add(self, number: int, info: Mapping[str, Array]) -> None:
         self._pending.append((number, info))
-        while len(self._pending) > _IN_FLIGHT:
-            self._read()
+        if len(self._pending) > _IN_FLIGHT:
+            self._read(1)
 
     def drain(self) -> None:
         """Read all there is; the pause does not count as time of a step."""
-        while self._pending:
-            self._read()
+        self._read(len(self._pending))
         self._last_read = None
 
-    def _read(self) -> None:
-        number, info = self._pending.popleft()
-        values = {name: float(value) for name, value in jax.device_get(info).items()}
+    def _read(self, count: int) -> None:
+        """The oldest ones. Of several, seen at once, each took its part of the time since the last look."""
+        steps = [self._pending.popleft() for _ in range(count)]
+        found = jax.device_get([info for _, info in steps])
         now = time.perf_counter()
         if self._last_read is not None:
-            self._seconds.append(now - self._last_read)
-        self._last_read, self._has_read = now, True
+            self._seconds.extend([(now - self._last_read) / count] * count)
+        self._read_so_far += count
+        self._last_read = now if self._read_so_far >= _UNTIMED else None
+        for (number, _), info in zip(steps, found, strict=True):
+            self._take(number, {name: float(value) for name, value in info.items()})
+
+    def _take(self, number: int, values: dict[str, float]) -> None:
         self.stopped |= values.pop("stop") > 0
         bad = [name for name, value in values.items() if not math.isfinite(value)]
         if bad:
             raise Diverged(
                 f"step {number}: {bad[0]} is {values[bad[0]]}; stopped, and nothing after the last saved step was "
-                "kept. Look at the data around it, or lower --peak-lr, and go on with --resume."
+                "kept. Look at the data around it, or lower --peak-lr: in a new run, from the checkpoint or from the "
+                "last saved step, for --resume would take the same way again."
             )
         self._window.append(values)
         if number % self._run.log_every == 0 or number + 1 == self._run.steps:
@@ -312,5 +322,5 @@ class _Watch:
             means["samples_per_second"] = self._run.batch_size / means["step_seconds"]
         if self._waits:
             means["data_seconds"] = float(np.mean(self._waits))
-        self._window, self._seconds, self._waits = [], [], []
+        self._window, self._waits = [], []
         self._log(number, means)

@@ -69,6 +69,45 @@ def learning_rate(settings: OptimizerSettings) -> optax.Schedule:
     )
 
 
+def check_schedule(settings: OptimizerSettings) -> None:
+    """Raise where the cosine would be over before the warm-up.
+
+    Raises:
+      InputError: names both flags.
+    """
+    if settings.decay_steps < settings.warmup_steps:
+        raise InputError(
+            f"--decay-steps {settings.decay_steps} is reached before the warm-up of --warmup-steps "
+            f"{settings.warmup_steps} ends, so nothing decays; give fewer --warmup-steps or more --decay-steps."
+        )
+
+
+def what_is_odd(settings: OptimizerSettings, steps: int) -> list[str]:
+    """What a run's learning rate does that its flags do not let expect, in sentences.
+
+    Args:
+      settings: of the run.
+      steps: of the run.
+
+    >>> what_is_odd(OptimizerSettings(), 30_000)
+    []
+    >>> what_is_odd(OptimizerSettings(peak_lr=1.0, warmup_steps=9, decay_lr=0.0), 5)
+    ['the run ends within the warm-up of 9 steps: its highest learning rate is 0.5, not the 1 of --peak-lr']
+    """
+    odd = []
+    if steps <= settings.warmup_steps:
+        highest = float(learning_rate(settings)(steps - 1))
+        odd.append(
+            f"the run ends within the warm-up of {settings.warmup_steps} steps: its highest learning rate is "
+            f"{highest:.3g}, not the {settings.peak_lr:g} of --peak-lr"
+        )
+    if settings.decay_lr > settings.peak_lr:
+        odd.append(
+            f"--decay-lr {settings.decay_lr:g} is above --peak-lr {settings.peak_lr:g}: the learning rate climbs"
+        )
+    return odd
+
+
 def _cosine_from_start(settings: OptimizerSettings) -> optax.Schedule:
     peak, end = settings.peak_lr, settings.decay_lr
 

@@ -13,7 +13,7 @@ from clp_jax.processing import norm_stats
 from clp_jax.processing.conventions import Conventions, conventions_of_json
 
 _CONTENT = ("source_fingerprint", "data_fingerprint", "teacher_fingerprint", "cuts")
-_PLACES = ("checkpoint", "data", "teacher", "analysis")
+_PLACES = ("checkpoint", "data", "teacher", "analysis", "holdout_data")
 """Flags that say where something is: another path to the same content is the same run."""
 _DECIDES_CONVENTIONS = (
     *("openpi_config", "data_config", "robot", "image", "state_key", "action_key", "prompt", "asset_id", "norm_stats"),
@@ -36,6 +36,7 @@ class Entry:
       statistics_fingerprint: identity of the values that normalise; None where the data are normalised.
       teacher_fingerprint: identity of the content of the checkpoint that teaches; None without.
       cuts: plans of the smaller depths that are trained, as JSON values; None without.
+      held_out_fingerprint: identity of the rows of a data set of its own for the held-out loss; None without.
     """
 
     source: str
@@ -47,6 +48,7 @@ class Entry:
     statistics_fingerprint: str | None = None
     teacher_fingerprint: str | None = None
     cuts: Sequence[Mapping[str, Any]] | None = None
+    held_out_fingerprint: str | None = None
 
     @classmethod
     def of(
@@ -57,6 +59,7 @@ class Entry:
         *,
         teacher: Spec | None = None,
         cuts: Sequence[PrunePlan] = (),
+        held_out: str | None = None,
     ) -> "Entry":
         """The entry of a run that begins from a checkpoint, with these data and flags."""
         return cls(
@@ -69,6 +72,7 @@ class Entry:
             None if data.norm_stats is None else norm_stats.fingerprint(data.norm_stats),
             None if teacher is None else fingerprint(teacher),
             [dataclasses.replace(plan, scores={}).to_json() for plan in cuts] or None,
+            held_out,
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -102,9 +106,11 @@ def check_same_run(
     recorded = before.get("conventions") is not None
     by_content = (*_PLACES, *(_DECIDES_CONVENTIONS if recorded else ()))
     old = {name: value for name, value in old_flags.items() if name not in by_content}
-    old |= {name: before.get(name) for name in _CONTENT}
+    # Runs from before it was recorded say nothing about the last one.
+    content = [*_CONTENT, *(("held_out_fingerprint",) if "held_out_fingerprint" in before else ())]
+    old |= {name: before.get(name) for name in content}
     wanted = {name: value for name, value in new_flags.items() if name not in by_content}
-    wanted |= {name: new[name] for name in _CONTENT}
+    wanted |= {name: new[name] for name in content}
     if recorded:
         old |= _conventions(before)
         wanted |= dict.fromkeys(_conventions(before)) | _conventions(new)
