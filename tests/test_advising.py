@@ -364,6 +364,12 @@ def test_what_no_rung_could_do_is_refused(unscheduled, tmp_path, capsys, flags, 
     assert not (tmp_path / "out").exists()
 
 
+def test_towers_that_cannot_be_joined_so_are_refused_and_leave_nothing(words, tmp_path, capsys):
+    assert cli.main([*words, "--out", str(tmp_path / "out"), "--couple", "nosuch"]) == 2
+    assert "--couple: cannot combine towers by 'nosuch'" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def asked(*depths):
     return advise.Advise(checkpoint="full", data=("data.npz",), out="out", steps=2, keep_layers=depths)
 
