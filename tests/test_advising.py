@@ -392,6 +392,12 @@ def test_damaged_settings_of_a_command_that_is_resumed_are_one_line(words, conte
         advise._known_costs(tmp_path)
 
 
+@pytest.mark.parametrize("line", [b'{"candidate": "full-0.', b'{"candidate": "full-0.001"}'])
+def test_a_damaged_trial_says_that_it_will_run_again_without_its_line(line):
+    with pytest.raises(InputError, match=r"^trials, line 2 .*; remove the line, and the trial will run again$"):
+        advise._trial(line, "trials, line 2")
+
+
 def test_the_help_tells_which_observations_choose_blocks(capsys):
     assert cli.main(["advise", "--help"]) == 0
     said = " ".join(capsys.readouterr().out.replace("│", " ").split())

@@ -331,8 +331,9 @@ def _trials(
 
 
 def _trial(line: bytes, where: str) -> Trial:
-    with blamed_on(where, "remove the line, and the trial will run again"):
-        value = parse_json(line, where)
+    todo = "remove the line, and the trial will run again"
+    with blamed_on(where, todo):
+        value = parse_json(line, where, todo=todo)
         losses = (math.nan if loss is None else float(loss) for loss in value["losses"])
         return Trial(**value | {"losses": tuple(losses)})
 
