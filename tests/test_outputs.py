@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from checkpoints import RECORDED, assert_bit_equal, save_by_orbax, toy_params
+from etils import epath
 
 from clp_jax import outputs
 from clp_jax.checkpoint import read_params, read_spec, rewrite
@@ -214,6 +215,33 @@ def test_brackets_in_a_name_are_no_pattern(tmp_path):
     with pytest.raises(InputError, match="exists already"), staged(tmp_path / "out[1]"):
         pytest.fail("began to write")
     assert names(tmp_path) == {"out[1]", ".out1.unfinished-0123abcd"}
+
+
+@pytest.mark.parametrize("resume", [False, True])
+@pytest.mark.parametrize("kind", ["other command", "no output", "own", "own without its manifest", "own and a note"])
+def test_what_another_command_wrote_is_not_gone_on_with(kind, resume, tmp_path):
+    out = tmp_path / "out"
+    with outputs.staged(out, by="clp other" if kind == "other command" else "clp test") as folder:
+        (folder / ("plan.json" if kind in ("other command", "no output") else "17")).touch()
+    if kind in ("no output", "own without its manifest"):
+        (out / MANIFEST).unlink()
+    if kind == "own and a note":
+        (out / "notes.txt").touch()
+    before = {path: path.read_text() for path in out.iterdir()}
+    taking = outputs.resumable(
+        epath.Path(out), by="clp test", what="testing", resume=resume, overwrite=False, names=r"\d+"
+    )
+    refusal = {
+        "other command": f"{out} was written by clp other, not by clp test; choose another --out.",
+        "no output": f"{out} holds plan.json, which clp test did not write; choose another --out.",
+    }.get(kind, None if resume else f"{out} is not empty; go on with --resume, or delete it with --overwrite.")
+    if refusal is None:
+        with taking:
+            return
+    with pytest.raises(InputError) as error, taking:
+        pytest.fail("was taken")
+    assert str(error.value) == refusal
+    assert before == {path: path.read_text() for path in out.iterdir()}
 
 
 def test_a_lock_on_a_file_lets_one_in_and_is_released_at_the_end(tmp_path):
