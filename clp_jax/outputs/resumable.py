@@ -8,6 +8,7 @@ from etils import epath
 
 from clp_jax.errors import InputError
 from clp_jax.folders import is_remote
+from clp_jax.machine import full_disk_named
 from clp_jax.outputs.locks import alone
 from clp_jax.outputs.ownership import MANIFEST, check_begun, check_own, sign
 
@@ -31,6 +32,7 @@ def resumable(
 
     Raises:
       InputError: it is not empty and neither was said, it is not an output of `by`, or another process has it.
+      OSError: the disk is full; it names the folder.
     """
     if resume and overwrite:
         raise InputError("give --resume or --overwrite, not both.")
@@ -48,7 +50,7 @@ def resumable(
     if not (folder / MANIFEST).exists():
         sign(folder, by)
     lock = contextlib.nullcontext() if is_remote(folder) else alone(Path(folder / MANIFEST), what)
-    with lock:
+    with lock, full_disk_named(folder):
         for child in held if overwrite else []:
             child.rmtree() if child.is_dir() else child.unlink()
         yield
