@@ -13,14 +13,16 @@ from typing import Any
 from etils import epath
 
 from clp_jax.errors import InputError
+from clp_jax.machine import full_disk_named
 
 
 def write_json(path: str | os.PathLike[str], value: Any) -> None:
     """Writes ``format_json(value)``; the file appears complete or not at all."""
     target = epath.Path(path)
     partial = target.with_name(target.name + ".partial")
-    partial.write_text(format_json(value) + "\n", encoding="utf-8")
-    partial.replace(target)
+    with full_disk_named(target):
+        partial.write_text(format_json(value) + "\n", encoding="utf-8")
+        partial.replace(target)
 
 
 def format_json(value: Any, indent: int = 0) -> str:

@@ -180,16 +180,19 @@ def _member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> np.ndarray:
         return np.lib.format.read_array(member, allow_pickle=False)
 
 
-def parse_json(text: str | bytes, what: AnyPath, *, finite: bool = False) -> Any:
+def parse_json(
+    text: str | bytes, what: AnyPath, *, finite: bool = False, todo: str = "correct or copy it again"
+) -> Any:
     """As `read_json` from text.
 
     Args:
       text: JSON.
       what: to blame.
       finite: as for `read_json`.
+      todo: what the user can do.
     """
     hooks = {"parse_constant": _no_constant, "parse_float": _finite} if finite else {}
-    with blamed_on(what, "correct or copy it again", verb="is no valid JSON"):
+    with blamed_on(what, todo, verb="is no valid JSON"):
         value = json.loads(text, object_pairs_hook=_without_repetition, **hooks)
         _check_depth(value)
         if _HALF_A_PAIR.search(text if isinstance(text, str) else text.decode("utf-8", "replace")):

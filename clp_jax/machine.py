@@ -1,7 +1,39 @@
 """Failures of the machine, told from bugs of ours: its files, its network, its memory, and JAX's devices."""
 
+import contextlib
+import errno
 import os
 import sys
+from collections.abc import Iterator
+
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+
+
+def is_full(error: OSError) -> bool:
+    """Whether the disk, or what one user may have of it, is full."""
+    return error.errno in _FULL
+
+
+@contextlib.contextmanager
+def full_disk_named(
+    path: str | os.PathLike[str], *, instead_of: str | os.PathLike[str] | None = None
+) -> Iterator[None]:
+    """Says of a full disk what was written to it, which the system does not tell where a file is open already.
+
+    Args:
+      path: what is written.
+      instead_of: a temporary folder that becomes it; nobody will find what lies there.
+
+    Raises:
+      OSError: the same, with the path.
+    """
+    try:
+        yield
+    except OSError as error:
+        temporary = instead_of is not None and f"{error.filename}/".startswith(f"{os.fspath(instead_of)}/")
+        if not is_full(error) or not (error.filename is None or temporary):
+            raise
+        raise OSError(error.errno, error.strerror, os.fspath(path)) from error
 
 
 def failure_of(error: Exception) -> str | None:

@@ -369,6 +369,12 @@ def test_what_no_rung_could_do_is_refused(unscheduled, tmp_path, capsys, flags, 
     assert not (tmp_path / "out").exists()
 
 
+def test_towers_that_cannot_be_joined_so_are_refused_and_leave_nothing(words, tmp_path, capsys):
+    assert cli.main([*words, "--out", str(tmp_path / "out"), "--couple", "nosuch"]) == 2
+    assert "--couple: cannot combine towers by 'nosuch'" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def asked(*depths):
     return advise.Advise(checkpoint="full", data=("data.npz",), out="out", steps=2, keep_layers=depths)
 
@@ -389,6 +395,12 @@ def test_damaged_settings_of_a_command_that_is_resumed_are_one_line(words, conte
     assert capsys.readouterr().err.count("\n") == 1
     with pytest.raises(InputError, match=r"advise.json cannot be read: .*; begin in another --out"):
         advise._known_costs(tmp_path)
+
+
+@pytest.mark.parametrize("line", [b'{"candidate": "full-0.', b'{"candidate": "full-0.001"}'])
+def test_a_damaged_trial_says_that_it_will_run_again_without_its_line(line):
+    with pytest.raises(InputError, match=r"^trials, line 2 .*; remove the line, and the trial will run again$"):
+        advise._trial(line, "trials, line 2")
 
 
 def test_the_help_tells_which_observations_choose_blocks(capsys):

@@ -13,7 +13,10 @@ from clp_jax.analysis import Analysis
 from clp_jax.checkpoint import read_params, read_spec, write_params
 from clp_jax.cli import main
 from clp_jax.commands import analyse as analyse_command
+from clp_jax.commands import measuring
+from clp_jax.errors import InputError
 from clp_jax.loading import read_architecture
+from clp_jax.models import Shape, Tower
 from clp_jax.plan import PrunePlan
 from clp_jax.trees import flatten
 
@@ -212,6 +215,14 @@ REFUSED = {
     ),
     "--criterion chooses anew": ("--analysis", "ANALYSIS", "--criterion", "jumps"),
     "there is no data file": ("--data", "nowhere.npz", "--keep-layers", "2"),
+    "--couple: cannot combine towers by 'nosuch'": (
+        "--analysis",
+        "ANALYSIS",
+        "--keep-layers",
+        "2",
+        "--couple",
+        "nosuch",
+    ),
     "needs a measured image encoder": ("--analysis", "ANALYSIS", "--keep-layers", "2", "--keep-vision-layers", "1"),
     "give the folder that clp analyse wrote": (
         "--analysis",
@@ -301,6 +312,25 @@ def test_unknown_criterion_to_compare_is_refused_before_the_model_is_read(inputs
     words = ["analyse", "--checkpoint", str(inputs / "full"), "--data", str(inputs / "data.npz")]
     assert main([*words, "--out", str(tmp_path / "a"), "--compare", "best"]) == 2
     assert "--compare best is no criterion" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["analyse", "prune"])
+def test_towers_are_joined_in_a_way_that_there_is_before_the_data_are_read(
+    inputs, tmp_path, capsys, monkeypatch, command
+):
+    monkeypatch.setattr(measuring, "open_data", lambda *_, **__: pytest.fail("the data were opened"))
+    words = [command, "--checkpoint", str(inputs / "full"), "--data", str(inputs / "data.npz"), "--keep-layers", "2"]
+    assert main([*words, "--out", str(tmp_path / "a"), "--couple", "nosuch"]) == 2
+    said = capsys.readouterr().err
+    assert said.endswith("--couple: cannot combine towers by 'nosuch'; give 'mean', 'min' or one of vlm, action.\n")
+    assert said.count("\n") == 1 and not list(tmp_path.iterdir())
+
+
+def test_towers_that_are_cut_on_their_own_are_not_joined():
+    alone = Shape("pi0", (Tower("vlm", 4), Tower("action", 2)), (("vlm",), ("action",)))
+    measuring.check_couple(measuring.MeasureFlags(), alone)
+    with pytest.raises(InputError, match="--couple: no towers of a pi0 model must keep the same blocks"):
+        measuring.check_couple(measuring.MeasureFlags(couple="min"), alone)
 
 
 @pytest.mark.parametrize("name", ["a[/bold]b", "run[1]", "[red]"])

@@ -1,5 +1,6 @@
 """Output folders are complete or absent, whatever happens on the way."""
 
+import errno
 import functools
 import os
 import shutil
@@ -12,10 +13,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from checkpoints import RECORDED, assert_bit_equal, save_by_orbax, toy_params
+from etils import epath
 
 from clp_jax import outputs
 from clp_jax.checkpoint import read_params, read_spec, rewrite
+from clp_jax.editable_json import write_json
 from clp_jax.errors import InputError
+from clp_jax.machine import failure_of
 from clp_jax.outputs import MANIFEST
 
 staged = functools.partial(outputs.staged, by="clp test")
@@ -214,6 +218,69 @@ def test_brackets_in_a_name_are_no_pattern(tmp_path):
     with pytest.raises(InputError, match="exists already"), staged(tmp_path / "out[1]"):
         pytest.fail("began to write")
     assert names(tmp_path) == {"out[1]", ".out1.unfinished-0123abcd"}
+
+
+def full(*_, **__):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_a_full_disk_is_named_by_what_was_to_be_written(named, tmp_path):
+    with pytest.raises(OSError, match="No space left") as error, staged(tmp_path / "out") as folder:
+        raise OSError(errno.ENOSPC, "No space left on device", str(folder / "part") if named else None)
+    assert failure_of(error.value) == f"{tmp_path / 'out'}: No space left on device"
+    assert not list(tmp_path.iterdir())
+
+
+def test_other_failures_and_those_elsewhere_keep_their_name(tmp_path):
+    for failure in (ConnectionError("the hub did not answer"), OSError(errno.ENOSPC, "Full", "/tmp/cache")):
+        with pytest.raises(OSError, match=r".") as error, staged(tmp_path / "out"):
+            raise failure
+        assert error.value is failure
+
+
+def test_a_disk_that_is_full_at_the_beginning_is_no_mistake_in_the_path(tmp_path, monkeypatch):
+    monkeypatch.setattr(outputs.Path, "mkdir", full)
+    with pytest.raises(OSError, match="No space left"), staged(tmp_path / "out"):
+        pytest.fail("began to write")
+
+
+def test_a_disk_that_is_full_is_named_where_an_output_grows(tmp_path, monkeypatch):
+    taking = outputs.resumable(epath.Path(tmp_path), by="clp test", what="testing", resume=False, overwrite=False)
+    with pytest.raises(OSError, match="No space left") as error, taking:
+        full()
+    assert error.value.filename == str(tmp_path)
+    monkeypatch.setattr(type(epath.Path(tmp_path)), "write_text", full)
+    with pytest.raises(OSError, match="No space left") as error:
+        write_json(tmp_path / "numbers.json", {})
+    assert error.value.filename == str(tmp_path / "numbers.json")
+
+
+@pytest.mark.parametrize("resume", [False, True])
+@pytest.mark.parametrize("kind", ["other command", "no output", "own", "own without its manifest", "own and a note"])
+def test_what_another_command_wrote_is_not_gone_on_with(kind, resume, tmp_path):
+    out = tmp_path / "out"
+    with outputs.staged(out, by="clp other" if kind == "other command" else "clp test") as folder:
+        (folder / ("plan.json" if kind in ("other command", "no output") else "17")).touch()
+    if kind in ("no output", "own without its manifest"):
+        (out / MANIFEST).unlink()
+    if kind == "own and a note":
+        (out / "notes.txt").touch()
+    before = {path: path.read_text() for path in out.iterdir()}
+    taking = outputs.resumable(
+        epath.Path(out), by="clp test", what="testing", resume=resume, overwrite=False, names=r"\d+"
+    )
+    refusal = {
+        "other command": f"{out} was written by clp other, not by clp test; choose another --out.",
+        "no output": f"{out} holds plan.json, which clp test did not write; choose another --out.",
+    }.get(kind, None if resume else f"{out} is not empty; go on with --resume, or delete it with --overwrite.")
+    if refusal is None:
+        with taking:
+            return
+    with pytest.raises(InputError) as error, taking:
+        pytest.fail("was taken")
+    assert str(error.value) == refusal
+    assert before == {path: path.read_text() for path in out.iterdir()}
 
 
 def test_a_lock_on_a_file_lets_one_in_and_is_released_at_the_end(tmp_path):

@@ -10,7 +10,6 @@ from etils import epath
 
 from clp_jax.checkpoint.orbax.writer import writing
 from clp_jax.checkpoint.safetensors.header import opened_to_read, read_exactly
-from clp_jax.errors import InputError
 from clp_jax.folders import files_below, is_remote
 from clp_jax.progress import in_megabytes, stage
 
@@ -45,7 +44,7 @@ def check_room(out: AnyPath, files: Iterable[AnyPath], *, weights: int = 0) -> i
       Bytes of the files to copy.
 
     Raises:
-      InputError: says what needs how much, and how much there is.
+      OSError: says what needs how much, and how much there is.
     """
     sizes = {os.fspath(file): size_to_copy(file) for file in files}
     others = sum(sizes.values())
@@ -58,10 +57,12 @@ def check_room(out: AnyPath, files: Iterable[AnyPath], *, weights: int = 0) -> i
     if weights + others > free:
         largest = max(sizes, key=sizes.__getitem__, default=None)
         named = "" if largest is None else f" (the largest: {largest}, {_gigabytes(sizes[largest])})"
-        raise InputError(
-            f"{place} needs {_gigabytes(weights)} for weights and {_gigabytes(others)} for {len(sizes)} other files"
+        raise OSError(
+            errno.ENOSPC,
+            f"it needs {_gigabytes(weights)} for weights and {_gigabytes(others)} for {len(sizes)} other files"
             f"{named}, and its disk has {_gigabytes(free)} left; free some space, take away "
-            "files that no loader needs, or choose an output on another disk"
+            "files that no loader needs, or choose an output on another disk",
+            os.fspath(place),
         )
     return others
 
@@ -75,7 +76,8 @@ def copy_all(files: Mapping[str, AnyPath], folder: AnyPath, report: Callable[[in
       report: called with the bytes of each part; None shows progress of its own where somebody listens.
 
     Raises:
-      InputError: a file cannot be read, or not be written.
+      InputError: a file cannot be read.
+      OSError: one cannot be written.
     """
     if report is not None:
         for name, file in files.items():

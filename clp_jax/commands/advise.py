@@ -21,7 +21,7 @@ from clp_jax.analysis import Analysis, loss_of
 from clp_jax.checkpoint import Spec, read_spec
 from clp_jax.commands.advise_output import save, show
 from clp_jax.commands.data_flags import open_data
-from clp_jax.commands.measuring import DepthFlags, MeasureFlags, evidence_options, measure
+from clp_jax.commands.measuring import DepthFlags, MeasureFlags, check_couple, evidence_options, measure
 from clp_jax.commands.results import print_json
 from clp_jax.commands.upstream_flags import UpstreamFlags, with_upstream_defaults
 from clp_jax.data import TrainingData
@@ -115,6 +115,7 @@ def _run(config: Advise, lifetime: contextlib.ExitStack) -> None:
     check_undecayed(config.not_decayed, flatten(abstract_params(architecture)).keys() - _frozen(architecture))
     _check_rungs(config)
     depths = _depths(config, architecture)
+    check_couple(config, architecture)
     rates = _learning_rates(config, architecture)
     data = open_data(
         config,
@@ -333,8 +334,9 @@ def _trials(
 
 
 def _trial(line: bytes, where: str) -> Trial:
-    with blamed_on(where, "remove the line, and the trial will run again"):
-        value = parse_json(line, where)
+    todo = "remove the line, and the trial will run again"
+    with blamed_on(where, todo):
+        value = parse_json(line, where, todo=todo)
         losses = (math.nan if loss is None else float(loss) for loss in value["losses"])
         return Trial(**value | {"losses": tuple(losses)})
 

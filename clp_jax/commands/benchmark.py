@@ -12,6 +12,7 @@ from clp_jax.benchmarks import action_samples, analysis_overhead, checkpoint_io,
 from clp_jax.checkpoint import read_spec
 from clp_jax.commands.model_flags import ModelFlags
 from clp_jax.commands.results import print_json
+from clp_jax.commands.unused import refuse_unused
 from clp_jax.editable_json import write_json
 from clp_jax.errors import InputError
 from clp_jax.loading import default_dtype, read_architecture
@@ -50,8 +51,20 @@ class Benchmark(ModelFlags):
     absent."""
 
 
+_OF_MODELS = [field.name for field in dataclasses.fields(ModelFlags)]
+
+_READ_BY = {
+    **dict.fromkeys((*_OF_MODELS, "checkpoint", "against"), ("depth", "serving")),
+    **dict.fromkeys(("data", "workers"), ("loader",)),
+    "shape": ("cka",),
+    "scratch": ("checkpoint", "full-size"),
+}
+"""Parts that a flag is for, where it is not for all."""
+
+
 def run(config: Benchmark) -> None:
     """Run the command."""
+    _refuse_unused(config)
     if config.shape[1] < 4:
         raise InputError(f"--shape has {config.shape[1]} samples of each state; CKA needs four.")
     if config.out is not None and os.path.lexists(config.out):
@@ -61,6 +74,14 @@ def run(config: Benchmark) -> None:
         print_json(result)
     if config.out is not None:
         write_json(config.out, result)
+
+
+def _refuse_unused(config: Benchmark) -> None:
+    others = [name for name, parts in _READ_BY.items() if config.part not in parts]
+    refuse_unused(config, others, f"nothing in --part {config.part} depends on {{it}}")
+    if config.part == "depth" and config.checkpoint is None and config.against is None:
+        reason = "nothing in the small random model depends on {it}"
+        refuse_unused(config, _OF_MODELS, reason, instead="give --checkpoint and --against, too")
 
 
 def _measured(config: Benchmark, console: Console) -> Any:

@@ -61,9 +61,12 @@ def _check(config: Check, source: str, episodes: str | None, robot: Robot | None
         prompt=config.prompt or (robot.prompt if robot else None),
         tolerance=config.timestamp_tolerance,
     )
-    if robot is not None and not _faults(checks):
-        checks = (*checks, _fits(source, robot, episodes, config.timestamp_tolerance))
-    return checks
+    if robot is None:
+        return checks
+    if _faults(checks):
+        reason = "it is compared with what was read, which has to be repaired first."
+        return (*checks, Checked(f"robot {robot.name}", "dimensions", unmade=reason))
+    return (*checks, _fits(source, robot, episodes, config.timestamp_tolerance))
 
 
 def _faults(checks: Sequence[Checked]) -> int:
@@ -72,7 +75,7 @@ def _faults(checks: Sequence[Checked]) -> int:
 
 def _to_json(check: Checked) -> dict[str, object]:
     findings = [{"to_repair": finding.fatal, "text": finding.text} for finding in check.findings]
-    return {"checked": check.name, "of": check.amount, "findings": findings}
+    return {"checked": check.name, "of": check.amount, "findings": findings, "not_checked": check.unmade}
 
 
 def _fits(source: str, robot: Robot, episodes: str | None, tolerance: float | None) -> Checked:
@@ -90,12 +93,23 @@ def _print(console: Console, source: str, checks: Sequence[Checked]) -> None:
         table.add_column(column)
     for check in checks:
         wrong, odd = (sum(finding.fatal is fatal for finding in check.findings) for fatal in (True, False))
-        found = "[red]to repair[/]" if wrong else "[yellow]odd[/]" if odd else "[green]good[/]"
+        found = (
+            "[yellow]not checked[/]"
+            if check.unmade
+            else "[red]to repair[/]"
+            if wrong
+            else "[yellow]odd[/]"
+            if odd
+            else "[green]good[/]"
+        )
         table.add_row(escape(check.name), escape(check.amount), found)
     console.print(table)
     for check in checks:
         for finding in check.findings:
             kind = "[red]to repair:[/]" if finding.fatal else "[yellow]note:[/]"
             console.print(f"{kind} {escape(finding.text)}", soft_wrap=True)
+    for check in checks:
+        if check.unmade is not None:
+            console.print(f"[yellow]not checked:[/] {escape(f'{check.name}: {check.unmade}')}", soft_wrap=True)
     if not _faults(checks):
         console.print(f"{escape(source)} is whole.")

@@ -14,8 +14,10 @@ from clp_jax.data import CalibrationData
 from clp_jax.errors import InputError
 from clp_jax.healed_cuts import HealedCuts
 from clp_jax.loading import LoadedModel, load_model, read_architecture
+from clp_jax.models import Architecture, Shape
 from clp_jax.planning import Depth, check_depth
 from clp_jax.progress import track
+from clp_jax.selection import check_how
 from clp_jax.similarity import Estimator, Samples, Sampling, StateScale
 from clp_jax.version import __version__
 
@@ -115,6 +117,21 @@ class MeasureFlags(DataFlags, ModelFlags):
     """Random seed of the hold-out, of the grouping and of the criterion random."""
 
 
+def check_couple(config: MeasureFlags, architecture: Architecture | Shape) -> None:
+    """Refuse a way to join the towers of a model that there is not, before anything is read or run.
+
+    Raises:
+      InputError: --couple names no tower of those that keep the same blocks, or the model has no such towers.
+    """
+    if not architecture.coupled and config.couple != MeasureFlags.couple:
+        raise InputError(f"--couple: no towers of a {architecture.kind} model must keep the same blocks; leave it out.")
+    for group in architecture.coupled:
+        try:
+            check_how(config.couple, group)
+        except InputError as error:
+            raise InputError(f"--couple: {error}.") from None
+
+
 def evidence_options(config: MeasureFlags) -> EvidenceOptions:
     """The flags that say how matrices become evidence."""
     return EvidenceOptions(config.states, config.estimator, config.couple)
@@ -148,6 +165,7 @@ def load(
     architecture = read_architecture(spec, **config.model_settings())
     if isinstance(config, DepthFlags):
         check_depth(config.depth(), config.rule(), architecture)
+    check_couple(config, architecture)
     # Small things first: a mistake in the data should not wait for gigabytes of parameters.
     observations = open_data(
         config,

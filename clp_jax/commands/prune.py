@@ -13,7 +13,15 @@ from rich.markup import escape
 
 from clp_jax.checkpoint import FolderSpec, RewriteReport, Spec, read_spec
 from clp_jax.commands.healing_table import repairs_table
-from clp_jax.commands.measuring import DepthFlags, MeasureFlags, check_heals, few_held_out, load, load_to_heal
+from clp_jax.commands.measuring import (
+    DepthFlags,
+    MeasureFlags,
+    check_couple,
+    check_heals,
+    few_held_out,
+    load,
+    load_to_heal,
+)
 from clp_jax.commands.prune_choice import Measured, plan_of, refuse_flags_of_other_ways, way_of
 from clp_jax.commands.results import print_json
 from clp_jax.folders import is_remote
@@ -76,6 +84,7 @@ def run(config: Prune) -> None:
         )
     shape = _shape(config, spec)
     check_depth(config.depth(), config.rule(), shape)
+    check_couple(config, shape)
     measured = (load_to_heal if config.heal else load)(config.checkpoint, config.data, config) if config.data else None
     plan, calibration = plan_of(config, way, spec, shape, measured, console)
     check_plan(plan, shape)

@@ -58,6 +58,7 @@ class LeRobotData:
         self._tables = OpenFiles(open_table)
         self._videos = VideoFrames()
         self._numbers: dict[str, np.ndarray] = {}
+        self._found: dict[Path, Columns] = {}
 
     def __len__(self) -> int:
         return int(self._ends[-1])
@@ -80,20 +81,20 @@ class LeRobotData:
             rows than its episodes.
         """
         if any(key not in self._numbers for key in keys):
-            problems = self.read(keys)[1]
+            problems = self.read(keys)
             if problems:
                 raise InputError(problems[0])
         return [self._numbers[key] for key in keys]
 
-    def read(self, keys: Sequence[str], optional: Sequence[str] = ()) -> tuple[Rows, tuple[str, ...]]:
-        """Reads columns that are not in memory yet.
+    def read(self, keys: Sequence[str], optional: Sequence[str] = ()) -> tuple[str, ...]:
+        """Reads columns that are not in memory yet; `rows` gives those of them that could be read.
 
         Args:
           keys: names of columns.
           optional: names of columns that may be absent.
 
         Returns:
-          What could be read, and a sentence for each thing that could not.
+          A sentence for each thing that could not be read.
         """
         new = [key for key in dict.fromkeys([*keys, "episode_index"]) if key not in self._numbers]
         listed = list(dict.fromkeys(episode.table for episode in self.meta.episodes))
@@ -107,20 +108,53 @@ class LeRobotData:
             self._places, self.notes, mismatches = located.places, located.notes, located.problems
         _check_widths(self.meta, found)
         problems = [*(problem for columns in found.values() for problem in columns.problems), *mismatches]
-        rows = self._assemble(found, [*new, *maybe], whole=not problems)
+        self._found = found
         if not problems:
-            self._numbers |= rows.columns
-            rows = dataclasses.replace(rows, columns=dict(self._numbers))
-        return rows, tuple(problems)
+            whole = {key: self.rows(key) for key in [*new, *maybe]}
+            self._numbers |= {
+                key: rows.columns[key] for key, rows in whole.items() if len(rows.ends) == len(self._ends)
+            }
+            self._found = {}
+        return tuple(problems)
+
+    def rows(self, *keys: str) -> Rows:
+        """The rows of those episodes of which `read` could read these columns, whatever is wrong with others.
+
+        Args:
+          keys: names of columns that it was given.
+        """
+        fresh = [key for key in keys if key not in self._numbers]
+        kept = [
+            (position, place)
+            for position, place in enumerate(self._places)
+            if place is not None
+            and all(place.file in self._found and key in self._found[place.file].values for key in fresh)
+        ]
+        columns, whole = {}, len(kept) == len(self._places)
+        for key in keys:
+            if key in self._numbers and whole:
+                columns[key] = self._numbers[key]
+            elif kept:
+                columns[key] = np.concatenate([self._of_episode(key, position, place) for position, place in kept])
+        episodes = tuple(self.meta.episodes[position] for position, _ in kept)
+        ends = np.cumsum([episode.length for episode in episodes], dtype=np.int64)
+        return Rows(episodes, tuple(place for _, place in kept), ends, columns)
+
+    def _of_episode(self, key: str, position: int, place: Place) -> np.ndarray:
+        length = self.meta.episodes[position].length
+        if key in self._numbers:
+            return self._numbers[key][self._ends[position] - length : self._ends[position]]
+        return self._found[place.file].values[key][place.row : place.row + length]
 
     def column_names(self) -> list[str]:
-        """Names of the columns of the first table, none if it is broken."""
-        file = self.meta.episodes[0].table
-        try:
-            with readable(file), self._tables.borrow(file) as table:
-                return list(table.schema_arrow.names)
-        except InputError:
-            return []
+        """Names of the columns of the first table that is not broken, none if all are."""
+        for file in dict.fromkeys(episode.table for episode in self.meta.episodes):
+            try:
+                with readable(file), self._tables.borrow(file) as table:
+                    return list(table.schema_arrow.names)
+            except InputError:
+                continue
+        return []
 
     def chunk(self, row: int, horizon: int) -> tuple[Int[np.ndarray, " h"], Bool[np.ndarray, " h"]]:
         """The rows of the actions from here on, held at the episode's last, and which of them are only held."""
@@ -165,25 +199,6 @@ class LeRobotData:
         with ThreadPoolExecutor(_FILES_AT_A_TIME) as pool:
             return dict(zip(files, pool.map(read, files), strict=True))
 
-    def _assemble(self, found: Mapping[Path, Columns], keys: Sequence[str], *, whole: bool) -> Rows:
-        """One array a column, of all episodes or of those whose files are sound."""
-        kept = [
-            (episode, place)
-            for episode, place in zip(self.meta.episodes, self._places, strict=True)
-            if place is not None and (whole or (place.file in found and not found[place.file].problems))
-        ]
-        columns = {}
-        for key in keys:
-            pieces = [
-                found[place.file].values[key][place.row : place.row + episode.length]
-                for episode, place in kept
-                if key in found[place.file].values
-            ]
-            if len(pieces) == len(kept) > 0 and len({piece.shape[1] for piece in pieces}) == 1:
-                columns[key] = np.concatenate(pieces)
-        ends = np.cumsum([episode.length for episode, _ in kept], dtype=np.int64)
-        return Rows(tuple(e for e, _ in kept), tuple(p for _, p in kept), ends, columns)
-
     def _still(self, file: Path, key: str, row: int) -> UInt8[np.ndarray, "h w 3"]:
         with readable(file), self._tables.borrow(file) as table:
             check_columns(file, table.schema_arrow.names, [key])
@@ -213,4 +228,5 @@ def _check_widths(meta: Meta, found: dict[Path, Columns]) -> None:
             width, source = expected[key]
             if values.shape[1] != width:
                 text = f"column {key} of {file} has {values.shape[1]} dimensions, in {source} it has {width}."
-                found[file] = dataclasses.replace(found[file], problems=(*found[file].problems, text))
+                usable = {name: numbers for name, numbers in found[file].values.items() if name != key}
+                found[file] = Columns(usable, (*found[file].problems, text))

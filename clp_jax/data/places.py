@@ -138,6 +138,12 @@ def _mismatches(meta: Meta, listed: set[Path], runs: list[_Run], unplaced: list)
             problems.append(
                 f"row {row} of {file} is of episode {numbers[row]:g}, according to meta of {wanted[row]:g}."
             )
+    twice = [e for e in unplaced if len([run for run in runs if run.episode == e.index]) > 1]
+    if twice and not problems:
+        problems.append(
+            f"episode {twice[0].index} has rows at several places of the tables below {meta.folder}/data; which are "
+            "right? Remove the others."
+        )
     lost = [
         episode for episode in unplaced if episode.table in listed and not any(r.episode == episode.index for r in runs)
     ]

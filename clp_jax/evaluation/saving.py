@@ -138,8 +138,9 @@ def read_lines(file: Path) -> list[Line]:
 
 
 def _line(text: bytes, where: str) -> Line:
-    with blamed_on(where, "remove the line, and the episode will be played again"):
-        value = parse_json(text, where)
+    todo = "remove the line, and the episode will be played again"
+    with blamed_on(where, todo):
+        value = parse_json(text, where, todo=todo)
         latencies, seconds = tuple(map(float, value.pop("latencies"))), float(value.pop("seconds"))
         return Line(Episode(**value), seconds, latencies)
 

@@ -57,8 +57,8 @@ def export_checkpoint(
       What was compared, which is also in ``export.json`` and in the card.
 
     Raises:
-      InputError: the target has no such model, the checkpoint lacks something, the disk has no room, or the comparison
-        failed.
+      InputError: the target has no such model, the checkpoint lacks something, or the comparison failed.
+      OSError: the disk has no room.
     """
     if is_remote(out):
         raise InputError(f"{out} is no folder of this machine; export to one, then copy it there.")

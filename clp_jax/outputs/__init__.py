@@ -11,6 +11,7 @@ from etils import epath
 
 from clp_jax.errors import InputError
 from clp_jax.folders import is_remote
+from clp_jax.machine import full_disk_named, is_full
 from clp_jax.outputs.lines import append_line, whole_lines
 from clp_jax.outputs.locks import alone, locked
 from clp_jax.outputs.ownership import MANIFEST, check_own, read_manifest, sign, write_manifest
@@ -60,6 +61,7 @@ def staged(
       The folder to write to, which exists and is empty.
 
     Raises:
+      OSError: the disk is full; it names `out`.
       InputError: `out` exists, and `overwrite` is false or it is no output of `by`, or it overlaps with a
         source.
     """
@@ -98,9 +100,12 @@ def _staged_local(out: str | os.PathLike, by: str, *, overwrite: bool) -> Iterat
                 folder.mkdir()
                 lifetime.enter_context(locked(folder))
         except OSError as error:
+            if is_full(error):
+                raise
             raise InputError(f"cannot create {target}: {error.strerror}; choose another output folder") from error
         lifetime.callback(_remove, folder)
-        yield epath.Path(folder)
+        with full_disk_named(target, instead_of=folder):
+            yield epath.Path(folder)
         _publish(folder, target, by, overwrite=overwrite)
 
 

@@ -76,6 +76,28 @@ def check_own(folder: epath.Path, by: str, *, names: str | None = None) -> None:
         raise InputError(f"{folder} holds {foreign[0]}, which {by} did not write; move it elsewhere first")
 
 
+def check_begun(folder: epath.Path, by: str, *, names: str | None = None) -> None:
+    """Raise unless what a folder holds was begun by the command that is to go on with it or to replace it.
+
+    Args:
+      folder: an existing folder that is not empty.
+      by: what would write to it, such as "clp finetune".
+      names: as for `check_own`; a folder without a manifest is taken for an output of `by` if it holds only these.
+
+    Raises:
+      InputError: says what it is instead.
+    """
+    writer = read_manifest(folder).get("written_by")
+    if writer == by:
+        return
+    if writer is not None:
+        raise InputError(f"{folder} was written by {writer}, not by {by}; choose another --out.")
+    found = sorted(child.name for child in folder.iterdir() if child.name not in _NOBODYS)
+    foreign = [name for name in found if names is None or not re.fullmatch(names, name)]
+    if foreign:
+        raise InputError(f"{folder} holds {foreign[0]}, which {by} did not write; choose another --out.")
+
+
 def _is_listed(name: str, manifest: Mapping[str, Any], names: str | None) -> bool:
     held = manifest.get("holds")
     return re.fullmatch(names, name) is not None if names is not None else isinstance(held, list) and name in held

@@ -11,7 +11,7 @@ from functools import wraps
 from clp_jax.errors import InputError
 from clp_jax.selection.baselines import angular, cosine, first, mse, random, residual
 from clp_jax.selection.bootstrap import cka_interval, stability
-from clp_jax.selection.evidence import Evidence, GateEvidence, combine
+from clp_jax.selection.evidence import Evidence, GateEvidence, check_how, combine
 from clp_jax.selection.gates import gateprobe, gauss_newton, greedy
 from clp_jax.selection.healed import healed
 from clp_jax.selection.how_many import how_many
@@ -25,6 +25,7 @@ __all__ = [
     "GateEvidence",
     "Selection",
     "available",
+    "check_how",
     "cka_interval",
     "clp",
     "combine",

@@ -7,7 +7,7 @@ the strength of it.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -170,14 +170,27 @@ def combine(
     )
 
 
+def check_how(how: str, towers: Collection[str]) -> None:
+    """Refuse a way to join towers that `combine` does not know, which needs no evidence.
+
+    Args:
+      how: as for `combine`.
+      towers: names of those that are joined.
+
+    Raises:
+      InputError: it is neither "mean" nor "min" nor the name of one of them.
+    """
+    if how not in ("mean", "min", *towers):
+        raise InputError(f"cannot combine towers by {how!r}; give 'mean', 'min' or one of {', '.join(towers)}")
+
+
 def _check_parts(parts: Mapping[str, Evidence], how: str, weights: Mapping[str, float] | None) -> None:
     if not parts:
         raise InputError("there is no tower to combine; name at least one")
     depths = {tower: part.depth for tower, part in parts.items()}
     if len(set(depths.values())) > 1:
         raise InputError(f"towers of different depths cannot be combined: {depths}; prune them on their own")
-    if how not in ("mean", "min", *parts):
-        raise InputError(f"cannot combine towers by {how!r}; give 'mean', 'min' or one of {', '.join(parts)}")
+    check_how(how, parts)
     if weights is not None and how != "mean":
         raise InputError(f"weights are for 'mean', not for {how!r}; leave them out")
     if weights is not None and (set(weights) != set(parts) or min(weights.values()) <= 0):

@@ -92,9 +92,13 @@ def test_what_does_not_fit_is_said_before_anything_is_written(kind, command, tmp
         (source / "film.bin").write_bytes(b"x" * 2 * 10**7)
     words = {"prune": ["--keep", "0,1"], "export": ["--to", *to]}[command]
     before = sorted(tmp_path.iterdir())
-    assert cli.main([command, "--checkpoint", str(source), "--out", str(tmp_path / "new" / "out"), *words]) == 2
+    assert cli.main([command, "--checkpoint", str(source), "--out", str(tmp_path / "new" / "out"), *words]) == 1
     error = capsys.readouterr().err
-    assert error.startswith("error: ") and "other files (the largest: " in error and "film.bin, 0.02 GB" in error
+    assert (
+        error.startswith(f"error: {tmp_path / 'new' / 'out'}: it needs ")
+        and "other files (the largest: " in error
+        and "film.bin, 0.02 GB" in error
+    )
     assert "its disk has 0.01 GB left" in error
     assert sorted(tmp_path.iterdir()) == before
 

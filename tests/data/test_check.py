@@ -68,13 +68,80 @@ def test_rows_of_sound_files_are_proven_beside_broken_ones(folder):
     counter("timestamp", lambda times: 2 * times)(folder)
     vector(ACTION, lambda values: values * np.nan)(folder)
     texts = [finding.text for check in check_set(folder) for finding in check.findings]
-    assert len(texts) == 1  # the last file cannot be read, so its times are not asked about
+    assert len(texts) == 3 and "holds nan" in texts[0]
+    assert "timestamp goes from" in texts[1] and "has no frame at" in texts[2], "only its actions cannot be read"
     file = sets.tables(folder)[0]
     sets.edit_table(file, lambda t: sets.with_column(t, "frame_index", [np.zeros(len(t), np.int64)]))
     texts = [finding.text for check in check_set(folder) for finding in check.findings]
     assert len(texts) >= 2
     assert any("holds nan" in text for text in texts)
     assert any("episode 0, row 1" in text and "frame_index goes from 0 to 0" in text for text in texts)
+
+
+def found_in(folder, **options):
+    """Per check its sentences, those that do not count as faults left out; and why the others were not made."""
+    checks = check_set(folder, **options)
+    faults = {check.name: [finding.text for finding in check.findings if finding.fatal] for check in checks}
+    return faults, {check.name: check.unmade for check in checks if check.unmade is not None}
+
+
+def test_one_bad_value_hides_no_other_fault_of_its_table(folder):
+    def one_nan(values):
+        return np.where(np.arange(values.size).reshape(values.shape) == 3, np.nan, values)
+
+    vector(ACTION, one_nan)(folder)
+    counter("timestamp", lambda times: times + (np.arange(len(times)) > 1))(folder)
+    for row in (2, 4):
+        sets.pictures(STILL, lambda _: b"junk", row)(folder)
+    faults, unmade = found_in(folder)
+    assert not unmade
+    assert [name for name, texts in faults.items() if texts] == [
+        *("tables", "timestamps", f"camera {VIDEO}", f"camera {STILL}")
+    ]
+    (pictures,) = faults[f"camera {STILL}"]
+    assert "holds a broken image" in pictures and pictures.endswith("So it is with 1 more of this episode.")
+
+
+def test_what_cannot_be_checked_is_listed_with_the_reason(folder, capsys):
+    for file in sets.tables(folder):
+        sets.edit_table(file, lambda t: sets.with_column(t, "timestamp", [np.full(len(t), np.nan)]))
+    faults, unmade = found_in(folder)
+    assert [name for name, texts in faults.items() if texts] == ["tables"]
+    assert unmade.keys() == {"timestamps", f"camera {VIDEO}"}
+    flags = ["--state-key", STATE, "--action-key", ACTION, "--image", f"base_0_rgb={STILL}"]
+    assert main(["check", "--data", str(folder), *flags]) == 2
+    shown = capsys.readouterr().out
+    reason = "no table has a column timestamp that can be read and fits the list of episodes."
+    assert f"not checked: timestamps: {reason}" in shown
+    assert "dimensions" in shown and "it is compared with what was read, which has to be repaired first." in shown
+    assert main(["check", "--data", str(folder), "--json"]) == 2
+    (said,) = json.loads(capsys.readouterr().out)
+    assert {one["checked"] for one in said["checks"] if one["not_checked"] is not None} == unmade.keys()
+
+
+def test_rows_that_a_check_could_not_look_at_are_counted(folder):
+    sets.edit_table(sets.last_table(folder), lambda t: sets.with_column(t, "frame_index", [np.full(len(t), np.inf)]))
+    (order,) = [check for check in check_set(folder) if check.name == "order of rows"]
+    (note,) = [finding.text for finding in order.findings]
+    assert "rows were not checked: their frame_index cannot be read" in note
+
+
+def test_names_that_a_set_lacks_hide_no_other_fault(folder):
+    counter("timestamp", lambda times: 2 * times)(folder)
+    faults, _ = found_in(folder, columns=(ACTION, "nowhere"), cameras=(STILL, "nothing"))
+    assert "has no nowhere, nothing; it has" in faults["names"][0]
+    assert faults["timestamps"] and f"camera {STILL}" in faults
+    for video in folder.glob("videos/**/*.mp4"):
+        video.unlink()
+    faults, _ = found_in(folder, cameras=(STILL, VIDEO))
+    assert "lacks" in faults[f"camera {VIDEO}"][0] and faults["timestamps"] and not faults[f"camera {STILL}"]
+
+
+def test_without_meta_nothing_else_is_checked_and_that_is_said(folder):
+    (folder / "meta/info.json").write_text("{")
+    faults, unmade = found_in(folder)
+    assert [name for name, texts in faults.items() if texts] == ["meta"]
+    assert {"tables", "order of rows", "timestamps", "tasks", "cameras"} == unmade.keys()
 
 
 def test_a_camera_that_is_not_here_is_noted_without_a_robot_and_refused_with_one(folder, capsys):

@@ -1,10 +1,12 @@
 """Damage is refused before training, in one line that names where; what is odd and unread is not."""
 
 import json
+import shutil
 
 import lerobot_sets as sets
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from lerobot_sets import ACTION, STATE, STILL, VIDEO, counter, proven, vector
 
@@ -227,6 +229,21 @@ def test_rows_are_found_where_the_converter_listed_another_file(tmp_path):
     original = LeRobotData(read_meta(sets.make(tmp_path / "other", "v3.0")))
     for row in (0, 10, 11, 19):
         np.testing.assert_array_equal(data.image(STILL, row), original.image(STILL, row))
+
+
+def test_rows_that_an_unlisted_table_has_again_are_refused(tmp_path):
+    """Where all tables are looked through, since one episode is elsewhere than meta says."""
+    folder = sets.make(tmp_path / "set", "v3.0")
+    first, _ = sets.tables(folder)
+    both = pq.read_table(first)
+    of = both["episode_index"].to_numpy()
+    pq.write_table(both.filter(of == 1), first.with_name("file-002.parquet"))
+    pq.write_table(both.filter(of == 0), first)
+    sets.edit_episodes(folder, lambda e: [e[0], e[1] | {"data/file_index": 1}, e[2]])
+    assert len(proven(folder, cameras=()).notes) == 1
+    shutil.copy(first, first.with_name("file-003.parquet"))
+    with pytest.raises(InputError, match=r"^episode 0 has rows at several places of the tables below .*/data; which"):
+        proven(folder, cameras=())
 
 
 @pytest.mark.parametrize("key", ["data/file_index", f"videos/{VIDEO}/chunk_index"])

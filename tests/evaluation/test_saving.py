@@ -109,6 +109,13 @@ def test_damaged_lines_are_told(whole, tmp_path, damage, message):
         read_lines(file)
 
 
+def test_a_damaged_line_says_that_its_episode_will_be_played_again(tmp_path):
+    file = tmp_path / "episodes.jsonl"
+    file.write_text('{"task": "a", "num\n')
+    with pytest.raises(InputError, match=r"line 1 is no .*; remove the line, and the episode will be played again$"):
+        read_lines(file)
+
+
 @pytest.mark.parametrize(
     ("words", "step", "message"),
     [

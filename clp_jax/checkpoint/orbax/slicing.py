@@ -80,8 +80,8 @@ def rewrite(
       Sizes and time.
 
     Raises:
-      InputError: the source is damaged or not finite, `take` names rows or leaves that do not exist, or `out` exists or
-        has no room for the assets.
+      InputError: the source is damaged or not finite, `take` names rows or leaves that do not exist, or `out` exists.
+      OSError: `out` has no room for the assets, or cannot be written.
     """
     started = time.perf_counter()
     shapes = flatten(spec.tree)

@@ -253,13 +253,14 @@ class ItemWriter:
 
 @contextlib.contextmanager
 def writing(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Turns a failure of the file system into an `InputError` of one line."""
+    """Names what is written in a failure of the file system that names nothing, as that of a full disk."""
     try:
         yield
     except OSError as error:
-        raise InputError(
-            f"cannot write {os.fspath(path)} ({error.strerror or error}); check the space left there"
-        ) from error
+        if error.filename is not None:
+            raise
+        reason = f"{error.strerror or error}; check the space left there"
+        raise OSError(error.errno, reason, os.fspath(path)) from error
 
 
 def _padded(blocks: Iterable[np.ndarray], size: int, dtype: np.dtype) -> Iterator[np.ndarray]:

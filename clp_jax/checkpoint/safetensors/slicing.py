@@ -72,7 +72,8 @@ def slice_folder(
 
     Raises:
       InputError: the blocks do not fit the model, the source is damaged, not finite or changes meanwhile, or `out`
-        exists or does not fit on its disk.
+        exists.
+      OSError: it does not fit on its disk.
     """
     started = time.perf_counter()
     if is_remote(out):

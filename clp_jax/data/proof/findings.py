@@ -19,7 +19,7 @@ class Finding:
 
 @dataclasses.dataclass(frozen=True)
 class Check:
-    """One thing that was looked at.
+    """One thing that was looked at, or was to be.
 
     Attributes:
       name: what it was.
@@ -27,6 +27,7 @@ class Check:
       findings: what was found.
       digest: identity of what was read, for cameras.
       sizes: heights and widths of a camera's pictures, as far as they were looked at.
+      unmade: why it was not looked at; None if it was.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Check:
     findings: tuple[Finding, ...] = ()
     digest: str | None = None
     sizes: frozenset[tuple[int, int]] = frozenset()
+    unmade: str | None = None
 
 
 def limited(findings: Iterable[Finding]) -> tuple[Finding, ...]:

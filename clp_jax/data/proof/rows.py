@@ -46,22 +46,21 @@ def totals(meta: Meta) -> Iterator[Finding]:
             )
 
 
-def counters(meta: Meta, rows: Rows) -> Iterator[Finding]:
-    """``frame_index`` and ``index`` must count the rows, in the order in which they are stored."""
-    for key in ("frame_index", "index"):
-        if key not in rows.columns:
-            yield Finding(f"the tables have no column {key}; the order of the rows is taken as it is.", fatal=False)
-            continue
-        values, owner, inside = rows.columns[key][:, 0], _owners(rows), _inside(rows)
-        bad = np.flatnonzero((np.diff(values, prepend=0) != 1) & (inside > 0))
-        for episode, row, count in first_of_each(owner, bad):
-            yield Finding(
-                f"{_where(rows, episode, row)}: {key} goes from {values[row - 1]:g} to {values[row]:g}{_more(count)}; "
-                "rows are missing, out of order or of another take."
-            )
-        starts = _starts(rows)
-        found = _frame_starts(rows, values[starts]) if key == "frame_index" else _index_starts(meta, rows, values)
-        yield from found
+COUNTS = ("frame_index", "index")
+"""Columns that count the rows of an episode and of all; a data set may lack them."""
+
+
+def counters(meta: Meta, rows: Rows, key: str) -> Iterator[Finding]:
+    """A column of `COUNTS` must count the rows, in the order in which they are stored."""
+    values, owner, inside = rows.columns[key][:, 0], _owners(rows), _inside(rows)
+    bad = np.flatnonzero((np.diff(values, prepend=0) != 1) & (inside > 0))
+    for episode, row, count in first_of_each(owner, bad):
+        yield Finding(
+            f"{_where(rows, episode, row)}: {key} goes from {values[row - 1]:g} to {values[row]:g}{_more(count)}; "
+            "rows are missing, out of order or of another take."
+        )
+    starts = _starts(rows)
+    yield from _frame_starts(rows, values[starts]) if key == "frame_index" else _index_starts(meta, rows, values)
 
 
 def timestamps(meta: Meta, rows: Rows, tolerance: float | None) -> Iterator[Finding]:
@@ -149,7 +148,7 @@ def _index_starts(meta: Meta, rows: Rows, values: np.ndarray) -> Iterator[Findin
             )
             return
     gaps = int((firsts[1:] > lasts[:-1] + 1).sum()) + int(len(firsts) > 0 and firsts[0] != 0)
-    if gaps and not len(bad) and not meta.left_out:
+    if gaps and not len(bad) and len(rows.episodes) == len(meta.episodes) and not meta.left_out:
         yield Finding(f"index leaves out numbers at {gaps} places between episodes.", fatal=False)
 
 

@@ -1,5 +1,6 @@
 """Pictures in the tables, proven intact without decoding them."""
 
+import dataclasses
 import hashlib
 import zlib
 from collections.abc import Iterator
@@ -40,7 +41,7 @@ def check_stills(data: LeRobotData, rows: Rows, key: str, *, most_bytes: int | N
     with ThreadPoolExecutor(_FILES_AT_A_TIME) as pool:
         found = pool.map(lambda file: _File(file, key, share, owners[file]), files)
         read = [next(found) for _ in track_stage(files, f"checking {key}", unit="files")]
-    findings = [Finding(_named(owners[file.path], file, key, text)) for file in read for text in file.problems]
+    findings = [Finding(_named(owners[file.path], file, key, bad)) for file in read for bad in file.problems]
     sizes = frozenset(size for file in read for size in file.sizes)
     findings += other_sizes(data, key, sorted(sizes))
     count = sum(file.count for file in read)
@@ -53,37 +54,55 @@ def check_stills(data: LeRobotData, rows: Rows, key: str, *, most_bytes: int | N
     return Check(f"camera {key}", amount, limited(findings), digest, sizes)
 
 
+@dataclasses.dataclass
+class _Bad:
+    """The first bad picture of an episode, or where a file could not be read on, and how many more there are."""
+
+    row: int
+    text: str
+    more: int = 0
+
+
 class _File:
-    """What was found in the rows of its episodes; a file has one sentence about its first bad picture."""
+    """What was found in the rows of its episodes; an episode has one sentence about its first bad picture."""
 
     def __init__(self, path: Path, key: str, share: float, owners: list[tuple[int, int, int]]):
         self.path, self.row, self.count = path, 0, 0
-        self.problems: list[str] = []
+        bad: dict[int, _Bad] = {}
         self.sizes: set[tuple[int, int]] = set()
         checksum = 0
-        owned = np.zeros(max(first + length for first, length, _ in owners), bool)
-        for first, length, _ in owners:
-            owned[first : first + length] = True
+        owner = np.full(max(first + length for first, length, _ in owners), -1)
+        for position, (first, length, _) in enumerate(owners):
+            owner[first : first + length] = position
         try:
             for row, content in _stored(path, key, share):
                 self.row = row
-                if row >= len(owned) or not owned[row]:
+                if row >= len(owner) or owner[row] < 0:
                     continue
-                if content is None:
-                    raise InputError("no image bytes.")
-                checksum = zlib.crc32(content, checksum)
-                picture = pictures.verify(content)
+                try:
+                    if content is None:
+                        raise InputError("no image bytes.")
+                    checksum = zlib.crc32(content, checksum)
+                    picture = pictures.verify(content)
+                except InputError as error:
+                    if (position := int(owner[row])) in bad:
+                        bad[position].more += 1
+                    else:
+                        bad[position] = _Bad(row, str(error))
+                    continue
                 self.sizes.add((picture.height, picture.width))
                 self.count += 1
         except InputError as error:
-            self.problems.append(str(error))
+            bad[len(owners)] = _Bad(self.row, str(error))
+        self.problems = tuple(bad.values())
         self.digest = f"{self.count} {checksum:08x};"
 
 
-def _named(owners: list[tuple[int, int, int]], file: _File, key: str, text: str) -> str:
-    first, _, episode = max((owner for owner in owners if owner[0] <= file.row), default=owners[0])
-    held = text if text.startswith(str(file.path)) else f"{file.path} holds {text}"
-    return f"episode {episode}, frame {file.row - first}, {key}: {held}"
+def _named(owners: list[tuple[int, int, int]], file: _File, key: str, bad: _Bad) -> str:
+    first, _, episode = max((owner for owner in owners if owner[0] <= bad.row), default=owners[0])
+    held = bad.text if bad.text.startswith(str(file.path)) else f"{file.path} holds {bad.text}"
+    more = f" So it is with {bad.more} more of this episode." if bad.more else ""
+    return f"episode {episode}, frame {bad.row - first}, {key}: {held}{more}"
 
 
 def _stored(path: Path, key: str, share: float) -> Iterator[tuple[int, Any]]:

@@ -45,7 +45,7 @@ def check_videos(data: LeRobotData, rows: Rows, key: str) -> Check:
         wrong, unused = _frames(data, rows, key, by_file[file], film)
         findings += wrong
         spare += 0 if wrong else unused
-    if spare and not data.meta.left_out:
+    if spare and len(rows.episodes) == len(data.meta.episodes) and not data.meta.left_out:
         findings.append(Finding(f"{key}: {spare} frames of the videos belong to no row.", fatal=False))
     findings += _formats(data, key, sound)
     frames = sum(len(film.times) for film in sound.values())
