@@ -253,6 +253,13 @@ def refusal(capsys, argv: list[str]) -> str:
     return lines[0]
 
 
+def test_a_run_is_not_overwritten_by_one_that_begins_from_it(inputs, finished, capsys):
+    for read in ("--checkpoint", "--teacher"):
+        argv = words(inputs, finished, "--steps", "9", "--overwrite", read, finished / "7")
+        assert "overlaps with the input" in refusal(capsys, argv)
+    assert (finished / "7" / "params").is_dir()
+
+
 def test_finished_folder_is_not_written_over(inputs, finished, capsys):
     assert "go on with --resume" in refusal(capsys, words(inputs, finished, "--steps", "9"))
 

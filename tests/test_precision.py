@@ -14,7 +14,7 @@ import pytest
 from clp_jax.models.groot import qwen
 from clp_jax.models.groot import transformer as groot
 from clp_jax.models.groot.architecture import QwenSizes
-from clp_jax.models.layers.attention import rotate
+from clp_jax.models.layers.attention import _attend, rotate
 from clp_jax.models.layers.siglip import Siglip, SiglipSizes
 from clp_jax.models.pi0 import gemma
 from clp_jax.models.pi0.architecture import GemmaSizes
@@ -109,6 +109,32 @@ def test_pi0_rounds_its_rotated_queries_and_pi0_fast_does_not(float32_queries):
     assert np.abs(kinds[True] - kinds[False]).max() > 0.06
     found = gemma_attention(queries, keys, values, positions, float32_queries=float32_queries)
     assert_rounded_once(found, kinds[float32_queries])
+
+
+@pytest.mark.parametrize("blind_read_nothing", [False, True])
+def test_the_order_of_the_axes_of_logits_changes_nothing(blind_read_nothing):
+    """Which is another one on CPU, where tests run, than elsewhere."""
+    q, keys, values = (
+        drawn(seed, shape, 0.0, 1.0).astype(jnp.float32)
+        for seed, shape in ((8, (2, 5, 2, 3, 4)), (9, (2, 7, 2, 4)), (10, (2, 7, 2, 4)))
+    )
+    mask = np.random.default_rng(0).random((2, 5, 7)) < 0.5
+    mask[0, 1] = False
+    read = {
+        order: _attend(
+            *(q, keys, values, jnp.asarray(mask)),
+            order=order,
+            masked=-1e30,
+            scale=0.5,
+            blind_read_nothing=blind_read_nothing,
+        )
+        for order in ("BKTGS", "BKGTS")
+    }
+    np.testing.assert_allclose(read["BKTGS"], read["BKGTS"], rtol=0, atol=1e-6)
+    of_blind = 0.0 if blind_read_nothing else np.asarray(values[0]).mean(axis=0)[:, None]
+    np.testing.assert_allclose(read["BKTGS"][0, 1], np.broadcast_to(of_blind, (2, 3, 4)), atol=1e-6)
+    alone = jax.nn.softmax(jnp.where(mask[1, 2], 0.5 * keys[1, :, 1] @ q[1, 2, 1, 2], -jnp.inf)) @ values[1, :, 1]
+    np.testing.assert_allclose(read["BKTGS"][1, 2, 1, 2], alone, atol=1e-6)
 
 
 def test_smolvla_attention():

@@ -23,6 +23,7 @@ from clp_jax.commands.upstream_flags import UpstreamFlags, with_upstream_default
 from clp_jax.distributed import DistributedFlags, is_first, join, on_first
 from clp_jax.errors import InputError
 from clp_jax.models import Remat, family_of
+from clp_jax.outputs import check_apart
 from clp_jax.plan import PrunePlan
 from clp_jax.progress import progress
 from clp_jax.provenance import training_record
@@ -131,6 +132,11 @@ class Finetune(TeacherFlags, DepthsFlags, DataFlags, ModelFlags, UpstreamFlags, 
     wandb: str | None = None
     """Also log to this wandb project."""
 
+    def what_is_read(self) -> list[str]:
+        """Checkpoints and data, which may not lie where the run is written, for --overwrite removes what is there."""
+        others = [path for path in (self.holdout_data, self.teacher) if path is not None]
+        return [self.checkpoint, *(path for path in (*self.data, *others) if epath.Path(path).expanduser().exists())]
+
 
 def run(config: Finetune) -> None:
     """Run the command."""
@@ -141,6 +147,7 @@ def run(config: Finetune) -> None:
 def _run(config: Finetune, lifetime: contextlib.ExitStack) -> None:
     """Train; the folder of the run is taken when all that is read is known to be good, and given back at the end."""
     config = config.with_teachers_weight()
+    check_apart(config.out, config.what_is_read())
     _begin(config)
     console = Console(quiet=not is_first())
     spec = read_spec(config.checkpoint)

@@ -62,7 +62,7 @@ MUTANTS: list[Mutant] = [
     *faults(
         "clp_jax/models/groot/qwen.py",
         f"{_STATES} {_OUTPUTS} {_PARITY}::test_eager_padding_is_the_mean_of_all_values",
-        ("groot-padding-rows", 'if self.padding == "flash":', 'if self.padding == "eager":'),
+        ("groot-padding-rows", 'self.padding == "flash"', 'self.padding == "eager"'),
         (
             "groot-prompt-padding-seen",
             "jnp.tril(jnp.ones((s, s), bool)) & valid[:, None, :]",
@@ -77,16 +77,6 @@ MUTANTS: list[Mutant] = [
     *faults(
         "clp_jax/models/groot/qwen.py",
         f"{_PRECISION}::test_groot_attention {_PRECISION}::test_groot_language_model_attention {_PRECISION}::test_norms",
-        (
-            "qwen-rounded-scores",
-            "preferred_element_type=jnp.float32) * size.head_dim**-0.5",
-            "preferred_element_type=k.dtype) * size.head_dim**-0.5",
-        ),
-        (
-            "qwen-rounded-softmax",
-            "jnp.where(seen, logits, _MASKED_LOGIT), axis=-1",
-            "jnp.where(seen, logits, _MASKED_LOGIT).astype(v.dtype), axis=-1",
-        ),
         ("qwen-rounded-norm", "wide = x.astype(jnp.float32)", "wide = x"),
     ),
     *faults(

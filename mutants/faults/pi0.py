@@ -22,6 +22,21 @@ MUTANTS: list[Mutant] = [
         ("mask-padding-is-seen", " & valid[:, None, :] & valid", " & valid"),
     ),
     *faults(
+        "clp_jax/models/layers/attention.py",
+        f"{_PRECISION}::test_gemma_attention {_PRECISION}::test_smolvla_attention {_PRECISION}::test_the_order_of_the_axes_of_logits_changes_nothing",
+        (
+            "attention-rounded-scores",
+            "q, keys, preferred_element_type=jnp.float32)",
+            "q, keys, preferred_element_type=keys.dtype)",
+        ),
+        (
+            "attention-rounded-softmax",
+            "jax.nn.softmax(jnp.where(seen, logits, masked), axis=-1)",
+            "jax.nn.softmax(jnp.where(seen, logits, masked).astype(values.dtype), axis=-1)",
+        ),
+        ("attention-blind-read", "weights = jnp.where(seen.any(", "jnp.where(seen.any("),
+    ),
+    *faults(
         "clp_jax/models/layers/flow.py",
         _PI0,
         ("time-longest-period", "= 4e-3, 4.0", "= 4e-3, 4.01"),
@@ -115,12 +130,6 @@ MUTANTS: list[Mutant] = [
     *faults(
         "clp_jax/models/pi0/gemma.py",
         f"{_PRECISION}::test_gemma_attention {_PRECISION}::test_norms {_PRECISION}::test_pi0_rounds_its_rotated_queries_and_pi0_fast_does_not",
-        ("gemma-rounded-scores", "keys.astype(q.dtype), preferred_element_type=jnp.float32)", "keys.astype(q.dtype))"),
-        (
-            "gemma-rounded-softmax",
-            "weights = jax.nn.softmax(logits, axis=-1).astype",
-            "weights = jax.nn.softmax(logits.astype(values.dtype), axis=-1).astype",
-        ),
         ("gemma-rounded-norm", "        x = x.astype(jnp.float32)\n        # `1 + scale`", "        # `1 + scale`"),
         ("fast-rounded-queries", "(q if self.float32_queries else q.astype(values.dtype))", "q.astype(values.dtype)"),
         ("pi0-float32-queries", "(q if self.float32_queries else q.astype(values.dtype))", "q"),

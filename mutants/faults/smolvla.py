@@ -60,16 +60,6 @@ MUTANTS: list[Mutant] = [
     *faults(
         "clp_jax/models/smolvla/decoder.py",
         f"{_PRECISION}::test_smolvla_attention {_PRECISION}::test_norms",
-        (
-            "smolvla-rounded-scores",
-            "preferred_element_type=jnp.float32) * h**-0.5",
-            "preferred_element_type=keys.dtype) * h**-0.5",
-        ),
-        (
-            "smolvla-rounded-softmax",
-            "jax.nn.softmax(scores, axis=-1)",
-            "jax.nn.softmax(scores.astype(values.dtype), axis=-1)",
-        ),
         ("smolvla-rounded-norm", "wide = x.astype(jnp.float32)", "wide = x"),
     ),
     *faults(

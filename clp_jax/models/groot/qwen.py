@@ -15,7 +15,7 @@ from clp_jax.aliases import AnyArray, Array
 from clp_jax.models.groot.architecture import Padding, QwenSizes
 from clp_jax.models.groot.lora import AdaptedDense
 from clp_jax.models.groot.transformer import Captured
-from clp_jax.models.layers.attention import rotate
+from clp_jax.models.layers.attention import attend, rotate
 from clp_jax.models.layers.gating import gated
 from clp_jax.models.layers.scan import Rows, pinned, rematerialised
 from clp_jax.models.towers import Capture, Write
@@ -50,7 +50,6 @@ class Attention(nn.Module):
         """What is added to the stream, and what the heads read, of which it is made."""
         size = self.sizes
         b, s, _ = x.shape
-        groups = size.num_heads // size.num_kv_heads
 
         def heads(name: str, count: int) -> Array:
             projection = AdaptedDense(count * size.head_dim, self.dtype, size.adapters, use_bias=False, name=name)
@@ -60,14 +59,9 @@ class Attention(nn.Module):
         k = RMSNorm(size.eps, name="k_norm")(heads("k", size.num_kv_heads))
         v = heads("v", size.num_kv_heads)
         q, k = (rotate(y, positions, size.rope_theta).astype(v.dtype) for y in (q, k))
-        q = q.reshape(b, s, size.num_kv_heads, groups, size.head_dim)
-        logits = jnp.einsum("BTKGH,BSKH->BKGTS", q, k, preferred_element_type=jnp.float32) * size.head_dim**-0.5
-        seen = mask[:, None, None]
         # Where no key is seen all logits are the same, and every value, future ones included, weighs alike.
-        weights = jax.nn.softmax(jnp.where(seen, logits, _MASKED_LOGIT), axis=-1)
-        if self.padding == "flash":
-            weights = jnp.where(seen.any(axis=-1, keepdims=True), weights, 0.0)
-        read = jnp.einsum("BKGTS,BSKH->BTKGH", weights.astype(v.dtype), v)
+        scale, flash = size.head_dim**-0.5, self.padding == "flash"
+        read = attend(q, k, v, mask, masked=_MASKED_LOGIT, scale=scale, blind_read_nothing=flash)
         read = read.reshape(b, s, -1)
         return nn.Dense(size.width, use_bias=False, dtype=self.dtype, name="o")(read), read
 

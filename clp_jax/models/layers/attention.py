@@ -1,5 +1,8 @@
-"""Who sees whom, and where: attention masks, positions and their rotary embedding."""
+"""Who sees whom, and where: attention masks, positions and their rotary embedding; and what is read from those seen."""
 
+import functools
+
+import jax
 import jax.numpy as jnp
 from jaxtyping import Bool, Float, Int
 
@@ -33,3 +36,60 @@ def rotate(x: Float[Array, "b t n h"], positions: Int[Array, "b t"], base: float
     sin, cos = jnp.sin(angle)[:, :, None, :], jnp.cos(angle)[:, :, None, :]
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+
+
+def attend(
+    q: Float[Array, "b t n h"],
+    keys: Float[Array, "b s k h"],
+    values: Float[Array, "b s k h"],
+    mask: Bool[Array, "b t s"],
+    *,
+    masked: float,
+    scale: float | None = None,
+    blind_read_nothing: bool = False,
+) -> Float[Array, "b t n h"]:
+    """Grouped-query attention with a float32 softmax; neighbouring query heads share a key head.
+
+    Args:
+      q: queries, in the dtype in which they meet the keys.
+      keys: of the tokens that may be seen.
+      values: of the same.
+      mask: who sees whom.
+      masked: logit of who is not seen, finite: a token that sees nobody sees all alike.
+      scale: of the logits; None where the queries have it.
+      blind_read_nothing: a token that sees nobody reads zeros instead.
+    """
+    grouped = q.reshape(*q.shape[:2], keys.shape[2], -1, q.shape[3])
+    in_order = functools.partial(_attend, masked=masked, scale=scale, blind_read_nothing=blind_read_nothing)
+    # XLA on CPU lays logits out as they are written and would transpose them; XLA on TPU chooses itself, and finds more
+    # to fuse where a head's tokens are neighbours.
+    read = jax.lax.platform_dependent(
+        grouped,
+        keys.astype(q.dtype),
+        values,
+        mask,
+        cpu=functools.partial(in_order, order="BKTGS"),
+        default=functools.partial(in_order, order="BKGTS"),
+    )
+    return read.reshape(q.shape)
+
+
+def _attend(
+    q: Float[Array, "b t k g h"],
+    keys: Float[Array, "b s k h"],
+    values: Float[Array, "b s k h"],
+    mask: Bool[Array, "b t s"],
+    *,
+    order: str,
+    masked: float,
+    scale: float | None,
+    blind_read_nothing: bool,
+) -> Float[Array, "b t k g h"]:
+    """With logits whose axes are in this order."""
+    logits = jnp.einsum(f"BTKGH,BSKH->{order}", q, keys, preferred_element_type=jnp.float32)
+    logits = logits if scale is None else logits * scale
+    seen = jnp.expand_dims(mask, (order.index("K"), order.index("G")))
+    weights = jax.nn.softmax(jnp.where(seen, logits, masked), axis=-1)
+    if blind_read_nothing:
+        weights = jnp.where(seen.any(axis=-1, keepdims=True), weights, 0.0)
+    return jnp.einsum(f"{order},BSKH->BTKGH", weights.astype(values.dtype), values)

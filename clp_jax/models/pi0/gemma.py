@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jaxtyping import Bool, Float, Int
 
 from clp_jax.aliases import AnyArray, Array, Leaf
-from clp_jax.models.layers.attention import rotate
+from clp_jax.models.layers.attention import attend, rotate
 from clp_jax.models.layers.gating import gated, repeated
 from clp_jax.models.layers.scan import Rows, pinned, rematerialised
 from clp_jax.models.pi0.architecture import GemmaSizes
@@ -109,12 +109,7 @@ class Attention(nn.Module):
         q = rotate(q, positions)
         # π0 rounds the rotated queries to the activation dtype, π0-FAST keeps them in float32.
         q = (q if self.float32_queries else q.astype(values.dtype)) * self.experts[i].head_dim ** -0.5
-        b, t, n, h = q.shape
-        q = q.reshape(b, t, keys.shape[2], n // keys.shape[2], h)
-        logits = jnp.einsum("BTKGH,BSKH->BKGTS", q, keys.astype(q.dtype), preferred_element_type=jnp.float32)
-        logits = jnp.where(mask[:, None, None, :, :], logits, _MASKED_LOGIT)
-        weights = jax.nn.softmax(logits, axis=-1).astype(values.dtype)
-        return jnp.einsum("BKGTS,BSKH->BTKGH", weights, values).reshape(b, t, n, h)
+        return attend(q, keys, values, mask, masked=_MASKED_LOGIT)
 
     def write(self, i: int, read: Float[Array, "b t n h"]) -> Float[Array, "b t d"]:
         """What expert ``i`` adds to its stream."""

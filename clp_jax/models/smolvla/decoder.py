@@ -20,6 +20,7 @@ import jax.numpy as jnp
 from jaxtyping import Bool, Float, Int
 
 from clp_jax.aliases import AnyArray, Array, Leaf
+from clp_jax.models.layers import attention
 from clp_jax.models.layers.attention import rotate
 from clp_jax.models.layers.gating import gated, repeated
 from clp_jax.models.layers.scan import Rows, checkpointed, pinned
@@ -72,13 +73,9 @@ def attend(
     values: Float[Array, "b s k h"],
     mask: Bool[Array, "b t s"],
 ) -> Float[Array, "b t _c"]:
-    """Grouped-query attention; neighbouring query heads share a key head. A token that sees nobody sees all alike."""
-    b, t, n, h = q.shape
-    q = q.reshape(b, t, keys.shape[2], n // keys.shape[2], h).astype(keys.dtype)
-    scores = jnp.einsum("BTKGH,BSKH->BKGTS", q, keys, preferred_element_type=jnp.float32) * h**-0.5
-    scores = jnp.where(mask[:, None, None, :, :], scores, _MASKED)
-    weights = jax.nn.softmax(scores, axis=-1).astype(values.dtype)
-    return jnp.einsum("BKGTS,BSKH->BTKGH", weights, values).reshape(b, t, n * h)
+    """What the heads of each token read, side by side. A token that sees nobody sees all alike."""
+    read = attention.attend(q.astype(keys.dtype), keys, values, mask, masked=_MASKED, scale=q.shape[3] ** -0.5)
+    return read.reshape(*q.shape[:2], -1)
 
 
 class Decoder(NamedTuple):
