@@ -147,7 +147,7 @@ def run(config: Finetune) -> None:
 def _run(config: Finetune, lifetime: contextlib.ExitStack) -> None:
     """Train; the folder of the run is taken when all that is read is known to be good, and given back at the end."""
     config = config.with_teachers_weight()
-    check_apart(config.out, config.what_is_read())
+    check_apart(config.out, config.what_is_read(), may_lie_inside=True)
     _begin(config)
     console = Console(quiet=not is_first())
     spec = read_spec(config.checkpoint)

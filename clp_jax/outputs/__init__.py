@@ -71,11 +71,12 @@ def staged(
         sign(folder, by)
 
 
-def check_apart(out: str | os.PathLike, sources: Sequence[str | os.PathLike]) -> None:
-    """Raise an `InputError` if an output is, holds or lies in one of the folders that are read."""
+def check_apart(out: str | os.PathLike, sources: Sequence[str | os.PathLike], *, may_lie_inside: bool = False) -> None:
+    """Raise an `InputError` if an output is, holds or, unless it may, lies in one of the folders that are read."""
     for source in sources:
         a, b = (str(p).rstrip("/") if is_remote(p) else os.path.realpath(Path(p).expanduser()) for p in (out, source))
-        if f"{a}/".startswith(f"{b}/") or f"{b}/".startswith(f"{a}/"):
+        inside = f"{a}/".startswith(f"{b}/") and not (may_lie_inside and a != b)
+        if inside or f"{b}/".startswith(f"{a}/"):
             raise InputError(f"the output {a} overlaps with the input {b}; choose an output folder outside of it")
 
 
