@@ -352,6 +352,19 @@ def test_the_demo_of_healing_wins_back_most_of_what_its_cut_costs(tmp_path, caps
     assert kept["cut"] == kept["healed"] == kept["cut"].with_depths({"vlm": 12, "action": 12})
 
 
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (("--heal", "--steps", "5", "--keep-layers", "6"), "--keep-layers and --steps: --heal has blocks of its own"),
+        (("--no-rollouts", "--episodes", "3"), "--episodes: --no-rollouts leaves out what it counts"),
+    ],
+)
+def test_flags_that_a_demo_does_not_read_are_refused(tmp_path, capsys, flags, said):
+    assert main(["demo", *flags, "--out", str(tmp_path / "demo")]) == 2
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "demo").exists()
+
+
 def test_a_demo_replaces_only_a_demo(tmp_path, capsys):
     (tmp_path / "analysis").mkdir()
     (tmp_path / "analysis" / "thesis.tex").write_text("mine")

@@ -299,7 +299,11 @@ def test_the_time_of_steps_that_are_seen_at_once_is_shared_and_the_first_ones_ha
 def test_writes_that_end_after_a_failed_save_say_nothing(monkeypatch):
     told = []
     monkeypatch.setattr(sys, "unraisablehook", told.append)
+    for _ in range(2):
+        finetune_command._one_line_for_a_failed_save()
+    hook = sys.unraisablehook
     finetune_command._one_line_for_a_failed_save()
+    assert sys.unraisablehook is hook
     for text in ("Event loop is closed", "something else"):
         sys.unraisablehook(SimpleNamespace(exc_value=RuntimeError(text)))
     assert [str(one.exc_value) for one in told] == ["something else"]

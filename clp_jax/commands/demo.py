@@ -19,6 +19,7 @@ from clp_jax.commands import analyse as analyse_command
 from clp_jax.commands import evaluate as evaluate_command
 from clp_jax.commands import finetune as finetune_command
 from clp_jax.commands import prune as prune_command
+from clp_jax.commands.unused import refuse_unused
 from clp_jax.errors import InputError
 from clp_jax.loading import LoadedModel, load_model
 from clp_jax.models import Gates, build, family_of
@@ -59,6 +60,10 @@ class Demo:
 
 def run(config: Demo) -> None:
     """Run the command."""
+    if config.heal:
+        refuse_unused(config, ("keep_layers", "steps"), "--heal has blocks of its own and trains nothing")
+    if not config.rollouts:
+        refuse_unused(config, ("episodes",), "--no-rollouts leaves out what it counts")
     _compile_fast()
     console, out = Console(), Path(config.out)
     _make_room(epath.Path(out))

@@ -226,6 +226,8 @@ def _one_line_for_a_failed_save() -> None:
     for name in ("absl", "asyncio"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     others = sys.unraisablehook
+    if others.__module__ == __name__:  # of an earlier run of this process
+        return
 
     def hook(unraisable: Any) -> None:
         if str(unraisable.exc_value) != "Event loop is closed":
