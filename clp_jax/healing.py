@@ -236,10 +236,11 @@ class Work:
 
     def fit(self, towers: tuple[str, ...], block: int, branch: str) -> None:
         """Fit one branch of a block in all these towers, and keep what does better on held-out data."""
+        group = next(group for group in self._model.architecture.groups if towers[0] in group)
         place = self._plan.towers[towers[0]].keep.index(block)
         target = next(one for one in self.repairs if (one.tower, one.block) == (towers[0], block)).target
         for _ in range(_ROUNDS_OF_GATED):
-            calibration, held_out = (self._sums(data, towers, branch, place, target) for data in self._data)
+            calibration, held_out = (self._sums(data, group, branch, place, target) for data in self._data)
             for tower in towers:
                 ridge, change, before, after = fit(calibration[tower], held_out[tower], RIDGES)
                 if ridge is not None:
@@ -269,9 +270,9 @@ class Work:
         self.repairs[number] = dataclasses.replace(so_far, before=before, after=after, ridges=ridges)
 
     def _sums(
-        self, data: CalibrationData, towers: tuple[str, ...], branch: str, place: int, target: int
+        self, data: CalibrationData, group: tuple[str, ...], branch: str, place: int, target: int
     ) -> dict[str, Sums]:
-        step, nothing = sums_step(self._model.architecture, self.smaller, towers, branch, self._model.mesh)
+        step, nothing = sums_step(self._model.architecture, self.smaller, group, branch, self._model.mesh)
         models, sums = (self._model.params, self.params), None
         for batch in self._batches(data):
             sums = nothing(*models, batch, place, target) if sums is None else sums
@@ -316,13 +317,16 @@ def with_draws(architecture: Architecture, data: CalibrationData, draws: int) ->
 
 
 @functools.lru_cache(maxsize=8)
-def sums_step(architecture: Architecture, smaller: Architecture, towers: tuple[str, ...], branch: str, mesh: Any):
+def sums_step(architecture: Architecture, smaller: Architecture, group: tuple[str, ...], branch: str, mesh: Any):
     """The compiled programs that add a batch to the sums of a fit, and that give sums of nothing.
+
+    They give those of all towers of the group that have such a branch, so that one program serves all blocks: where a
+    tower is left alone, which is behind its last block, the others' are read.
 
     Both take the parameters of the full model and of the cut one, a `CalibrationBatch`, the block's place in the cut
     model and the number of the state in which it should end; the first takes sums before them.
     """
-    of_batch = functools.partial(_batch_sums, architecture, smaller, towers, branch, batch_sharding(mesh))
+    of_batch = functools.partial(_batch_sums, architecture, smaller, group, branch, batch_sharding(mesh))
 
     @functools.partial(jax.jit, donate_argnums=0)
     def step(sums: dict[str, Sums], *inputs: Any) -> dict[str, Sums]:
@@ -341,7 +345,7 @@ def sums_step(architecture: Architecture, smaller: Architecture, towers: tuple[s
 def _batch_sums(
     architecture: Architecture,
     smaller: Architecture,
-    towers: tuple[str, ...],
+    group: tuple[str, ...],
     branch: str,
     rows: Rows,
     full: Tree,
@@ -354,7 +358,7 @@ def _batch_sums(
     _, expected = family.forward(build(architecture, rows), full, batch.inputs, gates=Gates(), capture=True)
     _, found = family.forward(build(smaller, rows), params, batch.inputs, gates=Gates(), capture="writes")
     leaves, sums = flatten(params), {}
-    for name in towers:
+    for name in (write.tower for write in family.WRITES if write.branch == branch and write.tower in group):
         tower, write = found[name], found[name].writes[branch]
         wanted = expected[name].states[target].astype(jnp.float32)
         error = wanted - tower.states[place + 1].astype(jnp.float32)

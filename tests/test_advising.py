@@ -4,7 +4,6 @@ import dataclasses
 import io
 import json
 import math
-import re
 
 import family_cases as cases
 import numpy as np
@@ -327,7 +326,13 @@ def test_a_learning_rate_that_diverges_ends_its_candidate_alone(words, tmp_path,
 
 
 @pytest.mark.parametrize(
-    ("kind", "depths"), [("pi0", ["3", "2", "1"]), ("pi0_fast", ["3", "2", "1"]), ("smolvla", ["2"])]
+    ("kind", "depths"),
+    [
+        ("pi0", ["3", "2", "1"]),
+        ("pi0_fast", ["3", "2", "1"]),
+        ("smolvla", ["2"]),
+        ("gr00t_n1_5", ["llm=3+vl=3+dit=2", "llm=2+vl=2+dit=2", "llm=1+vl=1+dit=2"]),
+    ],
 )
 def test_depths_that_nobody_names_are_shares_of_the_blocks_that_may_go(kind, depths):
     assert list(advise._depths(asked(), cases.architecture(kind))) == depths
@@ -337,14 +342,6 @@ def test_a_depth_that_is_written_twice_is_tried_once():
     assert list(advise._depths(asked("4", "2", "04"), cases.architecture("pi0"))) == ["4", "2"]
     arch = cases.architecture("gr00t_n1_5")
     assert list(advise._depths(asked("llm=2+vl=2+dit=2", "dit=2+llm=2+vl=2"), arch)) == ["llm=2+vl=2+dit=2"]
-
-
-def test_depths_of_a_model_with_several_groups_are_asked_for_in_a_form_that_is_read():
-    arch = cases.architecture("gr00t_n1_5")
-    with pytest.raises(InputError, match="say which depths to try") as error:
-        advise._depths(asked(), arch)
-    (word,) = re.findall(r"--keep-layers (\S+)\.$", str(error.value))
-    assert list(advise._depths(asked(word), arch)) == [word] == ["llm=2+vl=2+dit=2"]
 
 
 def test_a_rule_of_what_does_not_decay_matches_something(words, tmp_path, capsys):

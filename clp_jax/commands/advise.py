@@ -5,7 +5,7 @@ import dataclasses
 import logging
 import math
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from etils import epath
@@ -72,7 +72,7 @@ class Advise(MeasureFlags, UpstreamFlags):
     """Steps of the whole model in the longest trial; a smaller one does as many as take the same time."""
     keep_layers: tuple[str, ...] = ()
     """Depths to try: 12 9 6, or where towers are cut on their own llm=8+dit=12 llm=5+dit=8. If absent two thirds, one
-    half and one third of the blocks of a model with one group of towers, the image encoder not counted."""
+    half and one third of the blocks of every tower, but for the image encoder's, which stay."""
     criteria: tuple[str, ...] = ("jumps", "clp", "mse")
     """Rules that choose the blocks; where two choose the same blocks they are tried once."""
     learning_rates: tuple[float, ...] = ()
@@ -178,18 +178,7 @@ def _depths(config: Advise, architecture: Architecture) -> dict[str, DepthFlags]
         raise InputError("--criteria names no rule, so no smaller depth could be tried; leave it out, or name one.")
     if "healed" in config.criteria:
         raise InputError("--criteria healed is for models that are not fine-tuned, and clp advise fine-tunes all.")
-    words = config.keep_layers
-    if len(words) == 0:
-        groups, _ = groups_of(architecture)
-        if len(groups) != 1:
-            half = "+".join(f"{group[0]}={architecture.depths[group[0]] // 2}" for group in groups)
-            raise InputError(
-                f"a {architecture.kind} has several groups of towers; say which depths to try, for example "
-                f"--keep-layers {half}."
-            )
-        (tower,) = (tower for tower in architecture.towers if tower.name == groups[0][0])
-        removed = (tower.period * round(tower.depth * share / tower.period) for share in (1 / 3, 1 / 2, 2 / 3))
-        words = tuple(str(tower.depth - count) for count in removed if count < tower.depth)
+    words = config.keep_layers or tuple(_shares(architecture))
     found: dict[str, DepthFlags] = {}
     for word in words:
         flags = DepthFlags(keep_layers=tuple(word.split("+")))
@@ -199,6 +188,18 @@ def _depths(config: Advise, architecture: Architecture) -> dict[str, DepthFlags]
         for criterion in config.criteria:
             check_depth(flags.depth(), criterion, architecture)
     return found
+
+
+def _shares(architecture: Architecture) -> Iterator[str]:
+    """Two thirds, one half and one third of the blocks of every group, in words of --keep-layers."""
+    groups, _ = groups_of(architecture)
+    towers = {tower.name: tower for tower in architecture.towers}
+    for gone in (1 / 3, 1 / 2, 2 / 3):
+        kept = {}
+        for first, *_ in groups:
+            depth, period = towers[first].depth, towers[first].period
+            kept[first] = max(depth - period * round(depth * gone / period), period)
+        yield "+".join(f"{name}={count}" for name, count in kept.items()) if len(kept) > 1 else str(*kept.values())
 
 
 def _learning_rates(config: Advise, architecture: Architecture) -> tuple[float, ...]:

@@ -235,10 +235,8 @@ def _widest(workload: Workload, whole: _Model, cut: _Model, mesh: jax.sharding.M
     batch = _placed(CalibrationBatch(inputs, jax.ShapeDtypeStruct((count,), jnp.bool_)), batch_sharding(mesh))
     found = []
     for group in _cut_groups(full, smaller):
-        writes = [write for write in family_of(full).WRITES if write.tower in group]
-        for branch in dict.fromkeys(write.branch for write in writes):
-            towers = tuple(write.tower for write in writes if write.branch == branch)
-            step, nothing = sums_step(full, smaller, towers, branch, mesh)
+        for branch in dict.fromkeys(write.branch for write in family_of(full).WRITES if write.tower in group):
+            step, nothing = sums_step(full, smaller, group, branch, mesh)
             sums = jax.eval_shape(nothing, full_params, params, batch, *_PLACES)
             found.append(_Healing(step, batch, _sharded(sums, mesh)))
     return max(found, key=lambda one: max(sums.gram.size for sums in one.sums.values()))
