@@ -1,6 +1,7 @@
 """Before JAX starts: eight CPU devices, shape checks on every call of clp_jax, and skips that cannot hide anything."""
 
 import gc
+import importlib
 import os
 import sys
 from pathlib import Path
@@ -23,12 +24,29 @@ import pytest  # noqa: E402
 from jaxtyping import install_import_hook  # noqa: E402
 from skip_policy import SkipPolicy  # noqa: E402
 
+ROOT = Path(__file__).resolve().parent.parent
+
 # Strict dtype and rank promotion would be welcome, but Flax's own dense and normalisation layers promote both.
 install_import_hook("clp_jax", "beartype.beartype")
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(SkipPolicy())
+    config.pluginmanager.register(ImportsByName())
+
+
+class ImportsByName:
+    """Imports a module of clp_jax by its name before pytest loads its file.
+
+    pytest looks for the name, then imports the package, and where that imports the module loads it again: every class
+    would be there twice. (A plugin, for hooks of this file itself are for the files beside it.)
+    """
+
+    def pytest_collectstart(self, collector: pytest.Collector) -> None:
+        if collector.path.suffix == ".py" and collector.path.is_relative_to(ROOT / "clp_jax"):
+            importlib.import_module(
+                ".".join(collector.path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+            )
 
 
 def pytest_collection_finish() -> None:
