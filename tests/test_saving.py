@@ -62,7 +62,8 @@ def flip_a_bit(item: Path, name: str) -> None:
 
 
 def test_an_untouched_step_passes(run):
-    assert verify(read_spec(run / "0"), lambda size: None).arrays == 2 + 5
+    found = verify(read_spec(run / "0"), lambda size: None)
+    assert (found.arrays, found.files) == (2 + 5, 1)  # clp.json
     np.testing.assert_array_equal(restore(run).params["llm"]["w"], state_after(1).params["llm"]["w"])
 
 

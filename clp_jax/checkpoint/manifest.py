@@ -5,7 +5,7 @@ edited everywhere, would load. CRC-32 is taken of bytes that pass through memory
 ISA-L and 4 GB/s by zlib; it finds accidents, not forgeries. Checkpoints without a manifest load as they are.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import IO, NamedTuple
 
 from etils import epath
@@ -17,6 +17,9 @@ try:
     from isal.isal_zlib import crc32 as checksum
 except ImportError:  # it has no wheel for this kind of processor
     from zlib import crc32 as checksum
+
+LISTED_BYTES = 2**26
+"""Bytes of the largest file that is listed: tokenizers are smaller, and what is larger may be all holes."""
 
 _DAMAGED = "copy the checkpoint again, or remove that file if the arrays were changed on purpose"
 
@@ -66,6 +69,31 @@ def list_arrays(folder: epath.Path, *, fingerprint: str | None = None, **items: 
         for item, arrays in items.items()
     }
     write_manifest(folder, fingerprint=fingerprint, **lists)
+
+
+def list_files(folder: epath.Path, files: Iterable[epath.Path]) -> None:
+    """Put files beside the arrays of a checkpoint, such as statistics, into its manifest.
+
+    Args:
+      folder: of the step, or of the tensors.
+      files: below it; those above `LISTED_BYTES`, which no loader reads, are passed over.
+    """
+    sums = {str(file.relative_to(folder)): _sum_of(file) for file in files if file.stat().length <= LISTED_BYTES}
+    write_manifest(folder, files=dict(sorted(sums.items())))
+
+
+def changed_files(folder: epath.Path) -> tuple[int, list[str]]:
+    """How many files the manifest of a folder lists, and those of them that are gone or hold other bytes.
+
+    Raises:
+      InputError: the manifest is damaged.
+    """
+    listed = read_manifest(folder).get("files", {})
+    if not isinstance(listed, dict):
+        raise InputError(f"{folder / MANIFEST} lists files in a form that we do not write; {_DAMAGED}")
+    return len(listed), [
+        name for name, sum_ in listed.items() if not (folder / name).is_file() or _sum_of(folder / name) != sum_
+    ]
 
 
 def listed_arrays(folder: epath.Path, item: str = "arrays") -> dict[str, Listed] | None:
@@ -135,6 +163,14 @@ def check_part(what: str, expected: int | None, found: int) -> None:
             f"{what} holds other bytes than were written there ({MANIFEST} has another checksum): it is damaged, or "
             f"was exchanged with another; {_DAMAGED}"
         )
+
+
+def _sum_of(file: epath.Path) -> int:
+    with file.open("rb") as reader:
+        found = Summed()
+        while part := reader.read(2**20):
+            found.write(part)
+    return found.crc32
 
 
 def _described(array: Listed | None) -> str:

@@ -1,9 +1,12 @@
 """Read a whole checkpoint and compare every byte with the checksums in its manifest."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
-from clp_jax.checkpoint.manifest import check_identity, checksum, listed_arrays
+from etils import epath
+
+from clp_jax.checkpoint.manifest import changed_files, check_identity, checksum, listed_arrays
 from clp_jax.checkpoint.opening import Spec
 from clp_jax.checkpoint.orbax.checksums import checksums
 from clp_jax.checkpoint.orbax.chunks import TRAIN_STATE, stored_arrays
@@ -18,22 +21,23 @@ _SHOWN = 5
 
 
 class Verified(NamedTuple):
-    """What was compared: arrays and bytes."""
+    """What was compared: arrays with their bytes, and files beside them."""
 
     arrays: int
     bytes: int
+    files: int
 
 
 def verify(spec: Spec, report: Callable[[int], None]) -> Verified:
-    """Compare all stored bytes of a checkpoint with its manifest; memory holds one part at a time.
+    """Compare all stored bytes of a checkpoint, and the files beside them, with its manifest, a part at a time.
 
     Args:
       spec: the checkpoint.
       report: called with the bytes of every part.
 
     Raises:
-      InputError: there are no checksums, or arrays differ from them, of which the first are named; or what training
-        needs beside the parameters is gone.
+      InputError: there are no checksums, or arrays or files differ from them, of which the first are named; or what
+        training needs beside the parameters is gone.
     """
     folder = spec.folder if isinstance(spec, FolderSpec) else spec.path.parent
     good, size = dict[str, bool](), 0
@@ -46,20 +50,25 @@ def verify(spec: Spec, report: Callable[[int], None]) -> Verified:
             f"{folder} has no checksums of its arrays; outputs of clp prune and clp export --to openpi have them, "
             "and steps of clp finetune"
         )
-    wrong = [name for name, equal in good.items() if not equal]
-    if wrong:
-        raise InputError(
-            f"{len(wrong)} of {len(good)} arrays in {folder} are not what was written there: "
-            f"{', '.join(wrong[:_SHOWN])}{', ...' if len(wrong) > _SHOWN else ''}; copy the checkpoint again, or "
-            f"remove its {MANIFEST} if they were changed on purpose"
-        )
+    _check_none([name for name, equal in good.items() if not equal], f"{len(good)} arrays", folder, f"its {MANIFEST}")
+    files, changed = changed_files(epath.Path(folder))
+    _check_none(changed, f"{files} files beside the arrays", folder, f'them from "files" of its {MANIFEST}')
     check_identity(folder, fingerprint_folder(spec) if isinstance(spec, FolderSpec) else fingerprint(spec))
     if listed_arrays(folder, TRAIN_STATE) and not (folder / TRAIN_STATE).exists():
         raise InputError(
             f"{folder} holds the parameters as they were written there, but the {TRAIN_STATE} beside them is gone: no "
             "run can be resumed from it; copy the checkpoint again, or go on with the parameters alone"
         )
-    return Verified(len(good), size)
+    return Verified(len(good), size, files)
+
+
+def _check_none(wrong: Sequence[str], of_what: str, folder: epath.Path | Path, to_remove: str) -> None:
+    if wrong:
+        raise InputError(
+            f"{len(wrong)} of {of_what} in {folder} are not what was written there: "
+            f"{', '.join(wrong[:_SHOWN])}{', ...' if len(wrong) > _SHOWN else ''}; copy the checkpoint again, or "
+            f"remove {to_remove} if they were changed on purpose"
+        )
 
 
 def _of_chunks(spec: CheckpointSpec) -> Iterator[tuple[str, int | None, int, int]]:

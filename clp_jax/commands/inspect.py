@@ -45,7 +45,7 @@ class Inspect:
     values: bool = False
     """With --against: also compare every bit, a few arrays at a time."""
     verify: bool = False
-    """Read all arrays and compare them with the checksums that clp wrote beside them."""
+    """Read all arrays and the files beside them, and compare them with the checksums that clp wrote."""
     vlm_config: str | None = None
     """Folder or config.json of the vision-language model, for checkpoints that name it without holding it."""
     json: bool = False
@@ -75,10 +75,9 @@ def run(config: Inspect) -> None:
     else:
         _print(Console(), found, comparison)
         if verified is not None:
-            print(
-                f"verified: {verified.arrays:,} arrays, {decimal(verified.bytes)}, all as they were written; "
-                "files beside them, as of statistics, have no checksums"
-            )
+            others = f", and {verified.files:,} files beside them" if verified.files else ""
+            found = f"{verified.arrays:,} arrays, {decimal(verified.bytes)}{others}, all as they were written"
+            print(f"verified: {found}" if others else f"verified: {found}; no file beside them has a checksum")
     if comparison is not None and not comparison.same:
         raise SystemExit(1)
 

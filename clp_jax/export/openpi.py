@@ -8,8 +8,9 @@ from pathlib import Path
 from etils import epath
 
 from clp_jax.checkpoint import CheckpointSpec, read_params, read_spec, write_beside
+from clp_jax.checkpoint.manifest import list_files
 from clp_jax.checkpoint.orbax.chunks import stored_arrays
-from clp_jax.checkpoint.orbax.params import put_parts
+from clp_jax.checkpoint.orbax.params import files_beside, put_parts
 from clp_jax.checkpoint.orbax.slicing import columns
 from clp_jax.checkpoint.orbax.spec import RECORD_FILE, translated
 from clp_jax.checkpoint.orbax.writer import ItemWriter
@@ -50,6 +51,7 @@ def write(weights: Weights, folder: Path, options: Options) -> None:
         jobs = sorted(_jobs(weights, spec, writer), key=lambda job: job[0], reverse=True)
         run_in_threads([job for _, job in jobs], in_megabytes(advance))
     write_beside(epath.Path(folder), assets=spec.assets, record=spec.plan_record)
+    list_files(epath.Path(folder), files_beside(epath.Path(folder)))
 
 
 def _jobs(weights: Weights, spec: CheckpointSpec, writer: ItemWriter) -> Iterator[tuple[int, Iterator[int]]]:

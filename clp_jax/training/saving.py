@@ -18,9 +18,10 @@ from etils import epath
 from flax import struct
 
 from clp_jax.aliases import Leaf, Tree
-from clp_jax.checkpoint.manifest import list_arrays
+from clp_jax.checkpoint.manifest import list_arrays, list_files
 from clp_jax.checkpoint.orbax.checksums import check_item, listed_with_checksums
 from clp_jax.checkpoint.orbax.chunks import PARAMS, TRAIN_STATE, stored_arrays
+from clp_jax.checkpoint.orbax.params import files_beside
 from clp_jax.checkpoint.orbax.spec import RECORD_FILE, fingerprint, read_item, translated
 from clp_jax.checkpoint.record import read_record
 from clp_jax.errors import InputError
@@ -245,6 +246,7 @@ class _Beside(ocp.CheckpointHandler):
             train_state=listed_with_checksums(step / TRAIN_STATE),
             fingerprint=fingerprint(read_item(step / PARAMS)),
         )
+        list_files(step, files_beside(step))
         write_manifest(step, written_by="clp finetune")
 
     def restore(self, directory: epath.Path, args: Any = None) -> None:

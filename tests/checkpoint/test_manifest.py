@@ -165,9 +165,57 @@ def test_a_damaged_manifest_is_one_line(step, change):
         read_params(read_spec(step)) and read_spec(step).identity
 
 
+STATISTICS = "assets/robot/norm_stats.json"
+
+
+def with_statistics(step: Path) -> Path:
+    """The same checkpoint with a file of statistics beside the arrays, as prune and export write it."""
+    (step / "assets/robot").mkdir(parents=True)
+    (step / STATISTICS).write_text('{"norm_stats": {}}')
+    (step / "assets/tokenizer.json").write_text("{}")
+    rewrite(read_spec(step), step.parent / "cut", take={})
+    return step.parent / "cut"
+
+
+@pytest.mark.parametrize("change", [lambda file: file.write_text('{"norm_stats": {"state": 0}}'), Path.unlink])
+@pytest.mark.parametrize("name", [STATISTICS, "assets/tokenizer.json"])
+def test_statistics_that_are_not_what_was_written_are_found(step, name, change):
+    cut = with_statistics(step)
+    assert verify(read_spec(cut), lambda size: None).files == 2
+    change(cut / name)
+    with pytest.raises(
+        InputError, match=rf"1 of 2 files beside the arrays .*: {name}; .* remove them from \"files\" of"
+    ):
+        verify(read_spec(cut), lambda size: None)
+
+
+def test_what_lies_beside_without_being_listed_is_nobodys(step):
+    cut = with_statistics(step)
+    (cut / "notes.txt").write_text("mine")
+    assert verify(read_spec(cut), lambda size: None).files == 2
+    assert verify(read_spec(step), lambda size: None).files == 0
+
+
+@pytest.mark.parametrize("name", ["config.json", "clp.json"])
+def test_files_beside_tensors_are_listed_too(policy, name):
+    others = {str(file.relative_to(policy)) for file in policy.rglob("*") if file.is_file()}
+    listed = others - {"model.safetensors", MANIFEST}
+    assert verify(read_spec(policy), lambda size: None).files == len(listed) > 2
+    (policy / name).write_text((policy / name).read_text() + "\n")
+    with pytest.raises(InputError, match=rf"1 of {len(listed)} files beside the arrays .*: {name};"):
+        verify(read_spec(policy), lambda size: None)
+
+
 def test_checksums_are_those_of_zlib_whoever_takes_them():
     content = np.random.default_rng(0).bytes(70_001)
     assert checksum(content[7:], checksum(content[:7])) == zlib.crc32(content)
+
+
+@pytest.mark.parametrize("files", [3, ["clp.json"]])
+def test_a_damaged_list_of_files_is_one_line(step, files):
+    (step / MANIFEST).write_text(json.dumps(json.loads((step / MANIFEST).read_text()) | {"files": files}))
+    with pytest.raises(InputError, match=f"{MANIFEST} lists files in a form"):
+        verify(read_spec(step), lambda size: None)
 
 
 def test_a_copy_elsewhere_passes(step, tmp_path):

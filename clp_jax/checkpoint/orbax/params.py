@@ -12,6 +12,7 @@ from etils import epath
 
 from clp_jax.aliases import Tree
 from clp_jax.checkpoint.carrying import copy_all, side_files
+from clp_jax.checkpoint.manifest import list_files
 from clp_jax.checkpoint.orbax.checksums import check_item
 from clp_jax.checkpoint.orbax.chunks import stored_arrays
 from clp_jax.checkpoint.orbax.decoding import BLOCK_BYTES, read_array, read_slabs
@@ -19,6 +20,7 @@ from clp_jax.checkpoint.orbax.spec import RECORD_FILE, CheckpointSpec, translate
 from clp_jax.checkpoint.orbax.writer import ArrayForm, ItemWriter, rows_per_chunk, writing
 from clp_jax.checkpoint.threads import run_in_threads
 from clp_jax.errors import InputError
+from clp_jax.folders import files_below
 from clp_jax.outputs import staged
 from clp_jax.progress import in_megabytes, stage
 from clp_jax.trees import check_same_structure, flatten, unflatten
@@ -156,6 +158,7 @@ def write_params(
             names = {path: ".".join(["params", *path.split("/"), *suffix]) for path in leaves}
             run_in_threads([_put_array(writer, names[path], leaf) for path, leaf in leaves.items()], lambda _: None)
         write_beside(folder, assets=None if assets is None else epath.Path(assets), record=record)
+        list_files(folder, files_beside(folder))
 
 
 def put_parts(writer: ItemWriter, name: str, leaf: jax.ShapeDtypeStruct, parts: Iterable[np.ndarray]) -> Iterator[int]:
@@ -197,6 +200,12 @@ def write_beside(
             copy_files(assets, folder / "assets", report)
         if record is not None:
             (folder / RECORD_FILE).write_text(json.dumps(record, indent=2, allow_nan=False) + "\n")
+
+
+def files_beside(folder: epath.Path) -> list[epath.Path]:
+    """The files of a step folder that hold no arrays: its assets and ``clp.json``."""
+    record = [folder / RECORD_FILE] if (folder / RECORD_FILE).exists() else []
+    return [*record, *(files_below(folder / "assets") if (folder / "assets").is_dir() else ())]
 
 
 def copy_files(source: epath.Path, target: epath.Path, report: Callable[[int], None] | None = None) -> None:

@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 
 from clp_jax.checkpoint.carrying import check_room, side_files
+from clp_jax.checkpoint.manifest import list_files
 from clp_jax.checkpoint.opening import fingerprint, unchanged
 from clp_jax.checkpoint.orbax.chunks import StoredArray, stored_arrays
 from clp_jax.checkpoint.orbax.decoding import ChunkStream
-from clp_jax.checkpoint.orbax.params import write_beside
+from clp_jax.checkpoint.orbax.params import files_beside, write_beside
 from clp_jax.checkpoint.orbax.spec import POLICY, CheckpointSpec, translated
 from clp_jax.checkpoint.orbax.writer import CHUNK_BYTES, ArrayForm, ItemWriter, rows_per_chunk
 from clp_jax.checkpoint.threads import run_in_threads
@@ -110,6 +111,7 @@ def rewrite(
         write_beside(folder, assets=spec.assets, record=record, report=report)
         for name, content in (policy_files or {}).items():
             (folder / "assets" / POLICY / name).write_bytes(content)
+        list_files(folder, files_beside(folder))
     return RewriteReport(
         leaves=len(leaves),
         sliced=sum(rows is not None for _, rows in leaves),

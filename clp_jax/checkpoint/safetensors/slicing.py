@@ -15,7 +15,7 @@ import numpy as np
 from etils import epath
 
 from clp_jax.checkpoint.carrying import check_room, copy_all
-from clp_jax.checkpoint.manifest import list_arrays, listed_arrays
+from clp_jax.checkpoint.manifest import list_arrays, list_files, listed_arrays
 from clp_jax.checkpoint.opening import unchanged
 from clp_jax.checkpoint.orbax.params import write_beside
 from clp_jax.checkpoint.orbax.slicing import RewriteReport
@@ -27,7 +27,7 @@ from clp_jax.checkpoint.safetensors.listing import INDEX_FILE
 from clp_jax.checkpoint.safetensors.tensorfile import DTYPE_CODES
 from clp_jax.checkpoint.threads import run_in_threads
 from clp_jax.errors import InputError
-from clp_jax.folders import is_remote
+from clp_jax.folders import files_below, is_remote
 from clp_jax.models.stored import numbered
 from clp_jax.outputs import staged
 from clp_jax.plan import check_period
@@ -103,6 +103,8 @@ def slice_folder(
         _write_around(spec, kept, files, folder)
         write_beside(epath.Path(folder), assets=None, record=record)
         arrays = {name: array for file in files for name, array in file.listed().items()}
+        shards = {file.name for file in files}
+        list_files(epath.Path(folder), [file for file in files_below(epath.Path(folder)) if file.name not in shards])
         list_arrays(epath.Path(folder), arrays=arrays, fingerprint=fingerprint_folder(read_folder(folder)))
     return RewriteReport(
         leaves=sum(len(file.tensors) for file in files),
