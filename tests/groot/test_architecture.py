@@ -11,8 +11,9 @@ from groot_recordings import GOLDEN
 
 from clp_jax.errors import InputError
 from clp_jax.models import abstract_params, family_of, family_of_tree, groot
-from clp_jax.models.family import Family
+from clp_jax.models.family import Family, Lengths
 from clp_jax.models.towers import Tower
+from clp_jax.processing.robots import Robot
 
 
 def test_the_module_is_a_family():
@@ -107,6 +108,21 @@ def edit(file, path, value):
     else:
         node[last] = value
     file.write_text(json.dumps(config))
+
+
+def test_a_chunk_longer_than_the_positions_of_actions_is_refused():
+    pytest.importorskip("tokenizers")
+    a = golden.architecture("ckpt")
+    tokenizer = groot.load_tokenizer(a, str(GOLDEN / "eagle"), None)
+    groot.inputs(a, Lengths(a.max_seq_len, 80))
+    for read_by in (
+        lambda lengths: groot.inputs(a, lengths),
+        lambda lengths: groot.processing(a, Robot("toy", {}), {}, tokenizer, lengths),
+    ):
+        with pytest.raises(
+            InputError, match=rf"chunks of {a.max_seq_len} actions, not of .*; give a smaller --action-horizon"
+        ):
+            read_by(Lengths(a.max_seq_len + 1, 80))
 
 
 def test_eagle_is_found_in_the_folder_beside_it_or_where_one_says(folder, tmp_path):
