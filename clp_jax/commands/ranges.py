@@ -4,37 +4,16 @@ Whoever trains for days with a negative learning rate, or finds out after the fi
 should have been told in the first second.
 """
 
-import dataclasses
 import math
 from typing import Any
 
 from clp_jax.errors import InputError
+from clp_jax.limits import Limits
 from clp_jax.processing.conventions import LONGEST
 
-
-@dataclasses.dataclass(frozen=True)
-class _Range:
-    """Finite numbers from the least (itself excluded if ``above``) to the most, or below another."""
-
-    least: int | float
-    below: int | float = math.inf
-    above: bool = False
-    most: int | float = math.inf
-
-    def holds(self, value: int | float) -> bool:
-        enough = value > self.least if self.above else value >= self.least
-        return enough and value < self.below and value <= self.most  # NaN is nowhere
-
-    def __str__(self) -> str:
-        least = f"{'a number above' if self.above else 'at least'} {self.least}"
-        least = "a finite number" if math.isinf(self.least) else least
-        limits = {"below": self.below, "at most": self.most}
-        return " and ".join([least, *(f"{word} {limit}" for word, limit in limits.items() if math.isfinite(limit))])
-
-
-_COUNT, _NOT_NEGATIVE, _SHARE = _Range(1), _Range(0), _Range(0, 1)
-_LENGTH = _Range(1, most=LONGEST)
-_POSITIVE, _FINITE = _Range(0, above=True), _Range(-math.inf, above=True)
+_COUNT, _NOT_NEGATIVE, _SHARE = Limits(1), Limits(0), Limits(0, 1)
+_LENGTH = Limits(1, most=LONGEST)
+_POSITIVE, _FINITE = Limits(0, above=True), Limits(-math.inf, above=True)
 
 RANGES = {
     **dict.fromkeys(("steps", "batch_size", "accumulate", "action_samples", "decay_steps", "rungs"), _COUNT),
@@ -44,7 +23,7 @@ RANGES = {
     **dict.fromkeys(("group_size", "groups_per_batch", "max_observations"), _COUNT),
     **dict.fromkeys(("keep_layers", "keep_vision_layers", "shape"), _COUNT),
     **dict.fromkeys(("max_batch", "queue", "processes", "episodes", "replan", "max_steps", "image_size"), _COUNT),
-    "max_samples": _Range(4),
+    "max_samples": Limits(4),
     **dict.fromkeys(
         ("evaluate_every", "warmup_steps", "workers", "profile", "filmed", "process_id", "lora_ranks", "tolerance"),
         _NOT_NEGATIVE,
@@ -55,9 +34,9 @@ RANGES = {
         ("peak_lr", "learning_rates", "clip_norm", "weights", "timestamp_tolerance", "max_message_mb"), _POSITIVE
     ),
     **dict.fromkeys(("lora_scale", "threshold"), _FINITE),
-    "teacher_weight": _Range(0, most=1),
-    "seed": _Range(0, 2**32),
-    "port": _Range(0, 2**16),
+    "teacher_weight": Limits(0, most=1),
+    "seed": Limits(0, 2**32),
+    "port": Limits(0, 2**16),
 }
 """By the name of the field; what is no number (several flags also take a word or None) has no range."""
 

@@ -11,8 +11,9 @@ from groot_recordings import GOLDEN
 
 from clp_jax.errors import InputError
 from clp_jax.models import abstract_params, family_of, family_of_tree, groot
-from clp_jax.models.family import Family
+from clp_jax.models.family import Family, Lengths
 from clp_jax.models.towers import Tower
+from clp_jax.processing.robots import Robot
 
 
 def test_the_module_is_a_family():
@@ -109,6 +110,21 @@ def edit(file, path, value):
     file.write_text(json.dumps(config))
 
 
+def test_a_chunk_longer_than_the_positions_of_actions_is_refused():
+    pytest.importorskip("tokenizers")
+    a = golden.architecture("ckpt")
+    tokenizer = groot.load_tokenizer(a, str(GOLDEN / "eagle"), None)
+    groot.inputs(a, Lengths(a.max_seq_len, 80))
+    for read_by in (
+        lambda lengths: groot.inputs(a, lengths),
+        lambda lengths: groot.processing(a, Robot("toy", {}), {}, tokenizer, lengths),
+    ):
+        with pytest.raises(
+            InputError, match=rf"chunks of {a.max_seq_len} actions, not of .*; give a smaller --action-horizon"
+        ):
+            read_by(Lengths(a.max_seq_len + 1, 80))
+
+
 def test_eagle_is_found_in_the_folder_beside_it_or_where_one_says(folder, tmp_path):
     expected = golden.architecture("ckpt")
     assert read(folder) == expected
@@ -164,6 +180,20 @@ def test_what_config_json_says_is_taken(folder):
         ("eagle/config.json", "text_config.qk_clip", 1, "qk_clip"),
         ("eagle/config.json", "vision_config.layer_norm_eps", 1e-5, "layer_norm_eps = 1e-05"),
         ("eagle/config.json", "image_token_index", None, "has no image_token_index"),
+        ("config.json", "action_head_cfg.num_inference_timesteps", 0, "timesteps = 0; give a whole number of at least"),
+        ("config.json", "action_head_cfg.num_timestep_buckets", 1.5, "buckets = 1.5; give a whole number"),
+        ("config.json", "action_head_cfg.noise_s", "x", "noise_s = 'x'; give a number above 0"),
+        ("config.json", "action_head_cfg.noise_beta_alpha", [1], r"alpha = \[1\]; give a number above 0"),
+        (
+            "config.json",
+            "action_head_cfg.diffusion_model_cfg.dropout",
+            1.0,
+            "dropout = 1.0; give at least 0 and below 1",
+        ),
+        ("config.json", "action_head_cfg.vl_self_attention_cfg.final_dropout", "no", "'no'; give true or false"),
+        ("eagle/config.json", "vision_config.num_attention_heads", 0, "heads = 0; give a whole number"),
+        ("eagle/config.json", "text_config.rms_norm_eps", -1, "rms_norm_eps = -1; give a number above 0"),
+        ("eagle/config.json", "image_token_index", "x", "image_token_index = 'x'; give a whole number"),
     ],
 )
 def test_a_config_that_does_not_fit_or_is_not_known_is_refused(folder, file, path, value, message):

@@ -102,6 +102,51 @@ def test_config_that_is_unknown_or_not_implemented_is_refused(policy, key):
         read(policy(**{key: value}))
 
 
+IMPOSSIBLE = {
+    "chunk_size": (None, 2.5, "7", True, 0, 10**9),
+    "n_action_steps": (0, 9),
+    "tokenizer_max_length": (0, None),
+    "num_steps": (0, "x"),
+    "empty_cameras": (-1, 10**9),
+    "prefix_length": (None,),
+    "min_period": (0, float("nan")),
+    "train_expert_only": ("false", None, 0),
+    "optimizer_lr": (-1, float("inf")),
+    "optimizer_betas": ([0.9], [0.9, 1.0], None),
+    "scheduler_warmup_steps": (1.5, -1),
+    "scheduler_decay_steps": (0,),
+    "output_features": ({"action": {"type": "ACTION", "shape": [12]}}, {"action": {"type": "ACTION", "shape": []}}),
+    "input_features": (
+        {"observation.state": {"type": "STATE", "shape": [10]}},
+        {"observation.images.top": {"type": "VISUAL", "shape": [120, 160, 3]}},
+        {"observation.images.top": {"type": "VISUAL", "shape": [3, 0, 0]}},
+    ),
+}
+
+
+@pytest.mark.parametrize("key", IMPOSSIBLE)
+def test_a_value_that_cannot_be_is_refused_where_the_file_is_read(policy, key):
+    for value in IMPOSSIBLE[key]:
+        with pytest.raises(InputError, match=rf"config\.json says {key}.*; (give|it executes) "):
+            read(policy(**{key: value}))
+
+
+def test_a_vlm_whose_heads_or_epsilon_cannot_be_is_refused(policy):
+    config = json.loads((GOLDEN / "vlm" / "config.json").read_text())
+    for part, key, value in (
+        ("text_config", "rms_norm_eps", None),
+        ("vision_config", "num_attention_heads", 0),
+        ("text_config", "num_attention_heads", None),
+    ):
+        with pytest.raises(InputError, match=rf"vlm/config\.json says {part}\.{key} = {value}; give a "):
+            read(policy("vlm", **(config | {part: config[part] | {key: value}})))
+
+
+def test_gradients_are_not_clipped_where_lerobot_clips_none(policy):
+    assert smolvla.training_defaults(read(policy()), 10)["clip_norm"] == 10.0
+    assert smolvla.training_defaults(read(policy(optimizer_grad_clip_norm=0)), 10)["clip_norm"] == 1e30
+
+
 def test_defaults_of_lerobot_stand_where_a_key_is_missing(policy):
     a = read(policy(num_steps=..., min_period=..., attention_mode=..., optimizer_betas=..., num_expert_layers=...))
     assert a == architecture()

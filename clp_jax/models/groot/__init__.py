@@ -143,7 +143,11 @@ def inputs(
       architecture: of the model.
       lengths: chunk and prompt.
       cameras: those that are there; those of the architecture if None.
+
+    Raises:
+      InputError: the chunk is longer than the model has places for.
     """
+    _check_horizon(architecture, lengths)
     size = architecture.vision.image_size
     actions = lengths.horizon, architecture.action_dim
     shapes: dict[str, Any] = {
@@ -160,6 +164,14 @@ def inputs(
         "action_mask": (actions, jnp.bool_),
     }
     return {key: jax.ShapeDtypeStruct(*entry) for key, entry in shapes.items()}
+
+
+def _check_horizon(architecture: Architecture, lengths: Lengths) -> None:
+    if lengths.horizon > architecture.max_seq_len:
+        raise InputError(
+            f"this GR00T-N1.5 has places for chunks of {architecture.max_seq_len} actions, not of {lengths.horizon}; "
+            "give a smaller --action-horizon."
+        )
 
 
 def as_example(architecture: Architecture, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -269,6 +281,7 @@ def processing(
     """What stands between a robot and the model."""
     if state_in_prompt:
         raise InputError("a GR00T-N1.5 encodes the state and has no words for it; leave out --state-in-prompt.")
+    _check_horizon(architecture, lengths)
     return Processing(robot, architecture, norm_stats, tokenizer, lengths.horizon, lengths.prompt)
 
 

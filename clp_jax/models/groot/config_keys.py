@@ -5,9 +5,12 @@ implemented. What stands in neither list is refused: it may change the model in 
 """
 
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from clp_jax.errors import InputError
+from clp_jax.limits import Limits, check_flag
+from clp_jax.processing.conventions import LONGEST
 
 
 class Section(NamedTuple):
@@ -17,11 +20,13 @@ class Section(NamedTuple):
       read: keys that others than this table interpret.
       fixed: keys with the values that are implemented; the first is what a missing key means.
       ignored: keys that change nothing of what the model computes.
+      numbers: limits of those of the keys that others interpret and no shape tells; None for what is true or false.
     """
 
     read: frozenset[str]
     fixed: Mapping[str, tuple[Any, ...]]
     ignored: frozenset[str]
+    numbers: Mapping[str, Limits | None] = MappingProxyType({})
 
     def check(self, given: Mapping[str, Any], where: str) -> None:
         """Refuses unknown keys and values.
@@ -31,7 +36,7 @@ class Section(NamedTuple):
           where: it stands, for the error.
 
         Raises:
-          InputError: naming every key that is unknown, or the first whose value is not implemented.
+          InputError: naming every key that is unknown, or the first whose value is not implemented or no such number.
         """
         unknown = sorted(given.keys() - self.read - self.fixed.keys() - self.ignored)
         if unknown:
@@ -44,7 +49,13 @@ class Section(NamedTuple):
             if value is _MISSING or value not in values:
                 allowed = " or ".join(repr(v) for v in values if v is not _MISSING)
                 raise InputError(f"{where} says {key} = {_shown(value)}; clp_jax has only {allowed}.")
+        for key, limits in self.numbers.items():
+            if key in given:
+                said = f"{where} says {key}"
+                check_flag(given[key], said) if limits is None else limits.check(given[key], said)
 
+
+_COUNT, _POSITIVE = Limits(1, whole=True), Limits(0, above=True)
 
 _MISSING = "(missing)"
 """First of the values of a key whose default in upstream's code is not implemented."""
@@ -96,6 +107,13 @@ HEAD = Section(
         """model_dtype model_type tune_projector tune_diffusion_model load_pretrained_det_decode_layer_path
         detection_coeff freeze_decode_layer"""
     ),
+    {
+        "action_horizon": Limits(1, most=LONGEST, whole=True),
+        "num_inference_timesteps": _COUNT,
+        "num_timestep_buckets": _COUNT,
+        "noise_s": _POSITIVE,
+        "noise_beta_alpha": _POSITIVE,
+    },
 )
 
 _ATTENTION: dict[str, tuple[Any, ...]] = {
@@ -104,6 +122,12 @@ _ATTENTION: dict[str, tuple[Any, ...]] = {
     "positional_embeddings": (_MISSING, None),
 }
 _ATTENTION_READ = _keys("num_attention_heads attention_head_dim num_layers dropout final_dropout")
+_ATTENTION_NUMBERS = {
+    "num_attention_heads": _COUNT,
+    "attention_head_dim": _COUNT,
+    "dropout": Limits(0, 1),
+    "final_dropout": None,
+}
 _ATTENTION_IGNORED = _keys("num_embeds_ada_norm max_num_positional_embeddings compute_dtype upcast_attention")
 
 DIT = Section(
@@ -116,12 +140,14 @@ DIT = Section(
         "norm_eps": (1e-5,),
     },
     _ATTENTION_IGNORED,
+    _ATTENTION_NUMBERS,
 )
 
 VL = Section(
     _ATTENTION_READ,
     _ATTENTION,
     _ATTENTION_IGNORED | _keys("output_dim interleave_self_attention"),
+    _ATTENTION_NUMBERS,
 )
 
 EAGLE = Section(
@@ -141,6 +167,7 @@ EAGLE = Section(
         max_dynamic_patch max_dynamic_tiles min_dynamic_patch min_dynamic_tiles mlp_checkpoint pre_feature_reduction
         ps_version template tie_word_embeddings use_thumbnail vocab_size"""
     ),
+    {"image_token_index": Limits(0, whole=True)},
 )
 
 TEXT = Section(
@@ -158,6 +185,7 @@ TEXT = Section(
         "tie_word_embeddings": (_MISSING, True),
     },
     _TRANSFORMERS | _keys("sliding_window max_window_layers layer_types"),
+    {"rms_norm_eps": _POSITIVE, "rope_theta": _POSITIVE},
 )
 
 VISION = Section(
@@ -169,4 +197,5 @@ VISION = Section(
         "num_channels": (3,),
     },
     _TRANSFORMERS | _keys("drop_path_rate num_image_tokens tie_word_embeddings vision_use_head projection_dim"),
+    {"num_attention_heads": _COUNT},
 )

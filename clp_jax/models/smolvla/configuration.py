@@ -15,6 +15,7 @@ from clp_jax.errors import InputError
 from clp_jax.files import read_json_object
 from clp_jax.models.layers.siglip import SiglipSizes
 from clp_jax.models.smolvla.architecture import EMPTY_CAMERA, Architecture, LlamaSizes, TrainingSettings
+from clp_jax.models.smolvla.config_values import check_values
 from clp_jax.models.smolvla.measured import Measured
 from clp_jax.models.smolvla.vlm import VlmSettings, vlm_settings
 from clp_jax.processing import policy_files
@@ -99,6 +100,7 @@ def read_architecture(
             f"a SmolVLA needs lerobot's config.json beside its parameters, {where} has none; copy it there."
         )
     config = _known(read_json_object(file), str(file))
+    check_values(config, str(file), state_dim=sizes.state_dim, action_dim=sizes.action_dim)
     vlm = vlm_settings(config.get("vlm_model_name", _VLM), file.parent, vlm_config, sizes)
     _check_shapes(config, vlm, sizes, str(file))
     cameras, dims = _features(config, str(file))

@@ -13,6 +13,8 @@ _OF_THE_VLM = r"(?:vision|connector|vlm)/.*|embed_tokens|lm_head"
 _BATCH_SIZE = 8
 """Of lerobot's command for training."""
 _NEVER_TRAINED = r"lm_head|vlm/norm"
+_NO_CLIPPING = 1e30
+"""Longer than any gradient: lerobot clips none where ``optimizer_grad_clip_norm`` is 0."""
 
 
 def trainable(architecture: Architecture, paths: Iterable[str]) -> frozenset[str]:
@@ -71,7 +73,7 @@ def training_defaults(architecture: Architecture, steps: int) -> dict[str, Any]:
         "eps": t.eps,
         "weight_decay": t.weight_decay,
         "not_decayed": "",
-        "clip_norm": t.clip_norm,
+        "clip_norm": t.clip_norm or _NO_CLIPPING,
         "warmup_steps": warmup,
         "decay_steps": decay,
         "decay_lr": t.end_lr,

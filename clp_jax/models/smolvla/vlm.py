@@ -8,6 +8,7 @@ from etils import epath
 from clp_jax.errors import InputError
 from clp_jax.files import read_json_object
 from clp_jax.folders import leads_out
+from clp_jax.limits import Limits
 from clp_jax.models.smolvla.measured import Measured
 
 
@@ -96,12 +97,17 @@ def _read_vlm(file: epath.Path, sizes: Measured) -> VlmSettings:
                 f"{file} says {key} = {value!r}, this SmolVLA needs {needed!r}; give the file of its own VLM with "
                 "--vlm-config."
             )
+    eps, vision_heads = text.get("rms_norm_eps", 1e-6), vision.get("num_attention_heads", 16)
+    Limits(0, above=True).check(eps, f"{file} says text_config.rms_norm_eps")
+    counts = {"text_config.num_attention_heads": heads, "vision_config.num_attention_heads": vision_heads}
+    for key, count in (counts | {"scale_factor": config.get("scale_factor", 2)}).items():
+        Limits(1, whole=True).check(count, f"{file} says {key}")
     return VlmSettings(
         num_heads=heads,
         num_kv_heads=text.get("num_key_value_heads") or heads,
         head_dim=text.get("head_dim") or sizes.width // heads,
-        rms_eps=text.get("rms_norm_eps", 1e-6),
-        vision_heads=vision.get("num_attention_heads", 16),
+        rms_eps=eps,
+        vision_heads=vision_heads,
         blocks=text.get("num_hidden_layers"),
         scale_factor=config.get("scale_factor", 2),
         image_tokens=_token_ids(file.parent / "tokenizer.json", "<fake_token_around_image>", "<global-img>"),
