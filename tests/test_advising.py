@@ -358,6 +358,7 @@ def test_a_rule_of_what_does_not_decay_matches_something(words, tmp_path, capsys
         (("--warmup-steps", "2", "--decay-steps", "4"), "are more than the first rung's 1 steps"),
         (("--rungs", "1", "--warmup-steps", "2", "--decay-steps", "1"), "is reached before the warm-up"),
         (("--learning-rates", "1e-3", "1.0000001e-3"), "two that differ by less than a millionth"),
+        (("--vision",), "--vision: no block of the image encoder goes"),
     ],
 )
 def test_what_no_rung_could_do_is_refused(unscheduled, tmp_path, capsys, flags, said):

@@ -326,6 +326,23 @@ def test_towers_are_joined_in_a_way_that_there_is_before_the_data_are_read(
     assert said.count("\n") == 1 and not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("command", "flags", "said"),
+    [
+        ("analyse", ("--keep-vision-layers", "1"), "needs a measured image encoder: give --vision, too."),
+        ("prune", ("--keep-vision-layers", "1"), "needs a measured image encoder: give --vision, too."),
+        ("prune", ("--vision",), "--vision: no block of the image encoder goes"),
+    ],
+)
+def test_the_image_encoder_is_measured_where_it_is_cut_and_only_there(
+    inputs, tmp_path, capsys, monkeypatch, command, flags, said
+):
+    monkeypatch.setattr(measuring, "open_data", lambda *_, **__: pytest.fail("the data were opened"))
+    words = [command, "--checkpoint", str(inputs / "full"), "--data", str(inputs / "data.npz"), "--keep-layers", "2"]
+    assert main([*words, *flags, "--out", str(tmp_path / "a")]) == 2
+    assert said in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
 def test_towers_that_are_cut_on_their_own_are_not_joined():
     alone = Shape("pi0", (Tower("vlm", 4), Tower("action", 2)), (("vlm",), ("action",)))
     measuring.check_couple(measuring.MeasureFlags(), alone)

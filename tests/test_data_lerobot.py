@@ -124,6 +124,9 @@ def test_a_prompt_replaces_the_tasks(stored, tokenizer):
     ids = own.read(np.arange(20))["tokenized_prompt"]
     assert ids.shape == (20, 9)
     assert (ids == ids[0]).all()
+    silent = dataclasses.replace(ROBOT, prompt="", prompt_from_task=False)
+    empty = open_dataset(stored[0], pi0, robot=silent, tokenizer=tokenizer, max_token_len=9).read(np.arange(1))
+    np.testing.assert_array_equal(empty["tokenized_prompt"][0], tokenizer("", 9)[0])
     tasks = open_dataset(stored[0], pi0, robot=ROBOT, tokenizer=tokenizer).read(np.array([0, 7]))["tokenized_prompt"]
     for found, task in zip(tasks, TASKS, strict=True):
         np.testing.assert_array_equal(found, tokenizer(task, 48)[0])

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import re
+import shutil
 import sys
 
 import jax
@@ -295,6 +296,16 @@ def test_the_command_writes_table_json_and_plot(tmp_path, capsys):
     assert (tmp_path / "plan/plan-scale.png").stat().st_size > 10_000
 
 
+def test_two_checkpoints_whose_folders_end_in_the_same_word_are_both_planned(tmp_path, capsys):
+    one, other = tmp_path / "one/params", tmp_path / "other/params"
+    for folder in (one, other):
+        shutil.copytree(f"{example.CHECKPOINT}/params", folder)
+    words = f"plan-scale --checkpoint {one} --against {other} --topology cpu:1 --task infer --batch-size 1 --json"
+    assert cli.main([*words.split(), "--num-steps", "1"]) == 0
+    planned = json.loads(capsys.readouterr().out)["smallest"]
+    assert list(planned) == [f"{other}, 18 blocks", f"{one}, 18 blocks"]
+
+
 def test_a_folder_of_safetensors_files_is_planned_from_its_headers(tmp_path, capsys):
     words = f"plan-scale --checkpoint {SMOLVLA} --topology cpu:8 --task infer --batch-size 1 --num-steps 1"
     assert cli.main([*words.split(), "--keep-layers", "6", "--json", "--out", str(tmp_path / "plan")]) == 0
@@ -350,6 +361,7 @@ def test_a_teacher_is_held_and_read_in_the_dtype_of_activations():
         ("--topology cpu:8 --checkpoint pi0 --vlm-config x", "--vlm-config: the sizes of a released model are known"),
         ("--topology cpu:8 --checkpoint pi0 --batch-size 8 --teacher smolvla", "--teacher is a SmolVLA"),
         ("--topology v5e:1 --checkpoint pi0", "no slice of v5e"),
+        ("--topology , --checkpoint pi0", "--topology names no slice"),
         ("--topology cpu:8 --checkpoint pi0-fast --task infer", "π0-FAST answers with tokens"),
         ("--topology cpu:8 --checkpoint pi0 --task heal", "give --keep-layers, or --against"),
         ("--topology cpu:8 --checkpoint smolvla --against pi0 --task heal", "give --keep-layers, or --against"),

@@ -172,7 +172,11 @@ def test_prompt_of_the_robot_stands_in_for_a_missing_one_and_is_no_other_robots_
     request = {key: value for key, value in request.items() if key != "prompt"}
     with pytest.raises(InputError, match="the request lacks prompt; it holds image, state, wrist_image"):
         requests.inputs(flat(request))
-    dataclasses.replace(requests, prompt="go").inputs(flat(request))
+    for prompt in ("go", ""):  # an empty one is one, too
+        robot = dataclasses.replace(requests.processing.robot, prompt=prompt)
+        told = dataclasses.replace(requests, processing=dataclasses.replace(requests.processing, robot=robot))
+        assert "prompt" not in told.keys
+        told.inputs(flat(request))
 
 
 IMAGE = np.zeros((6, 8, 3), np.uint8)

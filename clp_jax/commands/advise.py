@@ -21,7 +21,7 @@ from clp_jax.analysis import Analysis, loss_of
 from clp_jax.checkpoint import Spec, read_spec
 from clp_jax.commands.advise_output import save, show
 from clp_jax.commands.data_flags import open_data
-from clp_jax.commands.measuring import DepthFlags, MeasureFlags, check_couple, evidence_options, measure
+from clp_jax.commands.measuring import DepthFlags, MeasureFlags, check_couple, check_vision, evidence_options, measure
 from clp_jax.commands.results import print_json
 from clp_jax.commands.upstream_flags import UpstreamFlags, with_upstream_defaults
 from clp_jax.data import TrainingData
@@ -113,6 +113,7 @@ def _run(config: Advise, lifetime: contextlib.ExitStack) -> None:
     settings = {"dtype": config.dtype or default_dtype(), **config.model_settings()}
     architecture = dataclasses.replace(read_architecture(spec, **settings), remat="all")  # as clp finetune
     check_undecayed(config.not_decayed, flatten(abstract_params(architecture)).keys() - _frozen(architecture))
+    check_vision(config, shows=False)
     _check_rungs(config)
     depths = _depths(config, architecture)
     check_couple(config, architecture)

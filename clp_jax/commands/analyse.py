@@ -13,6 +13,7 @@ from clp_jax.commands.measuring import (
     DepthFlags,
     MeasureFlags,
     check_heals,
+    check_vision,
     evidence_options,
     few_held_out,
     healed_cuts,
@@ -61,6 +62,7 @@ def run(config: Analyse) -> None:
         if name not in CRITERIA:
             raise InputError(f"--compare {name} is no criterion; choose from {', '.join(CRITERIA)}.")
     check_heals(config, (*config.compare, config.rule()))
+    check_vision(config, shows=True)
     with staged(
         config.out, by="clp analyse", overwrite=config.overwrite, sources=[config.checkpoint, *config.data]
     ) as folder:

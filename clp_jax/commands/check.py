@@ -58,7 +58,7 @@ def _check(config: Check, source: str, episodes: str | None, robot: Robot | None
         cameras=None if robot is None else tuple(dict.fromkeys(robot.images.values())),
         task="task_index" if robot is None else robot.task,
         episodes=episodes,
-        prompt=config.prompt or (robot.prompt if robot else None),
+        prompt=config.prompt if config.prompt is not None else (robot.prompt if robot else None),
         tolerance=config.timestamp_tolerance,
     )
     if robot is None:

@@ -132,6 +132,26 @@ def check_couple(config: MeasureFlags, architecture: Architecture | Shape) -> No
             raise InputError(f"--couple: {error}.") from None
 
 
+def check_vision(config: MeasureFlags, *, shows: bool) -> None:
+    """Refuse to cut an image encoder that is not measured, and to measure one for nothing.
+
+    Args:
+      config: flags of a command; one without `DepthFlags` cuts no image encoder.
+      shows: whether the command shows what it measured.
+
+    Raises:
+      InputError: --keep-vision-layers without --vision, or --vision alone where that does nothing.
+    """
+    keep = config.keep_vision_layers if isinstance(config, DepthFlags) else None
+    if keep is not None and not config.vision:
+        raise InputError("--keep-vision-layers needs a measured image encoder: give --vision, too.")
+    if config.vision and keep is None and not shows:
+        instead = "say with --keep-vision-layers how many stay, or " if isinstance(config, DepthFlags) else ""
+        raise InputError(
+            f"--vision: no block of the image encoder goes, so it is measured for nothing; {instead}leave it out."
+        )
+
+
 def evidence_options(config: MeasureFlags) -> EvidenceOptions:
     """The flags that say how matrices become evidence."""
     return EvidenceOptions(config.states, config.estimator, config.couple)

@@ -154,6 +154,8 @@ def _refuse_unused(config: PlanScale) -> None:
 def _slices(words: tuple[str, ...]) -> list[list[Topology]]:
     """Each a slice of its own, or the candidates of a kind from small to large."""
     names = [name for word in words for name in word.split(",") if name]
+    if not names:
+        raise InputError("--topology names no slice; write for example --topology v5e:4x4.")
     return [[parse(one) for one in (usual_names(name) if name in CHIPS else (name,))] for name in names]
 
 
@@ -167,11 +169,13 @@ def _only_cpu(devices: int) -> None:
 
 def _models(config: PlanScale) -> dict[str, tuple[Architecture, Tree]]:
     """Architecture and stored parameters by name, the unpruned one first."""
-    models = {}
-    for name in filter(None, (config.against, config.checkpoint)):
-        architecture, params = _model(name, config)
+    models: dict[str, tuple[Architecture, Tree]] = {}
+    named = {name: _model(name, config) for name in (config.against, config.checkpoint) if name is not None}
+    short = {Path(name).name for name in named}
+    for path, (architecture, params) in named.items():
+        name = Path(path).name if len(short) == len(named) else path  # both may be the params of some step
         models[_label(name, architecture)] = architecture, params
-        for word in (config.keep_layers or "").split(",") if name == config.checkpoint else ():
+        for word in (config.keep_layers or "").split(",") if path == config.checkpoint else ():
             if not word:
                 continue
             keep = _first_blocks(architecture, word, config)
@@ -214,7 +218,7 @@ def _model(name: str, config: PlanScale) -> tuple[Architecture, Tree]:
 
 def _label(name: str, architecture: Architecture) -> str:
     blocks = "+".join(str(architecture.depths[group[0]]) for group in groups_of(architecture)[0])
-    return f"{Path(name).name}, {blocks} blocks"
+    return f"{name}, {blocks} blocks"
 
 
 def _first_that_fits(candidates: list[Topology], plan: Callable[[Topology], list[Forecast]]) -> list[Forecast]:

@@ -9,7 +9,14 @@ from clp_jax.analysis import loss_of
 from clp_jax.checkpoint import FolderSpec, Spec
 from clp_jax.commands.data_flags import DataFlags
 from clp_jax.commands.depths_flags import trained_cut
-from clp_jax.commands.measuring import MeasureFlags, analysis_of, evidence_options, healed_cuts, measure
+from clp_jax.commands.measuring import (
+    MeasureFlags,
+    analysis_of,
+    check_vision,
+    evidence_options,
+    healed_cuts,
+    measure,
+)
 from clp_jax.commands.model_flags import ModelFlags
 from clp_jax.commands.unused import refuse_unused
 from clp_jax.data import CalibrationData
@@ -85,7 +92,10 @@ def refuse_flags_of_other_ways(config: Any, way: str, spec: Spec) -> None:
     Raises:
       InputError: names the flags.
     """
-    if way == "data" or (way == "trained" and not cuts_of(spec.plan_record)):  # no way at all, which `plan_of` tells
+    if way == "data":
+        check_vision(config, shows=False)
+        return
+    if way == "trained" and not cuts_of(spec.plan_record):  # no way at all, which `plan_of` tells
         return
     chooses = way == "analysis" and config.depth().is_given
     if way == "analysis" and not chooses:

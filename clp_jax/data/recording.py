@@ -98,7 +98,7 @@ class Recording:
         numbers = self.data.numbers(self.robot.task)[0][:, 0].astype(np.int64)
         tasks = self.data.meta.tasks if self.robot.prompt_from_task else {}
         texts = {int(n): tasks.get(int(n)) or self.robot.prompt for n in np.unique(numbers)}
-        nameless = [number for number, text in texts.items() if not text]
+        nameless = [number for number, text in texts.items() if text is None]
         if nameless:
             raise InputError(f"the data set has no text for task {nameless[0]}; give --prompt.")
         return numbers, {number: text or "" for number, text in texts.items()}

@@ -32,13 +32,11 @@ class RobotRequests:
     Attributes:
       processing: between the robot and the model.
       architecture: of the model.
-      prompt: the instruction where a request has none; None uses the robot's, if it has one.
       long_prompts: what becomes of prompts with more tokens than the model reads.
     """
 
     processing: Processing
     architecture: Architecture
-    prompt: str | None = None
     long_prompts: LongPrompts = "cut"
 
     @property
@@ -60,7 +58,7 @@ class RobotRequests:
     def keys(self) -> tuple[str, ...]:
         """What a request must hold."""
         state = tuple(dict.fromkeys(map(self._state_key, self.processing.robot.state)))
-        return (*self.images.values(), *state, *(() if self._default_prompt else ("prompt",)))
+        return (*self.images.values(), *state, *(() if self._default_prompt is not None else ("prompt",)))
 
     @property
     def prompt_length(self) -> int:
@@ -108,7 +106,7 @@ class RobotRequests:
 
     @property
     def _default_prompt(self) -> str | None:
-        return self.prompt if self.prompt is not None else self.processing.robot.prompt
+        return self.processing.robot.prompt
 
     def _key(self, key: str) -> str:
         return canonical(self.processing.robot.client.get(key, key))

@@ -159,7 +159,8 @@ def test_a_task_without_text_needs_a_prompt(folder, capsys):
     sets.edit_tasks(folder, lambda tasks: [tasks[0] | {"task": None}, tasks[1]])
     assert main(["check", "--data", str(folder)]) == 2
     assert "no text for task 0; give --prompt" in capsys.readouterr().out
-    assert main(["check", "--data", str(folder), "--prompt", "go"]) == 0
+    for prompt in ("go", ""):
+        assert main(["check", "--data", str(folder), "--prompt", prompt]) == 0
 
 
 def test_what_cannot_be_checked_is_one_line(tmp_path, folder, capsys):
