@@ -18,7 +18,7 @@ from clp_jax.advising import Candidate, Trial, candidates_of, halve, judge, tria
 from clp_jax.advising.costs import Cost
 from clp_jax.advising.halving import mean_loss
 from clp_jax.checkpoint import write_params
-from clp_jax.commands import advise
+from clp_jax.commands import advise, advise_record, advise_runs
 from clp_jax.commands.advise_output import show
 from clp_jax.errors import InputError
 from clp_jax.outputs import check_own
@@ -271,7 +271,7 @@ def test_a_rung_is_a_run_of_its_own(unscheduled, two_rungs, tmp_path):
 def test_the_schedule_is_of_a_runs_own_length_unless_flags_name_it(flag):
     for steps in (20, 40):
         config = dataclasses.replace(asked(), **flag)
-        optimizer = advise._run_of(config, 1e-3, cases.architecture("pi0"), steps).optimizer
+        optimizer = advise_runs.run_of(config, 1e-3, cases.architecture("pi0"), steps).optimizer
         own = {"warmup_steps": steps // 10, "decay_steps": steps, "decay_lr": 1e-4}
         assert {name: getattr(optimizer, name) for name in own} == own | flag
 
@@ -280,8 +280,8 @@ def test_trials_have_no_average_unless_it_is_asked_for():
     arch = cases.architecture("pi0")
     for given, trial, cost in (({}, None, 0.99), ({"ema_decay": 0.9}, 0.9, 0.9), ({"ema_decay": None}, None, None)):
         config = dataclasses.replace(asked(), **given)
-        assert advise._trial_of(config, 1e-3, arch, 20).step.ema_decay == trial
-        assert advise._run_of(config, 1e-3, arch, 20).step.ema_decay == cost
+        assert advise_runs.trial_of(config, 1e-3, arch, 20).step.ema_decay == trial
+        assert advise_runs.run_of(config, 1e-3, arch, 20).step.ema_decay == cost
 
 
 @pytest.mark.usefixtures("no_costs")
@@ -392,13 +392,13 @@ def test_damaged_settings_of_a_command_that_is_resumed_are_one_line(words, conte
     assert cli.main([*words, "--out", str(tmp_path), "--resume"]) == 2
     assert capsys.readouterr().err.count("\n") == 1
     with pytest.raises(InputError, match=r"advise.json cannot be read: .*; begin in another --out"):
-        advise._known_costs(tmp_path)
+        advise_record.known_costs(tmp_path)
 
 
 @pytest.mark.parametrize("line", [b'{"candidate": "full-0.', b'{"candidate": "full-0.001"}'])
 def test_a_damaged_trial_says_that_it_will_run_again_without_its_line(line):
     with pytest.raises(InputError, match=r"^trials, line 2 .*; remove the line, and the trial will run again$"):
-        advise._trial(line, "trials, line 2")
+        advise_record.read_trial(line, "trials, line 2")
 
 
 def test_the_help_tells_which_observations_choose_blocks(capsys):

@@ -14,20 +14,20 @@ from rich.markup import escape
 
 from clp_jax.advising import Candidate, Trial, candidates_of, halve, judge
 from clp_jax.advising.candidates import FULL
-from clp_jax.advising.costs import Cost, measure_costs
+from clp_jax.advising.costs import measure_costs
 from clp_jax.advising.halving import mean_loss
 from clp_jax.advising.trials import HeldOut, Stopped, Trainer, smaller
 from clp_jax.analysis import Analysis, loss_of
 from clp_jax.checkpoint import Spec, read_spec
 from clp_jax.commands.advise_output import save, show
+from clp_jax.commands.advise_record import Costs, check_same, known_candidates, known_costs, read_trial, write_settings
+from clp_jax.commands.advise_runs import frozen, run_of, trial_of
 from clp_jax.commands.data_flags import open_data
 from clp_jax.commands.measuring import DepthFlags, MeasureFlags, check_couple, check_vision, evidence_options, measure
 from clp_jax.commands.results import print_json
-from clp_jax.commands.upstream_flags import UpstreamFlags, with_upstream_defaults
+from clp_jax.commands.upstream_flags import UpstreamFlags
 from clp_jax.data import TrainingData
-from clp_jax.editable_json import write_json
-from clp_jax.errors import InputError, blamed_on
-from clp_jax.files import parse_json, read_json_object
+from clp_jax.errors import InputError
 from clp_jax.folders import is_remote
 from clp_jax.loading import default_dtype, load_model, read_architecture
 from clp_jax.models import Architecture, abstract_params, family_of
@@ -35,20 +35,13 @@ from clp_jax.outputs import append_line, resumable, whole_lines
 from clp_jax.plan import PrunePlan
 from clp_jax.planning import check_depth, choose, groups_of
 from clp_jax.sharding import make_mesh
-from clp_jax.training import OptimizerSettings, Run, StepSettings, check_batch_size, check_schedule
-from clp_jax.training.freezing import frozen_paths
+from clp_jax.training import OptimizerSettings, Run, check_batch_size, check_schedule
 from clp_jax.training.optimizer import check_undecayed
-from clp_jax.training.resumption import Entry, check_same_run
+from clp_jax.training.resumption import Entry
 from clp_jax.trees import flatten
 
 _BY = "clp advise"
-SETTINGS = "advise.json"
-"""What was read and asked, the candidates and the costs that were measured: what --resume needs beside the trials."""
-_SCHEMA = 2
-"""Of that file. The first had none: its rungs were pieces of one run, whose losses are not comparable with these."""
 _NAMES = r"(advise|advice|plan)\.json(\.partial)?|trials\.jsonl|advice\.png|report\.html|cuts|runs"
-_OR_ELSEWHERE = "begin in another --out"
-_MAY_CHANGE = ("out", "resume", "overwrite", "json", "tolerance", "workers")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -112,7 +105,7 @@ def _run(config: Advise, lifetime: contextlib.ExitStack) -> None:
     spec = read_spec(config.checkpoint)
     settings = {"dtype": config.dtype or default_dtype(), **config.model_settings()}
     architecture = dataclasses.replace(read_architecture(spec, **settings), remat="all")  # as clp finetune
-    check_undecayed(config.not_decayed, flatten(abstract_params(architecture)).keys() - _frozen(architecture))
+    check_undecayed(config.not_decayed, flatten(abstract_params(architecture)).keys() - frozen(architecture))
     check_vision(config, shows=False)
     _check_rungs(config)
     depths = _depths(config, architecture)
@@ -129,7 +122,7 @@ def _run(config: Advise, lifetime: contextlib.ExitStack) -> None:
         new_run=True,
     )
     held = HeldOut.of(data, config.evaluate_observations)
-    check_batch_size(_run_of(config, rates[0], architecture, config.steps), make_mesh(config.fsdp_devices))
+    check_batch_size(run_of(config, rates[0], architecture, config.steps), make_mesh(config.fsdp_devices))
     folder = Path(config.out).expanduser()
     lifetime.enter_context(
         resumable(
@@ -142,14 +135,14 @@ def _run(config: Advise, lifetime: contextlib.ExitStack) -> None:
         )
     )
     entry = Entry.of(spec, data, dataclasses.asdict(config))
-    _check_same(folder, entry, console)
-    candidates = _known_candidates(folder) or _choose(config, spec, data, depths, rates)
+    check_same(folder, entry, console)
+    candidates = known_candidates(folder) or _choose(config, spec, data, depths, rates)
     tried = {candidate.depth for candidate in candidates}
     console.print(
         f"{len(candidates)} candidates at {len(tried)} depths, {len(data)} observations for training, "
         f"{sum(map(len, held.episodes))} observations of {len(held.episodes)} other episodes held out"
     )
-    costs = _known_costs(folder)
+    costs = known_costs(folder)
     measuring = "" if costs else " Measuring a training step and sampling at every depth."
     console.print(
         "Learning rates climb over a tenth of each run and fall to a tenth of the peak at its end, where no flag says "
@@ -230,29 +223,6 @@ def _check_rungs(config: Advise) -> None:
         check_schedule(OptimizerSettings(warmup_steps=warmup, decay_steps=config.decay_steps))
 
 
-def _check_same(folder: Path, entry: Entry, console: Console) -> None:
-    if (file := folder / SETTINGS).exists():
-        with blamed_on(file, _OR_ELSEWHERE):
-            before = read_json_object(file)
-            if before.get("schema") != _SCHEMA:
-                raise InputError(
-                    f"{file} was begun by another version of clp advise, whose trials are trained otherwise and cannot "
-                    f"be compared with new ones; {_OR_ELSEWHERE}."
-                )
-            note = check_same_run(before, entry, may_change=_MAY_CHANGE, defaults={})
-        if note is not None:
-            console.print(f"[yellow]note:[/] {escape(note)}")
-
-
-def _known_candidates(folder: Path) -> list[Candidate]:
-    """Those of the command that is resumed, if they were written down: another analysis might choose other blocks."""
-    file = folder / SETTINGS
-    if not file.exists():
-        return []
-    with blamed_on(file, _OR_ELSEWHERE):
-        return [Candidate.from_json(one) for one in read_json_object(file).get("candidates", [])]
-
-
 def _choose(
     config: Advise, spec: Spec, data: TrainingData, depths: Mapping[str, DepthFlags], rates: tuple[float, ...]
 ) -> list[Candidate]:
@@ -271,19 +241,6 @@ def _choose(
     return candidates_of(whole, tuple(depths), config.criteria, rates, chosen)
 
 
-Costs = dict[str, Cost]
-"""By depth."""
-
-
-def _known_costs(folder: Path) -> Costs:
-    """Those of the command that is resumed."""
-    file = folder / SETTINGS
-    if not file.exists():
-        return {}
-    with blamed_on(file, _OR_ELSEWHERE):
-        return {depth: Cost(**cost) for depth, cost in read_json_object(file)["costs"].items()}
-
-
 def _costs(
     config: Advise,
     folder: Path,
@@ -296,11 +253,9 @@ def _costs(
     models = {}
     for one in candidates:
         cut = smaller(architecture, one.plan)
-        models.setdefault(one.depth, (cut, _run_of(config, one.peak_lr, cut, config.steps)))
+        models.setdefault(one.depth, (cut, run_of(config, one.peak_lr, cut, config.steps)))
     costs = measure_costs(models, data, make_mesh(config.fsdp_devices))
-    measured = {depth: dataclasses.asdict(cost) for depth, cost in costs.items()}
-    tried = [one.to_json() for one in candidates]
-    write_json(folder / SETTINGS, entry.to_json() | {"schema": _SCHEMA, "candidates": tried, "costs": measured})
+    write_settings(folder, entry, candidates, costs)
     return costs
 
 
@@ -309,7 +264,7 @@ def _trials(
 ) -> list[Trial] | None:
     """Those of the last rung; None if a signal ended them before. Each is written down as soon as it is known."""
     file, last, weights = folder / "trials.jsonl", list[Trial](), trainer.held.weights
-    trials = [_trial(line, f"{file}, line {number}") for number, line in enumerate(whole_lines(file), 1)]
+    trials = [read_trial(line, f"{file}, line {number}") for number, line in enumerate(whole_lines(file), 1)]
     known = {(trial.candidate, trial.rung): trial for trial in trials}
 
     def measured(candidate: Candidate, rung: int) -> Trial:
@@ -335,14 +290,6 @@ def _trials(
     return last
 
 
-def _trial(line: bytes, where: str) -> Trial:
-    todo = "remove the line, and the trial will run again"
-    with blamed_on(where, todo):
-        value = parse_json(line, where, todo=todo)
-        losses = (math.nan if loss is None else float(loss) for loss in value["losses"])
-        return Trial(**value | {"losses": tuple(losses)})
-
-
 def _trainer(
     config: Advise,
     entry: Entry,
@@ -360,7 +307,7 @@ def _trainer(
     }
 
     def settings(candidate: Candidate, architecture: Architecture, steps: int) -> Run:
-        return _trial_of(config, candidate.peak_lr, architecture, steps)
+        return trial_of(config, candidate.peak_lr, architecture, steps)
 
     return Trainer(
         folder=folder,
@@ -374,49 +321,3 @@ def _trainer(
         rungs=config.rungs,
         entry=entry.to_json(),
     )
-
-
-def _trial_of(config: Advise, peak_lr: float, architecture: Architecture, steps: int) -> Run:
-    """A run without the average of parameters, unless a flag asks for it.
-
-    The authors' average is made for long runs, too: after some forty steps it is still near the checkpoint.
-    """
-    run = _run_of(config, peak_lr, architecture, steps)
-    if config.ema_decay != "upstream":
-        return run
-    return dataclasses.replace(run, step=dataclasses.replace(run.step, ema_decay=None))
-
-
-def _run_of(config: Advise, peak_lr: float, architecture: Architecture, steps: int) -> Run:
-    """The authors' settings, but for the schedule: theirs is made for runs a hundred times as long.
-
-    It is of the run's own length, whatever rung that is; where flags name steps, these are the same in every run.
-    """
-    family, leaves = family_of(architecture), flatten(abstract_params(architecture))
-    given = {name: getattr(config, name) for name in ("warmup_steps", "decay_steps", "decay_lr")}
-    own = {"warmup_steps": max(steps // 10, 1), "decay_steps": steps, "decay_lr": peak_lr / 10}
-    schedule = {name: own[name] if value is None else value for name, value in given.items()}
-    told = dataclasses.replace(config, peak_lr=peak_lr, **schedule)
-    told, _ = with_upstream_defaults(told, family.training_defaults(architecture, steps))
-    assert told.batch_size is not None and not isinstance(told.ema_decay, str)
-    return Run(
-        steps=steps,
-        batch_size=told.batch_size,
-        optimizer=OptimizerSettings.among(vars(told)),
-        step=StepSettings(
-            ema_decay=told.ema_decay,
-            frozen=_frozen(architecture),
-            frozen_rows=tuple(sorted(family.frozen_rows(architecture, leaves).items())),
-        ),
-        frozen_dtype=None if told.frozen_dtype == "keep" else told.frozen_dtype,
-        seed=told.seed,
-        workers=told.workers,
-        evaluate_every=0,
-        save_every=0,
-    )
-
-
-def _frozen(architecture: Architecture) -> frozenset[str]:
-    """Upstream's choice of what is not trained: no flag changes it here."""
-    leaves = flatten(abstract_params(architecture))
-    return frozen_paths(tuple(leaves), default=family_of(architecture).frozen_rules(architecture))

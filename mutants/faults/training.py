@@ -11,7 +11,7 @@ _ADVISING = "tests/test_advising.py"
 
 MUTANTS: list[Mutant] = [
     *faults(
-        "clp_jax/commands/advise.py",
+        "clp_jax/commands/advise_runs.py",
         f"{_ADVISING}::test_a_rung_is_a_run_of_its_own",
         ("advise-schedule-of-the-last-rung", '"decay_steps": steps', '"decay_steps": config.steps'),
     ),
