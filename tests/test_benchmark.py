@@ -70,3 +70,12 @@ def test_flags_of_several_other_parts_are_one_line(capsys):
     assert main(["benchmark", "--part", "cka", *flags.split()]) == 2
     said = "error: --lora-scale, --against, --data, --workers and --scratch: nothing in --part cka depends on them; "
     assert capsys.readouterr().err == f"{said}leave them out.\n"
+
+
+@pytest.mark.parametrize("place", ["no/numbers.json", "taken", "taken/numbers.json"])
+def test_a_file_that_could_not_be_written_is_refused_before_anything_is_measured(tmp_path, monkeypatch, capsys, place):
+    monkeypatch.setattr(benchmark, "_measured", lambda *_: pytest.fail("it was measured"))
+    (tmp_path / "taken").write_text("")
+    assert main(["benchmark", "--part", "cka", "--out", str(tmp_path / place)]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "choose another --out" in said

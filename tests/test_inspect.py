@@ -203,6 +203,15 @@ def test_a_copy_is_the_same(capsys, tmp_path, source):
     assert "It is a copy of" in said(capsys, tmp_path / "copy", "--against", source, "--values")
 
 
+def test_where_orbax_wrote_a_step_is_no_difference(capsys, tmp_path):
+    """Its marker names the folder, so all steps of a run would differ."""
+    steps = [shutil.copytree(PI0, tmp_path / name) for name in ("9", "19")]
+    for step in steps:
+        (step / "assets").mkdir(exist_ok=True)
+        (step / "assets/commit_success.txt").write_text(f"Checkpoint commit was successful to {step}")
+    assert parsed(capsys, steps[0], "--against", steps[1])["against"]["beside"] == {}
+
+
 @pytest.mark.parametrize("values", [(), ("--values",)], ids=["names", "values"])
 def test_statistics_and_configurations_beside_the_arrays_are_compared(capsys, tmp_path, values):
     """Fingerprints are of the arrays alone."""

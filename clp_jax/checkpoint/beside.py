@@ -16,14 +16,16 @@ _FOR_PEOPLE = (".md", ".html", ".png")
 """Endings of files with which nothing computes."""
 _OF_TRAINING = (".pt", ".pth", ".bin", ".pkl")
 """Of files with which a training goes on, as Hugging Face's Trainer leaves them: gigabytes that no policy reads."""
+_OF_ORBAX = "commit_success.txt"
+"""Where Orbax says that it wrote a folder, and where that was: so it differs between any two steps."""
 _PART = 2**20
 
 
 def digests_beside(spec: Spec) -> dict[str, str]:
     """SHA-256 of every file that says what the numbers of a checkpoint mean, by its path in the checkpoint.
 
-    What ``clp`` writes about itself (``clp.json``, the manifest), what is for people alone and what a training needs to
-    go on is left out. Memory holds a part of one file.
+    What ``clp`` writes about itself (``clp.json``, the manifest), what is for people alone, what a training needs to
+    go on and where Orbax wrote a step is left out. Memory holds a part of one file.
 
     Args:
       spec: the checkpoint; of openpi's form the files are those in ``assets``.
@@ -66,13 +68,15 @@ def _files(spec: Spec) -> Mapping[str, Path | epath.Path]:
         if spec.assets is None:
             return {}
         step = spec.assets.parent
-        return {file.relative_to(step).as_posix(): file for file in files_below(spec.assets)}
+        files = (file for file in files_below(spec.assets) if file.name != _OF_ORBAX)
+        return {file.relative_to(step).as_posix(): file for file in files}
     return {
         name: file
         for name, file in {"config.json": spec.path / "config.json", **spec.others}.items()
-        if name not in (RECORD_FILE, MANIFEST) and _is_read(Path(name))
+        if name not in (RECORD_FILE, MANIFEST) and is_read(Path(name))
     }
 
 
-def _is_read(file: Path) -> bool:
+def is_read(file: Path | epath.Path) -> bool:
+    """Whether a file in a folder of tensors says what they mean, not how they came to be or what people should know."""
     return not file.name.startswith((".", "LICENSE")) and file.suffix not in (*_FOR_PEOPLE, *_OF_TRAINING)

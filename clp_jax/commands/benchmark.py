@@ -67,13 +67,21 @@ def run(config: Benchmark) -> None:
     _refuse_unused(config)
     if config.shape[1] < 4:
         raise InputError(f"--shape has {config.shape[1]} samples of each state; CKA needs four.")
-    if config.out is not None and os.path.lexists(config.out):
-        raise InputError(f"{config.out} exists already; choose another --out, or remove it.")
+    if config.out is not None:
+        _check_free(Path(config.out))
     result = _measured(config, Console(quiet=config.json))
     if config.json:
         print_json(result)
     if config.out is not None:
         write_json(config.out, result)
+
+
+def _check_free(out: Path) -> None:
+    """Raise where the numbers could not be written, before minutes are spent on measuring them."""
+    if os.path.lexists(out):
+        raise InputError(f"{out} exists already; choose another --out, or remove it.")
+    if not out.parent.is_dir():
+        raise InputError(f"there is no folder {out.parent} for --out {out}; make it first, or choose another --out.")
 
 
 def _refuse_unused(config: Benchmark) -> None:

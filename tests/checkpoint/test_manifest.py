@@ -197,9 +197,14 @@ def test_what_lies_beside_without_being_listed_is_nobodys(step):
 
 
 @pytest.mark.parametrize("name", ["config.json", "clp.json"])
-def test_files_beside_tensors_are_listed_too(policy, name):
-    others = {str(file.relative_to(policy)) for file in policy.rglob("*") if file.is_file()}
-    listed = others - {"model.safetensors", MANIFEST}
+def test_files_beside_tensors_are_listed_too_but_for_those_for_people(tmp_path, name):
+    shutil.copytree(SMOLVLA, tmp_path / "source")
+    (tmp_path / "source" / "README.md").write_text("for people, who may change it")
+    policy = tmp_path / "policy"
+    assert main(["prune", "--checkpoint", str(tmp_path / "source"), "--out", str(policy), "--keep", "0,1,2,3"]) == 0
+    listed = {str(file.relative_to(policy)) for file in policy.rglob("*") if file.is_file()}
+    listed -= {"model.safetensors", MANIFEST, "README.md"}
+    (policy / "README.md").unlink()
     assert verify(read_spec(policy), lambda size: None).files == len(listed) > 2
     (policy / name).write_text((policy / name).read_text() + "\n")
     with pytest.raises(InputError, match=rf"1 of {len(listed)} files beside the arrays .*: {name};"):

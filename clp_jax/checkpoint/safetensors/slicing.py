@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
+from clp_jax.checkpoint.beside import is_read
 from clp_jax.checkpoint.carrying import check_room, copy_all
 from clp_jax.checkpoint.manifest import list_arrays, list_files, listed_arrays
 from clp_jax.checkpoint.opening import unchanged
@@ -104,7 +105,8 @@ def slice_folder(
         write_beside(epath.Path(folder), assets=None, record=record)
         arrays = {name: array for file in files for name, array in file.listed().items()}
         shards = {file.name for file in files}
-        list_files(epath.Path(folder), [file for file in files_below(epath.Path(folder)) if file.name not in shards])
+        others_there = [file for file in files_below(epath.Path(folder)) if file.name not in shards and is_read(file)]
+        list_files(epath.Path(folder), others_there)
         list_arrays(epath.Path(folder), arrays=arrays, fingerprint=fingerprint_folder(read_folder(folder)))
     return RewriteReport(
         leaves=sum(len(file.tensors) for file in files),
