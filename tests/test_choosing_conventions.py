@@ -150,7 +150,10 @@ def test_a_record_holds_without_flags_and_against_none():
     assert chosen(record=TRAINED, robot="libero").conventions == found.conventions
     assert chosen(record=TRAINED, openpi_config="pi0_libero").conventions == found.conventions
     for told, message in (
-        ({"action_horizon": 10}, "action_horizon is 10 by the flags, 50 by the checkpoint's clp.json"),
+        (
+            {"action_horizon": 10},
+            "action_horizon is 10 by the flags, 50 by the checkpoint's clp.json. Leave the flags out",
+        ),
         ({"robot": "metaworld"}, "cameras is .* by --robot metaworld, .* by the checkpoint's clp.json"),
         ({"openpi_config": "pi0_aloha"}, "delta is .* by openpi's pi0_aloha, .* by the checkpoint's clp.json"),
     ):

@@ -127,7 +127,7 @@ def test_a_run_is_exported_with_its_lengths_and_not_with_others(run, tmp_path, c
         "--out",
         str(tmp_path / "e"),
     ]
-    message = "max_token_len is 40 by the flags, 48 by the checkpoint's clp.json"
+    message = "max_token_len is 40 by the flags, 48 by the checkpoint's clp.json. Leave the flags out"
     assert message in refusal(capsys, main([*words, "--prompt-length", "40"]))
     assert main(words) == 0
     assert conventions_of(read_spec(tmp_path / "e").plan_record) == conventions_of(read_spec(run / "0").plan_record)

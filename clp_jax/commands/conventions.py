@@ -18,6 +18,7 @@ from clp_jax.processing.robots import Robot, find_robot
 from clp_jax.provenance import conventions_of, trained_with, was_trained
 
 _VALUES = ("action_horizon", "max_token_len", "state_in_prompt", "asset_id")
+_RECORD = "the checkpoint's clp.json"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -96,8 +97,7 @@ def choose_conventions(
     if told.configuration is not None:
         return of_configuration(told, architecture, None if new_run else recorded)
     if recorded is not None and not new_run:
-        whose = "the checkpoint's clp.json"
-        return Chosen(_with_flags(told, recorded, whose, architecture), "as trained, by clp.json")
+        return Chosen(_with_flags(told, recorded, _RECORD, architecture), "as trained, by clp.json")
     if recorded is not None and not told.names_robot:
         return Chosen(_with_flags(told, recorded, None, architecture), "as the checkpoint was trained")
     return _assumed(told, architecture, None if new_run else record)
@@ -121,10 +121,11 @@ def of_configuration(told: Told, architecture: Architecture | None, trained: Con
     elif trained is not None:
         _refuse(
             [
-                f"{name} is {one} by {whose}, {other} by the checkpoint's clp.json"
+                f"{name} is {one} by {whose}, {other} by {_RECORD}"
                 for name, one, other in differences(found, trained)
                 if name != "asset_id"  # statistics may have been saved under another name
-            ]
+            ],
+            _RECORD,
         )
         found = dataclasses.replace(found, asset_id=trained.asset_id or found.asset_id)
     elif named.names_parts and architecture is not None and found.robot is not None:
@@ -245,7 +246,7 @@ def _with_flags(told: Told, base: Conventions, whose: str | None, architecture: 
             wrong.append(f"prompt is {told.prompt!r} by the flags, {robot.prompt!r} by {whose}")
         robot = _with_prompt(robot, told.prompt)
     if whose is not None:
-        _refuse(wrong)
+        _refuse(wrong, whose)
     return dataclasses.replace(base, robot=robot, **given)
 
 
@@ -291,6 +292,8 @@ def _with_prompt(robot: Robot, prompt: str) -> Robot:
     return dataclasses.replace(robot, prompt=prompt, prompt_from_task=False)
 
 
-def _refuse(contradictions: list[str]) -> None:
+def _refuse(contradictions: list[str], whose: str | None) -> None:
+    """Raise on contradictions between flags and a configuration or record, of which only flags can be left out."""
+    todo = "Leave the flags out, for it was trained so." if whose == _RECORD else "Leave one of the two out."
     if contradictions:
-        raise InputError(f"{'; '.join(contradictions)}. Leave one of the two out.")
+        raise InputError(f"{'; '.join(contradictions)}. {todo}")

@@ -19,6 +19,9 @@ from clp_jax.errors import InputError, blamed_on
 from clp_jax.files import opened, read_archive
 from clp_jax.models import Architecture, Lengths, family_of
 
+_ROWS = 256
+"""Observations whose masks are looked at in one go."""
+
 
 @dataclasses.dataclass(frozen=True)
 class CalibrationData:
@@ -184,12 +187,28 @@ def _check_values(arrays: dict[str, np.ndarray], architecture: Architecture, cam
     times = family_of(architecture).TIMES
     if "time" in arrays and not times.hold(arrays["time"]):
         raise InputError(f"{path}: time must lie in {times}.")
+    _check_counted(arrays, architecture, path)
     masks = [arrays[f"image_mask/{camera}"] for camera in cameras if f"image_mask/{camera}" in arrays]
     blind = np.flatnonzero(~np.stack([*masks, arrays["tokenized_prompt_mask"].any(axis=1)]).any(axis=0))
     if blind.size:
         raise InputError(
             f"{path}: observation {blind[0]} has no valid token: every camera and its whole prompt are masked."
         )
+
+
+def _check_counted(arrays: dict[str, np.ndarray], architecture: Architecture, path: str) -> None:
+    """Raise where masks leave nothing for a loss: it would be 0 whatever the model does."""
+    names = family_of(architecture).OF_LOSSES | {"action_is_pad"}
+    of_actions = {key: array for key, array in arrays.items() if key in names}
+    if "actions" not in of_actions or len(of_actions) == 1:
+        return
+    for start in range(0, len(arrays["actions"]), _ROWS):  # the first rows suffice, as a rule
+        some = {key: array[start : start + _ROWS] for key, array in of_actions.items()}
+        weights = family_of(architecture).error_weights(architecture, some)
+        if weights is None or np.asarray(weights).any():
+            return
+    masks = " and ".join(sorted(of_actions.keys() - {"actions"}))
+    raise InputError(f"{path}: {masks} leave no action of any observation that a loss counts; correct them.")
 
 
 def _lengths(arrays: dict[str, np.ndarray]) -> Lengths:

@@ -10,6 +10,7 @@ import pytest
 from etils import epath
 from groot_recordings import GOLDEN
 
+from clp_jax.data import open_dataset
 from clp_jax.errors import InputError
 from clp_jax.models import groot
 from clp_jax.models.family import Lengths
@@ -208,3 +209,10 @@ def test_files_of_a_tokenizer_that_contradict_each_other_are_refused(tmp_path):
     (tmp_path / "vocab.json").write_text("[1")
     with pytest.raises(InputError, match=r"vocab\.json is no valid JSON"):
         groot.load_tokenizer(a, str(tmp_path), None)
+
+
+def test_observations_of_which_no_action_counts_are_refused(tmp_path):
+    arrays = {key: value for key, value in golden.inputs().items() if key not in ("noise", "time", "sample_noise")}
+    np.savez(tmp_path / "data.npz", **(arrays | {"action_mask": np.zeros_like(arrays["action_mask"], bool)}))
+    with pytest.raises(InputError, match="action_mask leave no action of any observation"):
+        open_dataset(tmp_path / "data.npz", golden.architecture("ckpt"))

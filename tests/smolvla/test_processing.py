@@ -7,8 +7,9 @@ import shutil
 import numpy as np
 import pytest
 from etils import epath
-from smolvla_recordings import CAMERAS, GOLDEN, architecture, recording
+from smolvla_recordings import CAMERAS, GOLDEN, architecture, inputs, recording
 
+from clp_jax.data import open_dataset
 from clp_jax.errors import InputError
 from clp_jax.models import smolvla
 from clp_jax.processing import policy_files
@@ -120,3 +121,16 @@ def test_side_files_carry_new_statistics_and_depths(tmp_path):
     assert after["action.mean"].tolist() == [2.0] * 8
     assert "action.max" not in after
     assert {"vlm/config.json", "vlm/tokenizer.json", "vlm/tokenizer_config.json"} <= files.keys()
+
+
+@pytest.mark.parametrize("padded", [True, False])
+def test_observations_of_which_no_action_counts_are_refused(tmp_path, padded):
+    arrays = {key: value for key, value in inputs().items() if key not in ("noise", "time")}
+    arrays["action_is_pad"] = np.ones_like(arrays["action_is_pad"])
+    arrays["action_is_pad"][0, 0] = padded
+    np.savez(tmp_path / "data.npz", **arrays)
+    if not padded:
+        assert len(open_dataset(tmp_path / "data.npz", architecture()).rows) == 3
+        return
+    with pytest.raises(InputError, match="action_is_pad leave no action of any observation"):
+        open_dataset(tmp_path / "data.npz", architecture())
