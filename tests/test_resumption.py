@@ -7,6 +7,7 @@ import pytest
 from clp_jax.commands.finetune import _MAY_CHANGE
 from clp_jax.errors import InputError
 from clp_jax.models.pi0 import CONFIGURATIONS
+from clp_jax.plan import PrunePlan
 from clp_jax.processing.conventions import Conventions
 from clp_jax.training.resumption import Entry, check_same_run
 
@@ -83,3 +84,16 @@ def test_a_run_from_before_held_out_data_were_recorded_goes_on():
 )
 def test_what_a_run_reads_may_not_change(flag):
     assert flag not in _MAY_CHANGE
+
+
+def test_depths_are_known_by_their_cuts_and_told_by_the_blocks_that_stay():
+    """The whole model is always trained, and the order is by depth, whatever the flag says."""
+
+    def entry(*words: str, keep: list[int]) -> Entry:
+        cuts = [PrunePlan.of("pi0", {"vlm": 3, "action": 3}, {"vlm": keep, "action": keep}).to_json()]
+        return dataclasses.replace(ENTRY, config={"depths": words}, cuts=cuts)
+
+    before = entry("3", "2", keep=[0, 2]).to_json()
+    assert check_same_run(before, entry("2", keep=[0, 2]), may_change=(), defaults={}) is None
+    with pytest.raises(InputError, match=r"settings: cuts was vlm 0 2, action 0 2, is vlm 0 1, action 0 1\. Or"):
+        check_same_run(before, entry("2", keep=[0, 1]), may_change=(), defaults={})

@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from clp_jax.checkpoint import Spec, fingerprint
+from clp_jax.cuts import cut_of
 from clp_jax.data import TrainingData
 from clp_jax.errors import InputError
 from clp_jax.plan import PrunePlan
@@ -13,8 +14,8 @@ from clp_jax.processing import norm_stats
 from clp_jax.processing.conventions import Conventions, conventions_of_json
 
 _CONTENT = ("source_fingerprint", "data_fingerprint", "teacher_fingerprint", "cuts")
-_PLACES = ("checkpoint", "data", "teacher", "analysis", "holdout_data")
-"""Flags that say where something is: another path to the same content is the same run."""
+_PLACES = ("checkpoint", "data", "teacher", "analysis", "holdout_data", "depths")
+"""Flags that say where something is: another path to the same content is the same run, and so are the same cuts."""
 _DECIDES_CONVENTIONS = (
     *("openpi_config", "data_config", "robot", "image", "state_key", "action_key", "prompt", "asset_id", "norm_stats"),
     *("action_horizon", "max_token_len", "state_in_prompt"),
@@ -114,7 +115,11 @@ def check_same_run(
     if recorded:
         old |= _conventions(before)
         wanted |= dict.fromkeys(_conventions(before)) | _conventions(new)
-    changed = [f"{name} was {old.get(name)}, is {value}" for name, value in wanted.items() if old.get(name) != value]
+    changed = [
+        f"{name} was {_told(name, old.get(name))}, is {_told(name, value)}"
+        for name, value in wanted.items()
+        if old.get(name) != value
+    ]
     if changed:
         raise InputError(f"--resume goes on with the same settings: {'; '.join(changed)}. Or begin in another --out.")
     pictures = before.get("pictures_fingerprint")
@@ -128,6 +133,14 @@ def _conventions(entry: Mapping[str, Any]) -> dict[str, Any]:
     values = conventions_of_json(entry["conventions"]).to_json()
     robot = {f"robot.{name}": value for name, value in (values.pop("robot") or {}).items() if name != "name"}
     return values | robot | {"statistics_fingerprint": entry.get("statistics_fingerprint")}
+
+
+def _told(name: str, value: Any) -> str:
+    """A value in a message; of cuts the blocks that stay."""
+    if name != "cuts" or value is None:
+        return str(value)
+    cuts = (cut_of(PrunePlan.from_json(plan)) for plan in value)
+    return " and ".join(", ".join(f"{tower} {' '.join(map(str, blocks))}" for tower, blocks in cut) for cut in cuts)
 
 
 def _unset(value: Any) -> Any:
