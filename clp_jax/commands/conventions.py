@@ -278,8 +278,10 @@ def _why_assumed(
     if conventions.robot is None:
         return "model-ready"
     if standard is None:
-        named = f"--robot {told.robot} is" if told.robot else "the flags are"
-        return f"assumed, as {named} of no configuration of openpi with this kind of model"
+        named = f"robot {told.robot} is" if told.robot else "the flags are"
+        upstreams = sorted({entry.upstream for entry in family_of(architecture).CONFIGURATIONS.values()})
+        whose = f" of {' or '.join(upstreams)}" if upstreams else ""
+        return f"assumed, as {named} of no configuration{whose} with this kind of model"
     changed = [name for name, _, _ in differences(conventions, standard.conventions)]
     others = [entry.conventions for entry in _configurations_of(told.robot, architecture)]
     others = [str(other.config) for other in others if any(differences(other, standard.conventions))]

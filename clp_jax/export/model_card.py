@@ -78,10 +78,11 @@ def _lengths_of_files(weights: Weights, cameras: int) -> Lengths | None:
 
 
 def unlike_target(weights: Weights, target: str, conventions: Conventions) -> tuple[str, ...]:
-    """What the conventions ask for and the code that the export is for does not do, one sentence each."""
-    if target != "lerobot":
-        return ()
-    return family_of(weights.architecture).LEROBOT.unlike(weights.architecture, conventions)
+    """What the conventions ask for and the code that the export is for does not do or have, one sentence each."""
+    family = family_of(weights.architecture)
+    if target == "groot":
+        return family.NVIDIA.unlike(weights.spec.folder)
+    return family.LEROBOT.unlike(weights.architecture, conventions) if target == "lerobot" else ()
 
 
 def _removed(record: Mapping[str, Any] | None) -> str:

@@ -228,8 +228,8 @@ class Family(Protocol):
       TARGETS: of ``clp export``, those that have such a model; with "lerobot" there is ``LEROBOT``, the module of its
         policy folders: ``LOADER``, ``INSTALL``, ``LOAD``, ``PREFIX``, ``ONE_DTYPE``, ``why_not``, ``unlike``,
         ``unused_tensors``, ``policy_files``; with "groot" ``NVIDIA``, that of NVIDIA's folders: ``LOADER``,
-        ``INSTALL``, ``LOAD``, ``TIED``, ``why_not``, ``folder_files``; with "openpi-pytorch" ``why_no_torch``,
-        ``zero_tensors`` and ``torch_config``.
+        ``INSTALL``, ``LOAD``, ``TIED``, ``why_not``, ``unlike``, ``folder_files``; with "openpi-pytorch"
+        ``why_no_torch``, ``zero_tensors`` and ``torch_config``.
       TITLES: names of the kinds for people.
       LICENCES: under which terms the weights are, for whoever passes them on.
     """

@@ -120,6 +120,19 @@ def test_the_recorded_actions_are_the_models(folder, tmp_path):
     assert golden.largest_difference(out["actions"], arrays["actions"]) < OUTPUT_TOLERANCE
 
 
+def test_statistics_without_names_of_parts_are_told(step, tmp_path, capsys):
+    whole = {"statistics": {"state": {"state": {}}, "action": {"arm": {}, "hand": {}}}}
+    named = {"statistics": {"state": {"arm": {}}, "action": {"arm": {}, "hand": {}}}}
+    changed = shutil.copytree(step, tmp_path / "changed")
+    metadata = changed / "assets/policy/experiment_cfg/metadata.json"
+    metadata.write_text(json.dumps({"new_embodiment": whole, "gr1": named}))
+    assert export(changed, tmp_path / "e", "--check", "bits") == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert said.count("as one part") == 1 and "of new_embodiment as one part" in said and "--data-config" in said
+    assert export(step, tmp_path / "other", "--check", "bits") == 0
+    assert "as one part" not in capsys.readouterr().out
+
+
 def test_what_cannot_be_is_refused_in_one_line(step, tmp_path, capsys):
     def complaint(checkpoint) -> str:
         assert export(checkpoint, tmp_path / "e", "--check", "bits") == 2

@@ -45,6 +45,14 @@ def only_tag(folder: epath.Path | None) -> str | None:
     return tags[0] if len(tags) == 1 else None
 
 
+def has_nameless_parts(entry: Mapping[str, Any]) -> bool:
+    """Whether an entry has a whole vector as one part, as `with_statistics` writes where a robot names none."""
+    statistics = entry.get("statistics")
+    return isinstance(statistics, Mapping) and any(
+        list(statistics.get(name) or ()) == [name] for name in _VECTORS.values()
+    )
+
+
 def statistics_of(folder: epath.Path | None) -> dict[str, dict[str, NormStats]]:
     """Statistics of state and actions, all parts in the file's order, by tag of the embodiment.
 

@@ -4,8 +4,11 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from etils import epath
+
 from clp_jax.errors import InputError
 from clp_jax.models.groot.architecture import Architecture
+from clp_jax.models.groot.metadata import has_nameless_parts, read_metadata
 from clp_jax.models.groot.side_files import side_files
 from clp_jax.models.layers.lerobot import Wanted
 
@@ -54,6 +57,20 @@ def why_not(architecture: Architecture, record: Mapping[str, Any] | None) -> str
     return (
         f"the image encoder has {architecture.vision.depth} of {vision['depth']} blocks, but upstream takes its depth "
         "from Eagle's own configuration and could not load it; use --to stablehlo."
+    )
+
+
+def unlike(folder: epath.Path | None) -> tuple[str, ...]:
+    """What NVIDIA's data configurations would miss in the statistics of a checkpoint's own files.
+
+    Args:
+      folder: of these files, if there are any.
+    """
+    nameless = [tag for tag, entry in read_metadata(folder).items() if has_nameless_parts(entry)]
+    return tuple(
+        f"experiment_cfg/metadata.json has the whole state or all actions of {tag} as one part, for the run knew no "
+        "names of parts; data configurations of Isaac-GR00T do not find theirs there: train with --data-config."
+        for tag in nameless
     )
 
 
