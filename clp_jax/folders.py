@@ -40,6 +40,27 @@ def check_inside(name: str, what: str) -> str:
     return name
 
 
+def check_open(path: str | os.PathLike) -> None:
+    """Raise where permissions forbid to look into a local folder, which looks as if nothing were there.
+
+    Args:
+      path: a folder, a file, or nothing at all, of which others say what is wrong.
+
+    Raises:
+      InputError: names the folder.
+    """
+    if is_remote(path):
+        return
+    local = Path(path).expanduser()
+    for folder in (*reversed(local.absolute().parents), local):
+        try:
+            closed = not os.access(folder, os.X_OK | (os.R_OK if folder == local else 0)) and folder.is_dir()
+        except PermissionError:
+            closed = True
+        if closed:
+            raise InputError(f"{folder} cannot be read: Permission denied; ask whoever owns it, or copy what is in it")
+
+
 def files_below(folder: epath.Path) -> list[epath.Path]:
     """All files below a folder, sorted by their path.
 

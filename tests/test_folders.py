@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -12,9 +13,9 @@ from safetensors_folders import SMOLVLA
 
 from clp_jax.checkpoint import read_spec, write_params
 from clp_jax.cli import main
-from clp_jax.data.lerobot_meta import read_meta
+from clp_jax.data.lerobot_meta import find_folder, read_meta
 from clp_jax.errors import InputError
-from clp_jax.folders import check_inside, files_below
+from clp_jax.folders import check_inside, check_open, files_below
 from clp_jax.processing import policy_files
 from scripts.make_lerobot_toy import write as write_toy_set
 
@@ -115,3 +116,25 @@ def test_paths_of_a_data_set_stay_in_its_folder(tmp_path, template, wrong):
     file.write_text(json.dumps(json.loads(file.read_text()) | {"data_path": template}))
     with pytest.raises(InputError, match=wrong):
         read_meta(tmp_path / "data")
+
+
+@pytest.fixture
+def closed(tmp_path, monkeypatch) -> Path:
+    """A folder whose permissions forbid to look into it. (Of root they forbid nothing, so they are made up.)"""
+    folder, allowed = tmp_path / "closed", os.access
+    (folder / "params").mkdir(parents=True)
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != folder and allowed(path, mode))
+    return folder
+
+
+@pytest.mark.parametrize("below", ["", "params", "params/no"])
+def test_a_folder_that_may_not_be_looked_into_is_not_taken_for_an_empty_one(closed, below):
+    for read in (read_spec, find_folder):
+        with pytest.raises(InputError, match=f"^{re.escape(str(closed))} cannot be read: Permission denied"):
+            read(closed / below)
+
+
+def test_what_may_be_read_is_open(tmp_path):
+    (tmp_path / "file").write_text("")
+    for path in (tmp_path, tmp_path / "file", tmp_path / "nothing" / "here", "gs://bucket/folder"):
+        check_open(path)

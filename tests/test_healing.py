@@ -19,7 +19,7 @@ from clp_jax.checkpoint import read_params, read_spec
 from clp_jax.commands import prune_choice
 from clp_jax.data import CalibrationData, hold_out
 from clp_jax.errors import InputError
-from clp_jax.healing import Work, heal, repairs_of, with_draws
+from clp_jax.healing import Work, heal, repairs_of, sums_step, with_draws
 from clp_jax.loading import LoadedModel, load_model, read_architecture
 from clp_jax.models import Gates, family_of, stack_of
 from clp_jax.plan import PrunePlan
@@ -107,7 +107,9 @@ def test_healing_brings_the_stream_closer_and_changes_only_the_last_weights(heal
 def test_what_was_fitted_can_be_undone():
     model = toy()
     data = toys.data(model.architecture, 16), toys.data(model.architecture, 8, seed=1)
+    sums_step.cache_clear()
     work = fitted(model, plan_of(model, [0, 2, 3]), *data, batch_size=16)
+    assert sums_step.cache_info().currsize == 2  # a program for each branch, whichever towers are fitted
     cut = work.loss()
     work.undo()
     assert work.loss() != cut and not work.changed

@@ -3,6 +3,7 @@
 import errno
 import functools
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -254,6 +255,28 @@ def test_a_disk_that_is_full_is_named_where_an_output_grows(tmp_path, monkeypatc
     with pytest.raises(OSError, match="No space left") as error:
         write_json(tmp_path / "numbers.json", {})
     assert error.value.filename == str(tmp_path / "numbers.json")
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EPERM, errno.EROFS])
+@pytest.mark.parametrize("exists", [True, False])
+def test_an_output_where_nobody_may_write_is_one_line(tmp_path, monkeypatch, number, exists):
+    """(Root may write everywhere, so the refusal is made up.)"""
+
+    def refused(self, *args, **settings):
+        raise OSError(number, os.strerror(number), str(self))
+
+    folder = epath.Path(tmp_path / "run")
+    if exists:
+        folder.mkdir()
+    name = "write_text" if exists else "mkdir"
+    monkeypatch.setattr(type(folder), name, refused)
+    monkeypatch.setattr(Path, name, refused)
+    said = f"cannot write {folder}: {os.strerror(number)}; choose another --out"
+    with (
+        pytest.raises(InputError, match=re.escape(said)),
+        outputs.resumable(folder, by="clp test", what="a test", resume=False, overwrite=False),
+    ):
+        raise AssertionError("begun")
 
 
 @pytest.mark.parametrize("resume", [False, True])

@@ -14,6 +14,7 @@ from clp_jax.checkpoint.safetensors.folder import (
     read_folder,
 )
 from clp_jax.errors import InputError
+from clp_jax.folders import check_open
 
 Spec = CheckpointSpec | FolderSpec
 
@@ -30,6 +31,7 @@ def read_spec(path: str | os.PathLike, *, live: bool = False) -> Spec:
     Raises:
       InputError: there is no complete checkpoint at `path`.
     """
+    check_open(path)
     if not is_safetensors_folder(path):
         return orbax.read_spec(path, live=live)
     if live:

@@ -82,6 +82,8 @@ def _check_free(out: Path) -> None:
         raise InputError(f"{out} exists already; choose another --out, or remove it.")
     if not out.parent.is_dir():
         raise InputError(f"there is no folder {out.parent} for --out {out}; make it first, or choose another --out.")
+    if not os.access(out.parent, os.W_OK):
+        raise InputError(f"cannot write {out}: its folder permits no new file; choose another --out.")
 
 
 def _refuse_unused(config: Benchmark) -> None:

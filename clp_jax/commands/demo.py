@@ -23,7 +23,7 @@ from clp_jax.commands.unused import refuse_unused
 from clp_jax.errors import InputError
 from clp_jax.loading import LoadedModel, load_model
 from clp_jax.models import Gates, build, family_of
-from clp_jax.outputs import check_own, sign
+from clp_jax.outputs import check_own, sign, writable
 from clp_jax.plan import PrunePlan
 from clp_jax.sensitivity import open_gates, plan_gates
 
@@ -143,11 +143,12 @@ def _compile_fast() -> None:
 
 def _make_room(out: epath.Path) -> None:
     """An empty folder in the place of an earlier demo's."""
-    if os.path.lexists(out):
-        check_own(out, _BY, names=r"analysis|pruned-\d+|run|cut|healed|rollouts(-cut|-healed)?")
-        out.rmtree()
-    out.mkdir(parents=True)
-    sign(out, _BY)
+    with writable(out):
+        if os.path.lexists(out):
+            check_own(out, _BY, names=r"analysis|pruned-\d+|run|cut|healed|rollouts(-cut|-healed)?")
+            out.rmtree()
+        out.mkdir(parents=True)
+        sign(out, _BY)
 
 
 def _say(console: Console, command: str) -> None:

@@ -18,7 +18,7 @@ from clp_jax.data.episodes import chosen
 from clp_jax.data.lerobot_files import one_text, read_json_lines, read_rows
 from clp_jax.errors import InputError, blamed_on
 from clp_jax.files import check_regular, read_json_object
-from clp_jax.folders import check_inside
+from clp_jax.folders import check_inside, check_open
 
 VERSIONS = ("v2.0", "v2.1", "v3.0")
 _MOST = 2**53
@@ -140,6 +140,7 @@ def find_folder(source: str | os.PathLike[str]) -> Path:
       InputError: no such folder, and no such data set, package or network.
     """
     folder = Path(source).expanduser()
+    check_open(folder)
     if folder.is_dir():
         if not _is_set(folder):
             raise InputError(f"{source} is no LeRobot data set: it has no meta/info.json.")

@@ -14,7 +14,7 @@ from clp_jax.folders import is_remote
 from clp_jax.machine import full_disk_named, is_full
 from clp_jax.outputs.lines import append_line, whole_lines
 from clp_jax.outputs.locks import alone, locked
-from clp_jax.outputs.ownership import MANIFEST, check_own, read_manifest, sign, write_manifest
+from clp_jax.outputs.ownership import MANIFEST, check_own, read_manifest, sign, writable, write_manifest
 from clp_jax.outputs.resumable import resumable
 from clp_jax.outputs.whole import write_whole
 
@@ -30,6 +30,7 @@ __all__ = [
     "check_own",
     "read_manifest",
     "sign",
+    "writable",
     "write_manifest",
     "alone",
     "locked",

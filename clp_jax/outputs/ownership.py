@@ -3,9 +3,11 @@
 Only what a manifest lists is ever deleted, so that ``--overwrite`` with a wrong path costs nobody his work.
 """
 
+import contextlib
+import errno
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,24 @@ MANIFEST = "clp-manifest.json"
 
 _NOBODYS = (MANIFEST, ".DS_Store", "__pycache__")
 """Names that say nothing about whose a folder is."""
+
+
+@contextlib.contextmanager
+def writable(folder: epath.Path | Path) -> Iterator[None]:
+    """Says in one line that an output cannot be begun where its user may not write.
+
+    Args:
+      folder: the output, for the message.
+
+    Raises:
+      InputError: its permissions, or those of what it lies in, forbid it, or its file system can only be read.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise
+        raise InputError(f"cannot write {folder}: {error.strerror}; choose another --out") from error
 
 
 def sign(folder: epath.Path, by: str) -> None:

@@ -10,7 +10,7 @@ from clp_jax.errors import InputError
 from clp_jax.folders import is_remote
 from clp_jax.machine import full_disk_named
 from clp_jax.outputs.locks import alone
-from clp_jax.outputs.ownership import MANIFEST, check_begun, check_own, sign
+from clp_jax.outputs.ownership import MANIFEST, check_begun, check_own, sign, writable
 
 
 @contextlib.contextmanager
@@ -38,17 +38,18 @@ def resumable(
         raise InputError("give --resume or --overwrite, not both.")
     if folder.exists() and overwrite:
         check_own(folder, by, names=names)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError):
-        raise InputError(f"{folder} is no folder; choose another --out.") from None
-    held = [child for child in folder.iterdir() if child.name != MANIFEST]
-    if held and not overwrite:
-        check_begun(folder, by, names=names)
-    if held and not (resume or overwrite):
-        raise InputError(f"{folder} is not empty; go on with --resume, or delete it with --overwrite.")
-    if not (folder / MANIFEST).exists():
-        sign(folder, by)
+    with writable(folder):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError):
+            raise InputError(f"{folder} is no folder; choose another --out.") from None
+        held = [child for child in folder.iterdir() if child.name != MANIFEST]
+        if held and not overwrite:
+            check_begun(folder, by, names=names)
+        if held and not (resume or overwrite):
+            raise InputError(f"{folder} is not empty; go on with --resume, or delete it with --overwrite.")
+        if not (folder / MANIFEST).exists():
+            sign(folder, by)
     lock = contextlib.nullcontext() if is_remote(folder) else alone(Path(folder / MANIFEST), what)
     with lock, full_disk_named(folder):
         for child in held if overwrite else []:

@@ -17,7 +17,7 @@ from clp_jax.checkpoint.manifest import check_identity
 from clp_jax.checkpoint.orbax import chunks
 from clp_jax.errors import InputError, blamed_on
 from clp_jax.files import check_all_regular, read_json_object
-from clp_jax.folders import files_below
+from clp_jax.folders import check_open, files_below
 from clp_jax.trees import describe, flatten, unflatten
 
 RECORD_FILE = "clp.json"
@@ -163,6 +163,7 @@ def _find_item(path: epath.Path) -> epath.Path:
     if any("orbax-checkpoint-tmp" in part for part in path.parts):
         raise InputError(f"{path} is a temporary folder of an unfinished save; give a finished checkpoint")
     item = path / "params" if (path / "params").is_dir() else path
+    check_open(item)
     if (item / "_METADATA").exists():
         return item
     if path.is_dir():
