@@ -11,8 +11,7 @@ from clp_jax.commands.conventions import Told, choose_conventions
 from clp_jax.commands.data_flags import named_stats
 from clp_jax.commands.model_flags import ModelFlags
 from clp_jax.commands.unused import refuse_unused
-from clp_jax.export import Options, Target, Weights, export_checkpoint
-from clp_jax.export.model_card import unlike_target
+from clp_jax.export import Options, Target, Weights, export_checkpoint, unlike_target
 from clp_jax.export.weights import Dtype
 from clp_jax.loading import has_adapters, read_architecture, stored_tree
 from clp_jax.models import Architecture, Lengths, family_of

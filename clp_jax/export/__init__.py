@@ -22,6 +22,7 @@ from clp_jax.export.weights import Weights
 from clp_jax.folders import is_remote
 from clp_jax.models import family_of
 from clp_jax.outputs import staged
+from clp_jax.processing.conventions import Conventions
 
 Target = Literal["openpi", "openpi-pytorch", "lerobot", "groot", "stablehlo"]
 
@@ -30,13 +31,18 @@ class _Exporter(NamedTuple):
     write: Callable[[Weights, Path, Options], None]
     check: Callable[[Weights, Path, Options], Check]
     load: Callable[[Weights], str]
+    unlike: Callable[[Weights, Conventions], tuple[str, ...]] = lambda *_: ()
 
 
 _EXPORTERS: Mapping[Target, _Exporter] = {
     "openpi": _Exporter(openpi.write, openpi.check, lambda _: openpi.LOAD),
     "openpi-pytorch": _Exporter(pytorch.write, pytorch.check, lambda _: pytorch.LOAD),
-    "lerobot": _Exporter(lerobot.write, lerobot.check, lambda weights: family_of(weights.architecture).LEROBOT.LOAD),
-    "groot": _Exporter(groot.write, groot.check, lambda weights: family_of(weights.architecture).NVIDIA.LOAD),
+    "lerobot": _Exporter(
+        lerobot.write, lerobot.check, lambda weights: family_of(weights.architecture).LEROBOT.LOAD, lerobot.unlike
+    ),
+    "groot": _Exporter(
+        groot.write, groot.check, lambda weights: family_of(weights.architecture).NVIDIA.LOAD, groot.unlike
+    ),
     "stablehlo": _Exporter(stablehlo.write, stablehlo.check, lambda _: stablehlo.LOAD),
 }
 
@@ -77,10 +83,16 @@ def export_checkpoint(
     ):
         exporter.write(weights, Path(folder), options)
         check = exporter.check(weights, Path(folder), options)
-        card = model_card(weights, target, options, check, load=exporter.load(weights))
+        unlike = () if options.conventions is None else exporter.unlike(weights, options.conventions)
+        card = model_card(weights, target, options, check, load=exporter.load(weights), unlike=unlike)
         (Path(folder) / "README.md").write_text(card)
         write_json(Path(folder) / EXPORT_FILE, export_record(weights, target, options, check))
     return check
+
+
+def unlike_target(weights: Weights, target: Target, conventions: Conventions) -> tuple[str, ...]:
+    """What the conventions ask for and the code that the export is for does not do or have, one sentence each."""
+    return _EXPORTERS[target].unlike(weights, conventions)
 
 
 def _carried(spec: Spec, target: Target) -> Mapping[str, str | os.PathLike[str]]:
@@ -112,4 +124,4 @@ def check_target(weights: Weights, target: Target) -> None:
         raise InputError(reason)
 
 
-__all__ = ["Check", "Options", "Target", "Weights", "check_target", "export_checkpoint"]
+__all__ = ["Check", "Options", "Target", "Weights", "check_target", "export_checkpoint", "unlike_target"]

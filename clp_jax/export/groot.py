@@ -14,6 +14,13 @@ from clp_jax.export import tensors, upstream
 from clp_jax.export.result import Check, Options
 from clp_jax.export.weights import Weights
 from clp_jax.models import family_of
+from clp_jax.processing.conventions import Conventions
+
+
+def unlike(weights: Weights, conventions: Conventions) -> tuple[str, ...]:
+    """What NVIDIA's code would miss in the statistics, one sentence each."""
+    del conventions
+    return family_of(weights.architecture).NVIDIA.unlike(weights.spec.folder)
 
 
 def write(weights: Weights, folder: Path, options: Options) -> None:

@@ -17,6 +17,12 @@ from clp_jax.export.result import Check, Options, write_json
 from clp_jax.export.tensors import check_tensors, write_tensors
 from clp_jax.export.weights import Weights
 from clp_jax.models import family_of
+from clp_jax.processing.conventions import Conventions
+
+
+def unlike(weights: Weights, conventions: Conventions) -> tuple[str, ...]:
+    """What lerobot does otherwise than the conventions ask, one sentence each."""
+    return family_of(weights.architecture).LEROBOT.unlike(weights.architecture, conventions)
 
 
 def write(weights: Weights, folder: Path, options: Options) -> None:

@@ -1,7 +1,7 @@
 """``README.md`` of an export: what was removed and why, sizes before and after, how to load it, licences."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from clp_jax.errors import blamed_on
@@ -11,7 +11,6 @@ from clp_jax.export.weights import Weights
 from clp_jax.flops import parameter_count, sample_flops
 from clp_jax.models import Architecture, Lengths, configurations, family_of, views
 from clp_jax.plan import PrunePlan
-from clp_jax.processing.conventions import Conventions
 from clp_jax.provenance import conventions_of, healing, trained_with
 
 _CAMERAS = 3
@@ -21,7 +20,9 @@ _UNCHECKED = """
 Made with `--check bits`: there is no check.npz to compare with. Export again without that flag for one."""
 
 
-def model_card(weights: Weights, target: str, options: Options, check: Check, *, load: str) -> str:
+def model_card(
+    weights: Weights, target: str, options: Options, check: Check, *, load: str, unlike: Sequence[str]
+) -> str:
     """The card of an export.
 
     Args:
@@ -30,6 +31,7 @@ def model_card(weights: Weights, target: str, options: Options, check: Check, *,
       options: what weights cannot tell.
       check: what was compared.
       load: Markdown on how to load it.
+      unlike: sentences on what the target does not do or have of what the conventions ask for.
     """
     record = weights.spec.plan_record
     family = family_of(weights.architecture)
@@ -42,7 +44,7 @@ def model_card(weights: Weights, target: str, options: Options, check: Check, *,
         f"# A pruned {name} for {target}" if is_cut else f"# {name} for {target}",
         f"Made by `clp export --to {target}` of clp_jax (CLP, arXiv 2606.20246) from `{source}`.",
         "## Load\n\n" + load + ("" if options.run or CHECK_FILE not in load else _UNCHECKED),
-        *(["## Conventions\n\n" + said] if (said := _conventions(weights, target, options)) else []),
+        *(["## Conventions\n\n" + said] if (said := _conventions(weights, options, unlike)) else []),
         "## What was removed\n\n" + removed,
         "## Size\n\n" + sizes,
         "## Checked\n\n" + _checked(check),
@@ -56,7 +58,7 @@ The code files in this folder are part of clp_jax, Apache-2.0. The data that the
 of its own."""
 
 
-def _conventions(weights: Weights, target: str, options: Options) -> str | None:
+def _conventions(weights: Weights, options: Options, unlike: Sequence[str]) -> str | None:
     """What the checkpoint was trained with, and what of it the target does not do; None where nobody said."""
     conventions = options.conventions
     if conventions is None or conventions.robot is None:
@@ -65,7 +67,7 @@ def _conventions(weights: Weights, target: str, options: Options) -> str | None:
     whose = "As trained" if named is None else f"Those of {named.upstream}'s configuration `{conventions.config}`"
     if (own := _lengths_of_files(weights, len(conventions.robot.images))) not in (None, options.lengths):
         whose = f"As asked; the checkpoint's own files say {own.horizon} actions and {own.prompt} tokens"
-    return "\n\n".join([f"{whose}: {conventions}.", *unlike_target(weights, target, conventions)])
+    return "\n\n".join([f"{whose}: {conventions}.", *unlike])
 
 
 def _lengths_of_files(weights: Weights, cameras: int) -> Lengths | None:
@@ -75,14 +77,6 @@ def _lengths_of_files(weights: Weights, cameras: int) -> Lengths | None:
         return None
     own, trained = family_of(weights.architecture).lengths(weights.architecture, cameras), trained_with(record)
     return Lengths(trained.get("action_horizon", own.horizon), trained.get("max_token_len", own.prompt))
-
-
-def unlike_target(weights: Weights, target: str, conventions: Conventions) -> tuple[str, ...]:
-    """What the conventions ask for and the code that the export is for does not do or have, one sentence each."""
-    family = family_of(weights.architecture)
-    if target == "groot":
-        return family.NVIDIA.unlike(weights.spec.folder)
-    return family.LEROBOT.unlike(weights.architecture, conventions) if target == "lerobot" else ()
 
 
 def _removed(record: Mapping[str, Any] | None) -> str:
