@@ -20,6 +20,7 @@ from clp_jax.checkpoint.orbax.writer import ItemWriter
 from clp_jax.checkpoint.safetensors.tensorfile import TensorWriter, read_tensors
 from clp_jax.cli import main
 from clp_jax.errors import InputError
+from clp_jax.export.model_card import _reason
 from clp_jax.export.weights import Weights
 from clp_jax.models import abstract_params
 from clp_jax.models.layers.torch_rules import from_tensors, tensors_of, to_tensors
@@ -257,6 +258,21 @@ def test_nothing_is_overwritten_unasked(checkpoint, tmp_path, capsys):
     assert export(checkpoint, tmp_path / "e", "openpi", "--check", "bits", "--overwrite") == 0
     assert export(checkpoint, "gs://bucket/e", "lerobot") == 2
     assert "no folder of this machine" in capsys.readouterr().err
+
+
+def test_the_card_says_who_taught_and_which_depths_were_trained():
+    flags = {
+        "data": ["set"],
+        "steps": 10,
+        "batch_size": 2,
+        "teacher": "big",
+        "teacher_weight": 0.5,
+        "depths": ["4", "2"],
+    }
+    said = _reason({"command": "finetune", "source": "base", "config": flags})
+    assert "taught by `big` with weight 0.5, in turn at the depths 4, 2, at most 10 steps of 2" in said
+    said = _reason({"command": "finetune", "source": "base", "config": flags | {"teacher": None, "depths": []}})
+    assert "taught" not in said and "in turn" not in said
 
 
 @pytest.mark.parametrize("to", ["openpi", "openpi-pytorch", "lerobot"])

@@ -95,11 +95,10 @@ def _reason(step: Mapping[str, Any]) -> str:
     """Criterion, scores and data of one pruning; data and length of one fine-tuning."""
     if step.get("command") == "finetune":
         flags = step["config"]
-        taught = (
-            f", taught by `{flags['teacher']}` with weight {flags['teacher_weight']}" if flags.get("teacher") else ""
-        )
+        how = f", taught by `{flags['teacher']}` with weight {flags['teacher_weight']}" if flags.get("teacher") else ""
+        how += f", in turn at the depths {', '.join(flags['depths'])}" if flags.get("depths") else ""
         return (
-            f"fine-tuned from `{step['source']}` on `{flags['data']}`{taught}, at most {flags['steps']} steps of "
+            f"fine-tuned from `{step['source']}` on `{flags['data']}`{how}, at most {flags['steps']} steps of "
             f"{flags['batch_size']} observations."
         )
     criterion = step.get("criterion")
