@@ -91,9 +91,7 @@ def changed_files(folder: epath.Path) -> tuple[int, list[str]]:
     listed = read_manifest(folder).get("files", {})
     if not isinstance(listed, dict):
         raise InputError(f"{folder / MANIFEST} lists files in a form that we do not write; {_DAMAGED}")
-    return len(listed), [
-        name for name, sum_ in listed.items() if not (folder / name).is_file() or _sum_of(folder / name) != sum_
-    ]
+    return len(listed), [name for name, crc32 in listed.items() if not _holds(folder / name, crc32)]
 
 
 def listed_arrays(folder: epath.Path, item: str = "arrays") -> dict[str, Listed] | None:
@@ -163,6 +161,11 @@ def check_part(what: str, expected: int | None, found: int) -> None:
             f"{what} holds other bytes than were written there ({MANIFEST} has another checksum): it is damaged, or "
             f"was exchanged with another; {_DAMAGED}"
         )
+
+
+def _holds(file: epath.Path, crc32: int) -> bool:
+    # `is_file` of some versions of etils is true of what is not there.
+    return file.exists() and not file.is_dir() and _sum_of(file) == crc32
 
 
 def _sum_of(file: epath.Path) -> int:

@@ -177,7 +177,14 @@ def with_statistics(step: Path) -> Path:
     return step.parent / "cut"
 
 
-@pytest.mark.parametrize("change", [lambda file: file.write_text('{"norm_stats": {"state": 0}}'), Path.unlink])
+def becomes_a_folder(file: Path) -> None:
+    file.unlink()
+    file.mkdir()
+
+
+@pytest.mark.parametrize(
+    "change", [lambda file: file.write_text('{"norm_stats": {"state": 0}}'), Path.unlink, becomes_a_folder]
+)
 @pytest.mark.parametrize("name", [STATISTICS, "assets/tokenizer.json"])
 def test_statistics_that_are_not_what_was_written_are_found(step, name, change):
     cut = with_statistics(step)
