@@ -9,6 +9,27 @@ _OPERATIONS = "tests/test_operations.py"
 
 MUTANTS: list[Mutant] = [
     *faults(
+        "clp_jax/checkpoint/manifest.py",
+        "tests/checkpoint/test_manifest.py",
+        ("manifest-other-bytes-of-a-file", "and _sum_of(file) == crc32", "and _sum_of(file) is not None"),
+        ("manifest-a-folder-for-a-file", "file.exists() and not file.is_dir()", "file.is_dir() or file.exists()"),
+    ),
+    *faults(
+        "clp_jax/folders.py",
+        "tests/test_folders.py",
+        ("folders-closed-looks-empty", "        if closed:\n", "        if False:\n"),
+    ),
+    *faults(
+        "clp_jax/outputs/ownership.py",
+        "tests/test_outputs.py::test_an_output_where_nobody_may_write_is_one_line",
+        ("outputs-read-only-unnamed", "(errno.EACCES, errno.EPERM, errno.EROFS)", "(errno.EACCES, errno.EPERM)"),
+    ),
+    *faults(
+        "clp_jax/models/groot/metadata.py",
+        "tests/groot/test_export.py::test_statistics_without_names_of_parts_are_told",
+        ("groot-nameless-parts-unsaid", "statistics, Mapping) and any(", "statistics, Mapping) and all("),
+    ),
+    *faults(
         "clp_jax/models/pi0/processing.py",
         f"{_POLICY}::test_libero_actions_are_openpis tests/test_data_transforms.py::test_outputs_undo_inputs",
         (
