@@ -166,8 +166,7 @@ def heal(
     Raises:
       InputError: the plan removes nothing.
     """
-    if not any(plan.removed(name) for name in plan.towers):
-        raise InputError("the plan removes nothing, so there is nothing to heal.")
+    check_removes(plan)
     work = Work(model, plan, calibration, held_out, draws=draws, batch_size=batch_size)
     full, before = work.loss(full=True), work.loss()
     for towers, block, branch in progress(work.fits, len(work.fits)):
@@ -187,6 +186,12 @@ def heal(
     }
     leaves = {path: np.asarray(leaf) for path, leaf in work.changed.items()}
     return Healed(work.repairs, Changes(work.smaller, leaves, record), full, before, after, work.params)
+
+
+def check_removes(plan: PrunePlan) -> None:
+    """Raise where a plan leaves nothing to heal."""
+    if not any(plan.removed(name) for name in plan.towers):
+        raise InputError("the plan removes nothing, so there is nothing to heal.")
 
 
 class Work:

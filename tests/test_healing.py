@@ -16,6 +16,7 @@ from safetensors_folders import GROOT, SMOLVLA
 from clp_jax import cli, example
 from clp_jax.analysis import loss_of
 from clp_jax.checkpoint import read_params, read_spec
+from clp_jax.commands import prune as prune_command
 from clp_jax.commands import prune_choice
 from clp_jax.data import CalibrationData, hold_out
 from clp_jax.errors import InputError
@@ -225,6 +226,17 @@ def test_healing_needs_data_and_episodes_to_hold_out(written, tmp_path, capsys, 
     flags = ["prune", "--checkpoint", example.CHECKPOINT, "--keep", "0,1,2", "--heal", "--out", str(tmp_path / "out")]
     assert cli.main(flags) == 2
     assert "--heal needs observations" in capsys.readouterr().err
+    with monkeypatch.context() as unread:
+        unread.setattr(prune_command, "load_to_heal", None)  # said before the model and its data are read
+        other = PrunePlan.of("pi0", {"vlm": 4, "action": 4}, {name: [0, 3] for name in ("vlm", "action")})
+        other.save(tmp_path / "other.json")
+        keeps_all = ["--keep", ",".join(map(str, range(18)))]
+        for stated, wrong in (
+            (keeps_all, "nothing to heal"),
+            (["--plan", str(tmp_path / "other.json")], "tower of 4 blocks"),
+        ):
+            assert cli.main([*flags[:3], *stated, *flags[5:], "--data", str(written / "data.npz")]) == 2
+            assert wrong in capsys.readouterr().err
     monkeypatch.setattr(prune_choice, "measure", None)  # said before an analysis of minutes
     flags = [*flags[:3], "--keep-layers", "3", *flags[5:], "--data", str(written / "data.npz")]
     assert cli.main([*flags, "--holdout-ratio", "0"]) == 2

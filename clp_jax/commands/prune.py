@@ -22,10 +22,10 @@ from clp_jax.commands.measuring import (
     load,
     load_to_heal,
 )
-from clp_jax.commands.prune_choice import Measured, plan_of, refuse_flags_of_other_ways, way_of
+from clp_jax.commands.prune_choice import Measured, chosen_plan, refuse_flags_of_other_ways, stated_plan, way_of
 from clp_jax.commands.results import print_json
 from clp_jax.folders import is_remote
-from clp_jax.healing import heal
+from clp_jax.healing import check_removes, heal
 from clp_jax.history import REPORT, REPORT_KEY
 from clp_jax.loading import read_architecture
 from clp_jax.models import Architecture, Shape
@@ -85,44 +85,53 @@ def run(config: Prune) -> None:
     shape = _shape(config, spec)
     check_depth(config.depth(), config.rule(), shape)
     check_couple(config, shape)
+    stated = stated_plan(config, way, spec, shape)
+    if stated is not None:  # before minutes of reading
+        check_plan(stated, shape)
+    if stated is not None and config.heal:
+        check_removes(stated)
     measured = (load_to_heal if config.heal else load)(config.checkpoint, config.data, config) if config.data else None
-    plan, calibration = plan_of(config, way, spec, shape, measured, console)
+    plan, calibration = (stated, None) if stated is not None else chosen_plan(config, spec, measured, console)
     check_plan(plan, shape)
     changes = _healed(measured, plan, config, console) if config.heal and measured is not None else None
     written = write(spec, plan, config, calibration, changes)
-    before, after = stored_count(spec), stored_count(read_spec(config.out))
-    notes, report = [*written.notes], report_of(config)
+    notes = [*written.notes]
     if (spec.path.parent / "train_state").exists():
         notes.append("The optimiser state (train_state) was not carried over: it belongs to the old depth.")
+    record = {
+        "checkpoint": config.out,
+        "criterion": plan.criterion,
+        "removed": {name: list(tower.removed) for name, tower in plan.towers.items()},
+        "parameters": {"before": stored_count(spec), "after": stored_count(read_spec(config.out))},
+        "bytes": written.bytes_out,
+        "seconds": written.seconds,
+        "loss": (calibration or {}).get("loss"),
+        "healed": None if changes is None else changes.record,
+        "notes": notes,
+        "report": report_of(config),
+    }
+    _tell(console, plan, record)
+    if config.json:
+        print_json(record)
+
+
+def _tell(console: Console, plan: PrunePlan, record: Mapping[str, Any]) -> None:
+    """Print what was written."""
     for name, tower in plan.towers.items():
         if tower.removed:
             console.print(
                 f"{name:7} {tower.depth} -> {len(tower.keep)} blocks; removed {', '.join(map(str, tower.removed))}"
             )
+    before, after = record["parameters"]["before"], record["parameters"]["after"]
     console.print(
         f"{before:,} -> {after:,} parameters ({after / before:.0%}), "
-        f"{decimal(written.bytes_out)} in {written.seconds:.1f} s"
+        f"{decimal(record['bytes'])} in {record['seconds']:.1f} s"
     )
-    for note in notes:
+    for note in record["notes"]:
         console.print(escape(note))
-    console.print(f"Checkpoint: [bold]{escape(config.out)}[/]", soft_wrap=True)
-    if report is not None:
-        console.print(f"Report behind the choice: [bold]{escape(report)}[/]", soft_wrap=True)
-    if config.json:
-        print_json(
-            {
-                "checkpoint": config.out,
-                "criterion": plan.criterion,
-                "removed": {name: list(tower.removed) for name, tower in plan.towers.items()},
-                "parameters": {"before": before, "after": after},
-                "bytes": written.bytes_out,
-                "seconds": written.seconds,
-                "loss": (calibration or {}).get("loss"),
-                "healed": None if changes is None else changes.record,
-                "notes": notes,
-                "report": report,
-            }
-        )
+    console.print(f"Checkpoint: [bold]{escape(record['checkpoint'])}[/]", soft_wrap=True)
+    if record["report"] is not None:
+        console.print(f"Report behind the choice: [bold]{escape(record['report'])}[/]", soft_wrap=True)
 
 
 def _healed(measured: Measured, plan: PrunePlan, config: Prune, console: Console) -> Changes:

@@ -95,7 +95,7 @@ def refuse_flags_of_other_ways(config: Any, way: str, spec: Spec) -> None:
     if way == "data":
         check_vision(config, shows=False)
         return
-    if way == "trained" and not cuts_of(spec.plan_record):  # no way at all, which `plan_of` tells
+    if way == "trained" and not cuts_of(spec.plan_record):  # no way at all, which `stated_plan` tells
         return
     chooses = way == "analysis" and config.depth().is_given
     if way == "analysis" and not chooses:
@@ -113,29 +113,38 @@ def refuse_flags_of_other_ways(config: Any, way: str, spec: Spec) -> None:
     refuse_unused(config, names, reason, instead=instead)
 
 
-def plan_of(
-    config: Any, way: str, spec: Spec, shape: Architecture | Shape, measured: Measured | None, console: Console
-) -> tuple[PrunePlan, dict | None]:
-    """The plan, and what is to be recorded of the data behind it.
+def stated_plan(config: Any, way: str, spec: Spec, shape: Architecture | Shape) -> PrunePlan | None:
+    """The plan, where a file, a list or the training says it.
 
     Args:
       config: the flags.
       way: of `way_of`.
       spec: the checkpoint.
       shape: what the plan must fit.
+
+    Raises:
+      InputError: the flags, the file that they name and the checkpoint do not fit together.
+    """
+    if config.plan is not None:
+        return PrunePlan.load(config.plan)
+    if config.keep:
+        return plan_of_blocks(shape, blocks_of(config.keep))
+    return _plan_of_training(config, spec, shape) if way == "trained" else None
+
+
+def chosen_plan(config: Any, spec: Spec, measured: Measured | None, console: Console) -> tuple[PrunePlan, dict]:
+    """The plan, where evidence says it, and what is to be recorded of the data behind it.
+
+    Args:
+      config: the flags.
+      spec: the checkpoint.
       measured: the model and its data, where the plan is chosen by them.
       console: is told what the choice costs.
 
     Raises:
-      InputError: the flags, the files that they name and the checkpoint do not fit together.
+      InputError: the flags, the analysis and the checkpoint do not fit together.
     """
-    if config.plan is not None:
-        return PrunePlan.load(config.plan), None
-    if config.keep:
-        return plan_of_blocks(shape, blocks_of(config.keep)), None
-    if way == "trained":
-        return _plan_of_training(config, spec, shape), None
-    if way == "analysis":
+    if config.analysis is not None:
         return _plan_of_analysis(config, spec, measured)
     assert measured is not None
     model, calibration, evaluation = measured

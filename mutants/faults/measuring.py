@@ -182,6 +182,16 @@ MUTANTS: list[Mutant] = [
         ),
     ),
     *faults(
+        "clp_jax/commands/prune.py",
+        "tests/test_healing.py::test_healing_needs_data_and_episodes_to_hold_out",
+        (
+            "heal-plan-checked-late",
+            "    if stated is not None:  # before minutes of reading\n        check_plan(stated, shape)\n",
+            "",
+        ),
+        ("heal-of-nothing-told-late", "check_removes(stated)", "pass"),
+    ),
+    *faults(
         "clp_jax/healing.py",
         "tests/test_healing.py",
         ("heal-own-state", "tower.states[place + 1]", "tower.states[place]"),
