@@ -146,6 +146,8 @@ def _gates(removed: list[int]) -> np.ndarray:
 def collect_tuned(work: Path, base: Path, out: Path) -> None:
     """Put what is finished of the second round into the results, which need not have been made in the same folder.
 
+    Runs that the folder lacks stay.
+
     Args:
       work: the study's folder.
       base: from which the arms were cut.
@@ -155,11 +157,17 @@ def collect_tuned(work: Path, base: Path, out: Path) -> None:
     arms = {
         depth: [dataclasses.asdict(arm) for arm in tuned.arms(work, base, depth)] for depth in protocol.TUNED_DEPTHS
     }
+    runs = {_key(run): run for run in [*result.get("tuned", {"runs": []})["runs"], *_runs(work / "tuned")]}
     found = {
         "conditions": _conditions(),
         "base": "float32" if base == finished(work) else "bfloat16",
         "step_seconds": tuned.step_seconds(work, base),
         "arms": arms,
-        "runs": _runs(work / "tuned"),
+        "runs": [runs[key] for key in sorted(runs)],
     }
     out.write_text(json.dumps(result | {"tuned": found}, indent=1, allow_nan=False) + "\n")
+
+
+def _key(run: dict[str, Any]) -> tuple[str, str, str]:
+    """The order of the runs' folders."""
+    return run["regime"], run["name"], f"{run['rate']:g}-{run['seed']}"
