@@ -218,6 +218,29 @@ def test_sigterm_saves_and_ends_the_run(inputs, tmp_path, uninterrupted):
     assert signal.getsignal(signal.SIGTERM) is before
 
 
+def test_sigterm_while_the_last_save_is_written_makes_nothing_of_it(inputs, tmp_path, monkeypatch):
+    import os
+    import signal
+
+    wait, ended = Steps.wait, []
+
+    def wait_long(self):
+        if self.latest == 1:
+            ended.append(os.kill(os.getpid(), signal.SIGTERM))
+        wait(self)
+
+    def raise_at_once(*_):
+        raise AssertionError("SIGTERM came through")
+
+    monkeypatch.setattr(Steps, "wait", wait_long)
+    before = signal.signal(signal.SIGTERM, raise_at_once)
+    try:
+        report, _ = run(inputs, tmp_path / "run", steps=2, save_every=1000)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert (report.done, report.saved, len(ended)) == (2, 1, 1)
+
+
 def test_other_tree_is_refused_with_every_difference(inputs, uninterrupted, tmp_path):
     run(inputs, tmp_path / "run", steps=1)
     with pytest.raises(InputError, match=r"params.action_in_proj.bias.value: expected nothing"):

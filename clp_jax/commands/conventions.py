@@ -235,7 +235,7 @@ def _with_flags(told: Told, base: Conventions, whose: str | None, architecture: 
         if getattr(base, name) not in (None, value)
     ]
     own = None if architecture is None else family_of(architecture).own_robot(architecture)
-    robot = robot_told(told, architecture, start=base.robot if own is None else own)
+    robot = robot_told(told, architecture, start=own if base.robot is None else base.robot)
     if robot is not None and told.names_robot and own is None and base.robot is not None and whose is not None:
         named = f"--robot {told.robot}" if told.robot else "the flags"
         found = robot_differences(robot, base.robot)

@@ -22,7 +22,7 @@ from clp_jax.commands.teacher_flags import TeacherFlags
 from clp_jax.commands.upstream_flags import UpstreamFlags, with_upstream_defaults
 from clp_jax.distributed import DistributedFlags, is_first, join, on_first
 from clp_jax.errors import InputError
-from clp_jax.models import Remat, family_of
+from clp_jax.models import Architecture, Remat, family_of
 from clp_jax.outputs import check_apart
 from clp_jax.plan import PrunePlan
 from clp_jax.progress import progress
@@ -46,6 +46,7 @@ from clp_jax.training.logs import BOARD, Logs, import_wandb
 from clp_jax.training.profiling import StepTrace
 from clp_jax.training.resumption import Entry, check_same_run
 from clp_jax.training.run_folder import run_folder
+from clp_jax.training.saving import saved_record
 
 _MAY_CHANGE = (
     *("steps", "log_every", "evaluate_every", "save_every", "keep_period"),
@@ -153,10 +154,9 @@ def _run(config: Finetune, lifetime: contextlib.ExitStack) -> None:
     spec = read_spec(config.checkpoint)
     architecture = read_trained_architecture(config, spec)
     not_decayed = config.not_decayed
-    config, chosen = with_upstream_defaults(
-        config, family_of(architecture).training_defaults(architecture, config.steps)
-    )
-    inputs = read_inputs(config, spec, architecture)
+    begun = saved_record(config.out) if config.resume else None
+    config, chosen = _with_defaults(config, architecture, begun)
+    inputs = read_inputs(config, spec, architecture, begun)
     if inputs.begun is None:
         check_schedule(OptimizerSettings.among(vars(config)))
     mesh = make_mesh(config.fsdp_devices)
@@ -295,6 +295,22 @@ def _rules(words: tuple[str, ...]) -> Rules:
             )
         rules.append((pattern, None if axis == "none" else int(axis)))
     return tuple(rules)
+
+
+def _with_defaults(
+    config: Finetune, architecture: Architecture, begun: Mapping[str, Any] | None
+) -> tuple[Finetune, str]:
+    """The flags with the family's values where none was given, and these as a text.
+
+    A resumed run keeps the schedule that it began with: the family may count it from --steps, which can change.
+    """
+    recorded = {} if begun is None or not begun["steps"] else begun["steps"][-1].get("config", {})
+    unsaid = [name for name in ("warmup_steps", "decay_steps") if getattr(config, name) is None]
+    kept = {name: recorded[name] for name in unsaid if recorded.get(name) is not None}
+    defaults = family_of(architecture).training_defaults(architecture, config.steps)
+    config, chosen = with_upstream_defaults(dataclasses.replace(config, **kept), defaults)
+    others = [f"{name.replace('_', ' ')} {value}" for name, value in kept.items() if value != defaults[name]]
+    return config, "; ".join([chosen, f"{', '.join(others)}, as the run began"] if others else [chosen])
 
 
 def _go_on(console: Console, before: Mapping[str, Any], entry: Entry) -> None:

@@ -19,7 +19,6 @@ from clp_jax.training.adapters import with_adapters
 from clp_jax.training.freezing import frozen_paths
 from clp_jax.training.optimizer import check_undecayed
 from clp_jax.training.resumption import Entry
-from clp_jax.training.saving import saved_record
 from clp_jax.training.throughput import step_flops
 from clp_jax.trees import flatten
 
@@ -74,18 +73,18 @@ class Inputs:
         return sum(each) / len(each)
 
 
-def read_inputs(config: Any, spec: Spec, architecture: Architecture) -> Inputs:
+def read_inputs(config: Any, spec: Spec, architecture: Architecture, begun: Mapping[str, Any] | None) -> Inputs:
     """Read and compare all that a run needs.
 
     Args:
       config: the command's flags.
       spec: the checkpoint that is trained.
       architecture: of the model that is trained.
+      begun: the ``clp.json`` of the newest saved step of a resumed run.
 
     Raises:
       InputError: something is missing or damaged, or does not go with something else.
     """
-    begun = saved_record(config.out) if config.resume else None
     data = open_data(
         config,
         config.data,

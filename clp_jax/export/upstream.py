@@ -25,6 +25,7 @@ def wanted_of(weights: Weights, options: Options) -> Wanted:
         asset_id=options.asset_id,
         lengths=options.lengths,
         num_steps=options.num_steps,
+        robot=None if options.conventions is None else options.conventions.robot,
         dtype=weights.dtype,
     )
 

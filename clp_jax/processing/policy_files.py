@@ -21,7 +21,8 @@ from clp_jax.processing.norm_stats import NormStats, of_lists
 
 PREPROCESSOR, POSTPROCESSOR = "policy_preprocessor.json", "policy_postprocessor.json"
 _FEATURES = {"state": "observation.state", "actions": "action"}
-_NORMALISERS = ("normalizer_processor", "unnormalizer_processor")
+NORMALIZER, UNNORMALIZER = "normalizer_processor", "unnormalizer_processor"
+"""The steps with statistics."""
 _LIMIT = 2**26
 """Bytes of a file of statistics that are read; more is none."""
 _DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "bfloat16", "I64": "<i8", "I32": "<i4", "BOOL": "?"}
@@ -45,11 +46,15 @@ def state_files(folder: epath.Path) -> list[str]:
     """Names of the files with the statistics of both processors.
 
     Raises:
-      InputError: a processor file is not lerobot's, or names something outside of the folder.
+      InputError: a processor file is not lerobot's, or names something that is missing or outside of the folder.
     """
-    steps = [step for name in (PREPROCESSOR, POSTPROCESSOR) for step in read_steps(folder, name)]
-    found = [step.get("state_file") for step in steps if step.get("registry_name") in _NORMALISERS]
-    return [_inside(folder, name) for name in found if name]
+    found = [
+        (processor, step["state_file"])
+        for processor in (PREPROCESSOR, POSTPROCESSOR)
+        for step in read_steps(folder, processor)
+        if step.get("registry_name") in (NORMALIZER, UNNORMALIZER) and step.get("state_file")
+    ]
+    return [_existing(folder, processor, name).name for processor, name in found]
 
 
 def norm_maps(folder: epath.Path) -> dict[str, dict[str, str]]:
@@ -59,7 +64,7 @@ def norm_maps(folder: epath.Path) -> dict[str, dict[str, str]]:
         name: dict(step["config"].get("norm_map") or {})
         for name, steps in found.items()
         for step in steps
-        if step.get("registry_name") in _NORMALISERS
+        if step.get("registry_name") in (NORMALIZER, UNNORMALIZER)
     }
 
 
@@ -69,7 +74,7 @@ def tokenizer_name(folder: epath.Path) -> str | None:
     return next((name for name in found if name), None)
 
 
-def norm_stats_of(folder: epath.Path, normaliser: str = _NORMALISERS[0]) -> dict[str, NormStats] | None:
+def norm_stats_of(folder: epath.Path, normaliser: str = NORMALIZER) -> dict[str, NormStats] | None:
     """The statistics that a policy folder carries; None if it has none.
 
     Args:
@@ -83,13 +88,26 @@ def norm_stats_of(folder: epath.Path, normaliser: str = _NORMALISERS[0]) -> dict
     names = [step.get("state_file") for step in steps if step.get("registry_name") == normaliser]
     if not names or names[0] is None:
         return None
-    file = folder / _inside(folder, names[0])
-    if not file.exists():
-        raise InputError(f"{folder / PREPROCESSOR} names {names[0]}, which is not beside it; copy it there.")
-    vectors = read_vectors(file)
-    with blamed_on(file, verb="holds statistics that no data have"):
+    vectors = read_state_file(folder, PREPROCESSOR, names[0])
+    with blamed_on(folder / names[0], verb="holds statistics that no data have"):
         found = {name: _stats(vectors, feature) for name, feature in _FEATURES.items()}
     return {name: entry for name, entry in found.items() if entry is not None} or None
+
+
+def read_state_file(folder: epath.Path, processor: str, name: str) -> dict[str, np.ndarray]:
+    """The vectors of a file that a processor file names.
+
+    Raises:
+      InputError: it is missing, broken or outside of the folder.
+    """
+    return read_vectors(_existing(folder, processor, name))
+
+
+def _existing(folder: epath.Path, processor: str, name: str) -> epath.Path:
+    file = folder / _inside(folder, name)
+    if not file.exists():
+        raise InputError(f"{folder / processor} names {name}, which is not beside it; copy it there.")
+    return file
 
 
 def _inside(folder: epath.Path, name: str) -> str:

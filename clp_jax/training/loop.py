@@ -153,7 +153,7 @@ def train(
                 break
             if paused is not None and (look is not None or saves):
                 paused()
-    saved.wait()
+        saved.wait()  # nor may SIGTERM end it half-way
     assert saved.latest is not None
     return Report(state, int(state.step), saved.latest)
 

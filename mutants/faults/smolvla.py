@@ -9,7 +9,31 @@ _BF16 = f"{_PARITY}::test_bfloat16_is_lerobots_mixed_model {_PARITY}::test_bfloa
 _LOSS = f"{_PARITY}::test_losses_are_lerobots {_PARITY}::test_weights_of_errors_give_lerobots_loss"
 _PRECISION = "tests/test_precision.py"
 
+_PROCESSORS = "tests/smolvla/test_processors.py"
+
 MUTANTS: list[Mutant] = [
+    *faults(
+        "clp_jax/models/smolvla/processors.py",
+        _PROCESSORS,
+        ("smolvla-statistics-in-named-files-alone", "not in (NORMALIZER, UNNORMALIZER):", "not in (NORMALIZER,):"),
+        ("smolvla-unknown-steps-pass", "        if name not in known:\n", "        if False:\n"),
+        ("smolvla-postprocessor-unread", "not np.array_equal(before, after)", "False"),
+        ("smolvla-renames-the-other-way", "found[name] = key", "found[key] = name"),
+        (
+            "smolvla-export-renames-the-other-way",
+            "{key: name for name, key in keys.items()",
+            "{name: key for name, key in keys.items()",
+        ),
+    ),
+    *faults(
+        "clp_jax/commands/conventions.py",
+        f"{_PROCESSORS}::test_a_step_is_served_with_the_keys_that_its_run_read",
+        (
+            "smolvla-keys-of-the-run-forgotten",
+            "start=own if base.robot is None else base.robot",
+            "start=own or base.robot",
+        ),
+    ),
     *faults(
         "clp_jax/models/smolvla/model.py",
         f"{_PREFIX} {_STATES}",

@@ -11,6 +11,11 @@ _ADVISING = "tests/test_advising.py"
 
 MUTANTS: list[Mutant] = [
     *faults(
+        "clp_jax/training/loop.py",
+        "tests/test_training.py::test_sigterm_while_the_last_save_is_written_makes_nothing_of_it",
+        ("sigterm-ends-the-last-save", "        saved.wait()  # nor may", "    saved.wait()  # nor may"),
+    ),
+    *faults(
         "clp_jax/commands/advise_runs.py",
         f"{_ADVISING}::test_a_rung_is_a_run_of_its_own",
         ("advise-schedule-of-the-last-rung", '"decay_steps": steps', '"decay_steps": config.steps'),

@@ -7,6 +7,7 @@ import numpy as np
 from etils import epath
 
 from clp_jax.models.family import Lengths
+from clp_jax.processing.robots import Robot
 
 STATE, ACTION = "observation.state", "action"
 """Features of every policy."""
@@ -25,6 +26,7 @@ class Wanted(NamedTuple):
       asset_id: which norm stats; None where there is one.
       lengths: chunk and prompt.
       num_steps: Euler steps.
+      robot: whose observations the policy is to read, if that is known.
       dtype: of the weights; None where they are stored in several.
     """
 
@@ -34,6 +36,7 @@ class Wanted(NamedTuple):
     asset_id: str | None
     lengths: Lengths
     num_steps: int
+    robot: Robot | None
     dtype: str | None
 
 

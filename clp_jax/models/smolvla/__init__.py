@@ -14,6 +14,7 @@ from clp_jax.aliases import AnyArray, Array, Leaf, Tree
 from clp_jax.errors import InputError
 from clp_jax.models.family import Lengths, Loss, Times
 from clp_jax.models.layers.flow import fixed_noise, noisy_actions, per_draw, spread, velocity_at
+from clp_jax.models.layers.lerobot import STATE
 from clp_jax.models.layers.scan import Rows
 from clp_jax.models.layers.torch_rules import Layout
 from clp_jax.models.smolvla import lerobot
@@ -225,9 +226,14 @@ def without_unseen(architecture: Architecture, arrays: Mapping[str, np.ndarray])
 
 
 def own_robot(architecture: Architecture) -> Robot:
-    """The robot of the policy's ``config.json``: its cameras by their names, lerobot's keys of state and action."""
-    cameras = {camera: camera for camera in camera_names(architecture)}
-    return Robot("of the checkpoint", cameras, action_dim=architecture.true_action_dim)
+    """The robot of the policy's files: its cameras by their names, lerobot's keys of state and action.
+
+    What the preprocessor renames has the key from which it does.
+    """
+    keys = dict(architecture.robot_keys)
+    cameras = {camera: keys.get(camera, camera) for camera in camera_names(architecture)}
+    state = (keys.get(STATE, STATE),)
+    return Robot("of the checkpoint", cameras, state=state, action_dim=architecture.true_action_dim)
 
 
 def load_tokenizer(architecture: Architecture, path: str | None, assets: epath.Path | None) -> VlmTokenizer:

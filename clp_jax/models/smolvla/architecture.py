@@ -72,6 +72,7 @@ class Architecture(OfTowers):
       true_state_dim: dimensions of the robot's state.
       cameras: lerobot's keys of the images, in the order in which the model reads them.
       camera_sizes: height and width of the images of each camera, the encoder's if they are not told.
+      robot_keys: the model's inputs that the policy's preprocessor gets by renaming, each with the robot's key.
       as_they_are: which of ``state`` and ``actions`` are not normalised.
       chunk_size: actions of a chunk.
       n_action_steps: actions of a chunk that are executed.
@@ -105,6 +106,7 @@ class Architecture(OfTowers):
     true_state_dim: int
     cameras: tuple[str, ...]
     camera_sizes: tuple[tuple[int, int], ...] = ()
+    robot_keys: tuple[tuple[str, str], ...] = ()
     as_they_are: tuple[str, ...] = ()
     chunk_size: int = 50
     n_action_steps: int = 50

@@ -17,8 +17,8 @@ from clp_jax.models.layers.siglip import SiglipSizes
 from clp_jax.models.smolvla.architecture import EMPTY_CAMERA, Architecture, LlamaSizes, TrainingSettings
 from clp_jax.models.smolvla.config_values import check_values
 from clp_jax.models.smolvla.measured import Measured
+from clp_jax.models.smolvla.processors import check_processors, robot_keys
 from clp_jax.models.smolvla.vlm import VlmSettings, vlm_settings
-from clp_jax.processing import policy_files
 
 _VLM = "HuggingFaceTB/SmolVLM2-500M-Video-Instruct"
 """lerobot's default of ``vlm_model_name``."""
@@ -106,7 +106,7 @@ def read_architecture(
     cameras, dims = _features(config, str(file))
     norms = config.get("normalization_mapping", _NORMALIZATION)  # a kind that a given mapping lacks stays as it is
     kinds = {"state": "STATE", "actions": "ACTION"}
-    _check_norm_maps(norms, file.parent)
+    check_processors(file.parent, dims, norms, config.get("tokenizer_max_length", DEFAULTS["tokenizer_max_length"]))
     return Architecture(
         vision=SiglipSizes(
             width=sizes.vision_width,
@@ -129,6 +129,7 @@ def read_architecture(
         true_action_dim=dims["ACTION"],
         true_state_dim=dims["STATE"],
         cameras=cameras,
+        robot_keys=tuple(robot_keys(file.parent).items()),
         camera_sizes=tuple(_image_size(config, camera, sizes.image_size) for camera in cameras),
         as_they_are=tuple(name for name, kind in kinds.items() if norms.get(kind, "IDENTITY") == "IDENTITY"),
         image_tokens=_image_tokens(config, vlm, str(file)),
@@ -172,19 +173,6 @@ def _known(config: Mapping[str, Any], file: str) -> Mapping[str, Any]:
                 "implemented."
             )
     return config
-
-
-def _check_norm_maps(norms: Mapping[str, str], folder: epath.Path) -> None:
-    """lerobot trains by the configuration and serves by the processors: they must normalise alike."""
-    for name, kind in ((policy_files.PREPROCESSOR, "STATE"), (policy_files.POSTPROCESSOR, "ACTION")):
-        if name not in (found := policy_files.norm_maps(folder)):
-            continue
-        said, needed = (each.get(kind, "IDENTITY") for each in (found[name], norms))
-        if said != needed:
-            raise InputError(
-                f"{folder / name} normalises {kind} with {said}, normalization_mapping of config.json with {needed}; "
-                "correct the file that is wrong."
-            )
 
 
 def _check_shapes(config: Mapping[str, Any], vlm: VlmSettings, sizes: Measured, file: str) -> None:

@@ -7,9 +7,9 @@ from typing import Any
 
 from etils import epath
 
-from clp_jax.errors import InputError
 from clp_jax.files import read_bytes, read_json_object
 from clp_jax.models.smolvla.layout import config_with_depths
+from clp_jax.models.smolvla.processors import with_statistics
 from clp_jax.models.smolvla.tokenizer import find_tokenizer
 from clp_jax.models.smolvla.vlm import vlm_places
 from clp_jax.processing import policy_files
@@ -43,21 +43,26 @@ def side_files(
         return {}
     config = read_json_object(folder / "config.json")
     files = _of_vlm(folder, config.get("vlm_model_name"), vlm_config, tokenizer)
+    states = {name: read_bytes(folder / name) for name in policy_files.state_files(folder)}
     for name in (policy_files.PREPROCESSOR, policy_files.POSTPROCESSOR):
-        files |= {name: read_bytes(folder / name)} if (folder / name).exists() else {}
-    for name in policy_files.state_files(folder):
         if not (folder / name).exists():
-            raise InputError(f"{folder}: {name}, which its processors name, is missing")
-        content = read_bytes(folder / name)
+            continue
+        files[name] = read_bytes(folder / name)
         if norm_stats is not None:
-            vectors = policy_files.with_stats(policy_files.read_vectors(folder / name), norm_stats)
-            content = policy_files.to_safetensors(vectors)
-        files[name] = content
+            read = {file: policy_files.read_vectors(folder / file) for file in states}
+            content, changed = with_statistics(read_json_object(folder / name), read, norm_stats)
+            files[name], states = _json(content), states | changed
+    files |= states
     if depths is not None:
         config = config_with_depths(config, depths)
     for camera, (height, width) in (image_sizes or {}).items():
         config["input_features"][camera]["shape"] = [3, height, width]
-    return files | {"config.json": (json.dumps(config, indent=4) + "\n").encode()}
+    return files | {"config.json": _json(config)}
+
+
+def _json(content: Mapping[str, Any]) -> bytes:
+    """A JSON file as lerobot writes it."""
+    return (json.dumps(content, indent=4) + "\n").encode()
 
 
 def _of_vlm(
