@@ -56,7 +56,7 @@ def step(request, tmp_path_factory):
         ("pi0", "pi0_libero", ["add it yourself to dimensions 0 1 2 3 4 5."]),
         ("pi0", "pi0_aloha_sim", ["no units of aloha"]),
         ("pi05", "pi05_libero", ["spell the state in the prompt, which this checkpoint was not trained with"]),
-        ("pi05", "pi05_droid", []),
+        ("pi05", "pi05_droid", ["give it joint_position, gripper_position in this order as observation.state"]),
     ],
 )
 def test_what_the_exported_processors_do_not_do_is_said(tmp_path, capsys, kind, config, said):
@@ -70,6 +70,11 @@ def test_what_the_exported_processors_do_not_do_is_said(tmp_path, capsys, kind, 
     assert f"Those of openpi's configuration `{config}`: {entry}." in card
     assert out.count("warning:") == len(said)
     assert all(sentence in out and sentence in card for sentence in said)
+    first = json.loads((tmp_path / "e" / "policy_preprocessor.json").read_text())["steps"][0]
+    keys = {key: f"observation.images.{camera}" for camera, key in entry.robot.images.items()}
+    keys |= {entry.robot.state[0]: "observation.state"} if len(entry.robot.state) == 1 else {}
+    renamed = {key: name for key, name in keys.items() if key != name}
+    assert renamed and first == {"registry_name": "rename_observations_processor", "config": {"rename_map": renamed}}
 
 
 @pytest.fixture(scope="module")

@@ -19,10 +19,15 @@ MUTANTS: list[Mutant] = [
         ("smolvla-unknown-steps-pass", "        if name not in known:\n", "        if False:\n"),
         ("smolvla-postprocessor-unread", "not np.array_equal(before, after)", "False"),
         ("smolvla-renames-the-other-way", "found[name] = key", "found[key] = name"),
+    ),
+    *faults(
+        "clp_jax/models/layers/lerobot.py",
+        _PROCESSORS,
+        ("lerobot-export-renames-the-other-way", "{key: name for name, key", "{name: key for name, key"),
         (
-            "smolvla-export-renames-the-other-way",
-            "{key: name for name, key in keys.items()",
-            "{name: key for name, key in keys.items()",
+            "lerobot-export-forgets-the-state",
+            "camera, key in robot.images.items()} | state",
+            "camera, key in robot.images.items()}",
         ),
     ),
     *faults(

@@ -1,12 +1,13 @@
 """Names that every policy folder of lerobot 0.6 uses, and what a family says of such a folder."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from etils import epath
 
 from clp_jax.models.family import Lengths
+from clp_jax.processing import columns
 from clp_jax.processing.robots import Robot
 
 STATE, ACTION = "observation.state", "action"
@@ -54,6 +55,48 @@ class PolicyFiles(NamedTuple):
     copies: Mapping[str, epath.Path]
 
 
+RENAME = "rename_observations_processor"
+"""The step that gives a robot's keys the names of a policy's inputs."""
+
+
 def step(name: str, **config: Any) -> dict[str, Any]:
     """One step of a processor."""
     return {"registry_name": name, "config": config}
+
+
+def robot_keys(robot: Robot, prefix: str = "") -> dict[str, str]:
+    """The robot's key of each input of a policy that lerobot can rename: cameras, and a state that is one column.
+
+    Args:
+      robot: whose observations the policy is to read.
+      prefix: of the cameras in the policy's names.
+    """
+    state = {STATE: robot.state[0]} if _is_column(robot.state) else {}
+    return {prefix + camera: key for camera, key in robot.images.items()} | state
+
+
+def renames(keys: Mapping[str, str]) -> dict[str, str]:
+    """``rename_map`` of lerobot's first step for a robot's keys by the policy's names.
+
+    >>> renames({"observation.images.top": "front", "observation.state": "observation.state"})
+    {'front': 'observation.images.top'}
+    """
+    return {key: name for name, key in keys.items() if key != name}
+
+
+def what_no_rename_does(robot: Robot) -> tuple[str, ...]:
+    """What of the robot's observations lerobot cannot bring into a policy's form, one sentence each."""
+    found = []
+    if robot.state and not _is_column(robot.state):
+        parts = ", ".join(robot.state)
+        found.append(f"lerobot's processors do not put the state together: give it {parts} in this order as {STATE}.")
+    keys = list(robot.images.values())
+    for key in dict.fromkeys(key for key in keys if keys.count(key) > 1):
+        cameras = " and ".join(camera for camera, other in robot.images.items() if other == key)
+        found.append(f"lerobot gives a key one name: {key} is both {cameras}, so give it twice.")
+    return tuple(found)
+
+
+def _is_column(state: Sequence[str]) -> bool:
+    """Whether a robot's state is one column as it is."""
+    return len(state) == 1 and columns.part(state[0]) == columns.Part(state[0])

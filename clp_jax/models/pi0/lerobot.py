@@ -9,7 +9,18 @@ from etils import epath
 
 from clp_jax.errors import InputError
 from clp_jax.models.family import Lengths
-from clp_jax.models.layers.lerobot import ACTION, PREFIX, STATE, PolicyFiles, Wanted, step
+from clp_jax.models.layers.lerobot import (
+    ACTION,
+    PREFIX,
+    RENAME,
+    STATE,
+    PolicyFiles,
+    Wanted,
+    renames,
+    robot_keys,
+    step,
+    what_no_rename_does,
+)
 from clp_jax.models.pi0.architecture import Architecture
 from clp_jax.models.pi0.layout import why_no_torch, zero_tensors
 from clp_jax.models.pi0.processing import CAMERAS
@@ -27,6 +38,7 @@ ONE_DTYPE = True
 
 _STATISTICS = ("mean", "std", "q01", "q99")
 
+_CAMERA = "observation.images."
 _TOKENIZER = "google/paligemma-3b-pt-224"
 _EPSILON = 1e-6
 """openpi's; lerobot's default is 1e-8."""
@@ -51,8 +63,9 @@ silently become a half-random policy. `load_lerobot.py` teaches it the depth and
 It also gives the sampling times and their embedding JAX's roundings to float32: lerobot's float64 moves a π0.5's
 actions by up to 2e-4.
 
-Cameras are `observation.images.{base_0_rgb,left_wrist_0_rgb,right_wrist_0_rgb}` (rename yours in the first processor
-step); one that is absent is masked. State and action statistics are those of openpi's model space: transforms that the
+Cameras are `observation.images.{base_0_rgb,left_wrist_0_rgb,right_wrist_0_rgb}` . The
+first processor step renames those of the robot that it was trained with, if that is known; one that is absent is
+masked. State and action statistics are those of openpi's model space: transforms that the
 openpi config applies before them (delta actions, joint flips, gripper scales) are not part of this folder. lerobot
 tokenises a π0 prompt as it is, openpi first turns underscores into spaces. The tokenizer, google/paligemma-3b-pt-224,
 is fetched from its hub, which asks for Gemma's licence."""
@@ -72,6 +85,7 @@ def unlike(architecture: Architecture, conventions: Conventions) -> tuple[str, .
         found.append(f"The exported processors add no state to actions: add it yourself to dimensions {relative}.")
     if robot is not None and robot.units != "own":
         found.append(f"The exported processors know no units of {robot.units}: convert states and actions yourself.")
+    found += [] if robot is None else what_no_rename_does(robot)
     if architecture.kind == "pi05" and conventions.state_in_prompt is False:
         found.append("lerobot's processors spell the state in the prompt, which this checkpoint was not trained with.")
     return tuple(found)
@@ -93,7 +107,8 @@ def policy_files(architecture: Architecture, wanted: Wanted) -> PolicyFiles:
     statistics = _norm_stats(wanted)
     sizes = {name: len(statistics[f"{name}.mean"]) for name in (STATE, ACTION)}
     lengths, dtype = wanted.lengths, wanted.dtype or "float32"
-    processors = processors_of(architecture, lengths, sizes)
+    renamed = {} if wanted.robot is None else renames(robot_keys(wanted.robot, _CAMERA))
+    processors = processors_of(architecture, lengths, sizes, renamed)
     contents = {"config.json": config_of(architecture, lengths, wanted.num_steps, dtype, sizes)}
     contents |= {f"{name}.json": content for name, content in processors.items()}
     steps = [step for content in processors.values() for step in content["steps"]]
@@ -159,7 +174,9 @@ def config_of(
     }
 
 
-def processors_of(architecture: Architecture, lengths: Lengths, sizes: Mapping[str, int]) -> dict[str, dict[str, Any]]:
+def processors_of(
+    architecture: Architecture, lengths: Lengths, sizes: Mapping[str, int], renamed: Mapping[str, str]
+) -> dict[str, dict[str, Any]]:
     """The two processors around a policy, in lerobot's order of steps for this kind."""
     state = {STATE: {"type": "STATE", "shape": [sizes[STATE]]}}
     action = {ACTION: {"type": "ACTION", "shape": [sizes[ACTION]]}}
@@ -169,7 +186,7 @@ def processors_of(architecture: Architecture, lengths: Lengths, sizes: Mapping[s
     tokenise |= {"task_key": "task", "padding_side": "right", "padding": "max_length", "truncation": True}
     relative = {"enabled": False, "exclude_joints": [], "action_names": None}
     cpu = {"device": "cpu", "float_dtype": None}
-    start = [step("rename_observations_processor", rename_map={}), step("to_batch_processor")]
+    start = [step(RENAME, rename_map=renamed), step("to_batch_processor")]
     if architecture.kind == "pi0":
         before = [step("pi0_new_line_processor"), step("tokenizer_processor", **tokenise)]
         before += [step("device_processor", **cpu), step("relative_actions_processor", **relative)]
@@ -193,7 +210,7 @@ def processors_of(architecture: Architecture, lengths: Lengths, sizes: Mapping[s
 def _images(architecture: Architecture) -> dict[str, dict[str, Any]]:
     """lerobot passes images in this order, so it must be the model's."""
     size = architecture.vision.image_size
-    return {f"observation.images.{camera}": {"type": "VISUAL", "shape": [3, size, size]} for camera in CAMERAS}
+    return {_CAMERA + camera: {"type": "VISUAL", "shape": [3, size, size]} for camera in CAMERAS}
 
 
 def _modes(architecture: Architecture) -> dict[str, str]:

@@ -1,6 +1,6 @@
 """A policy folder of lerobot 0.6 for SmolVLA: the checkpoint's own at the depth of the weights. No loader is needed."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -8,15 +8,13 @@ from etils import epath
 
 from clp_jax.errors import InputError
 from clp_jax.files import read_json_object
-from clp_jax.models.layers.lerobot import STATE, PolicyFiles, Wanted
+from clp_jax.models.layers.lerobot import PolicyFiles, Wanted, robot_keys, what_no_rename_does
 from clp_jax.models.smolvla.architecture import Architecture
 from clp_jax.models.smolvla.layout import config_with_depths
 from clp_jax.models.smolvla.processors import with_robot_keys
 from clp_jax.models.smolvla.vlm import vlm_places
-from clp_jax.processing import columns
 from clp_jax.processing.conventions import Conventions
 from clp_jax.processing.policy_files import POSTPROCESSOR, PREPROCESSOR, state_files
-from clp_jax.processing.robots import Robot
 
 LOADER = "check_lerobot.py"
 """The program in the folder that compares lerobot's actions with the recorded ones."""
@@ -99,18 +97,8 @@ def policy_files(architecture: Architecture, wanted: Wanted) -> PolicyFiles:
         contents[name] = _with_prompt(_read(folder, name), architecture, wanted.lengths.prompt)
     copies = {name: folder / name for name in state_files(folder)}
     if wanted.robot is not None:
-        contents[PREPROCESSOR] = with_robot_keys(contents[PREPROCESSOR], _keys(wanted.robot))
+        contents[PREPROCESSOR] = with_robot_keys(contents[PREPROCESSOR], robot_keys(wanted.robot))
     return PolicyFiles(contents, {}, copies | _vlm_files(folder, config))
-
-
-def _keys(robot: Robot) -> dict[str, str]:
-    """The robot's key of each of the model's inputs that lerobot can rename."""
-    return {**robot.images, **({STATE: robot.state[0]} if _is_column(robot.state) else {})}
-
-
-def _is_column(state: Sequence[str]) -> bool:
-    """Whether a robot's state is one column as it is."""
-    return len(state) == 1 and columns.part(state[0]) == columns.Part(state[0])
 
 
 def _with_prompt(processor: dict[str, Any], architecture: Architecture, prompt: int) -> dict[str, Any]:
@@ -136,13 +124,9 @@ def _read(folder: epath.Path, name: str) -> dict[str, Any]:
 
 
 def unlike(architecture: Architecture, conventions: Conventions) -> tuple[str, ...]:
-    """What a robot's state is made of, if not of one column: lerobot's processors rename, and put nothing together."""
+    """What lerobot's processors do not do of what the conventions ask for, one sentence each."""
     del architecture
-    robot = conventions.robot
-    if robot is None or _is_column(robot.state):
-        return ()
-    parts = ", ".join(robot.state)
-    return (f"lerobot's processors do not put the state together: give it {parts} in this order as {STATE}.",)
+    return () if conventions.robot is None else what_no_rename_does(conventions.robot)
 
 
 def _existing(folder: epath.Path, name: str) -> epath.Path:

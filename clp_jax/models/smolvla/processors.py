@@ -13,13 +13,11 @@ import numpy as np
 from etils import epath
 
 from clp_jax.errors import InputError
-from clp_jax.models.layers.lerobot import ACTION, STATE
+from clp_jax.models.layers.lerobot import ACTION, RENAME, STATE, renames
+from clp_jax.models.layers.lerobot import step as make_step
 from clp_jax.processing import policy_files
 from clp_jax.processing.norm_stats import NormStats
 from clp_jax.processing.policy_files import NORMALIZER, POSTPROCESSOR, PREPROCESSOR, UNNORMALIZER
-
-RENAME = "rename_observations_processor"
-"""The step that gives a robot's keys the names of ``input_features``."""
 
 _TOKENIZER, _NEW_LINE = "tokenizer_processor", "smolvla_new_line_processor"
 _NORMALISES = {"eps": 1e-8, "normalize_observation_keys": None}
@@ -92,9 +90,8 @@ def robot_keys(folder: epath.Path) -> dict[str, str]:
 
 def with_robot_keys(processor: dict[str, Any], keys: Mapping[str, str]) -> dict[str, Any]:
     """The content of a preprocessor that takes these keys of the robot for the model's inputs, by the inputs' names."""
-    renamed = {key: name for name, key in keys.items() if key != name}
-    steps = [step for step in processor["steps"] if step.get("registry_name") != RENAME]
-    return processor | {"steps": [{"registry_name": RENAME, "config": {"rename_map": renamed}}, *steps]}
+    others = [step for step in processor["steps"] if step.get("registry_name") != RENAME]
+    return processor | {"steps": [make_step(RENAME, rename_map=renames(keys)), *others]}
 
 
 def with_statistics(
