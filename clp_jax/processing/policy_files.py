@@ -54,7 +54,7 @@ def state_files(folder: epath.Path) -> list[str]:
         for step in read_steps(folder, processor)
         if step.get("registry_name") in (NORMALIZER, UNNORMALIZER) and step.get("state_file")
     ]
-    return [_existing(folder, processor, name).name for processor, name in found]
+    return [name for processor, name in found if _existing(folder, processor, name)]
 
 
 def norm_maps(folder: epath.Path) -> dict[str, dict[str, str]]:
