@@ -65,8 +65,8 @@ actions by up to 2e-4.
 
 Cameras are `observation.images.{base_0_rgb,left_wrist_0_rgb,right_wrist_0_rgb}`. The first processor step renames those
 of the robot that it was trained with, if that is known; one that is absent is masked. State and action statistics are
-those of openpi's model space: transforms that the openpi config applies before them (delta actions, joint flips, gripper
-scales) are not part of this folder. lerobot tokenises a π0 prompt as it is, openpi first turns underscores into spaces.
+those of openpi's model space: transforms that the openpi config applies before them (delta actions, joint flips and
+gripper scales) are not part of this folder. lerobot tokenises a π0 prompt as it is, openpi first turns underscores into spaces.
 The tokenizer, google/paligemma-3b-pt-224, is fetched from its hub, which asks for Gemma's licence."""
 
 
