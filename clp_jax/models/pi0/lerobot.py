@@ -63,11 +63,12 @@ silently become a half-random policy. `load_lerobot.py` teaches it the depth and
 It also gives the sampling times and their embedding JAX's roundings to float32: lerobot's float64 moves a π0.5's
 actions by up to 2e-4.
 
-Cameras are `observation.images.{base_0_rgb,left_wrist_0_rgb,right_wrist_0_rgb}`. The first processor step renames those
-of the robot that it was trained with, if that is known; one that is absent is masked. State and action statistics are
-those of openpi's model space: transforms that the openpi config applies before them (delta actions, joint flips and
-gripper scales) are not part of this folder. lerobot tokenises a π0 prompt as it is, openpi first turns underscores into spaces.
-The tokenizer, google/paligemma-3b-pt-224, is fetched from its hub, which asks for Gemma's licence."""
+Cameras are `observation.images.{base_0_rgb,left_wrist_0_rgb,right_wrist_0_rgb}`. The first processor step renames
+those of the robot that it was trained with, if that is known; one that is absent is masked. State and action
+statistics are those of openpi's model space: transforms that the openpi config applies before them (delta actions,
+joint flips and gripper scales) are not part of this folder. lerobot tokenises a π0 prompt as it is, openpi first
+turns underscores into spaces. The tokenizer, google/paligemma-3b-pt-224, is fetched from its hub, which asks for
+Gemma's licence."""
 
 
 def why_not(architecture: Architecture, record: Mapping[str, Any] | None) -> str | None:
