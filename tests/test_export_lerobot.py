@@ -50,13 +50,26 @@ def step(request, tmp_path_factory):
     return folder / "pruned"
 
 
+_GIVE_LIBERO = (
+    "give it image as observation.images.base_0_rgb, wrist_image as observation.images.left_wrist_0_rgb, state as"
+)
+
+
 @pytest.mark.parametrize(
     ("kind", "config", "said"),
     [
-        ("pi0", "pi0_libero", ["add it yourself to dimensions 0 1 2 3 4 5."]),
+        ("pi0", "pi0_libero", ["add it yourself to dimensions 0 1 2 3 4 5.", _GIVE_LIBERO]),
         ("pi0", "pi0_aloha_sim", ["no units of aloha"]),
-        ("pi05", "pi05_libero", ["spell the state in the prompt, which this checkpoint was not trained with"]),
-        ("pi05", "pi05_droid", ["give it joint_position, gripper_position in this order as observation.state"]),
+        (
+            "pi05",
+            "pi05_libero",
+            ["spell the state in the prompt, which this checkpoint was not trained with", _GIVE_LIBERO],
+        ),
+        (
+            "pi05",
+            "pi05_droid",
+            ["give it joint_position, gripper_position in this order as observation.state", "exterior_image_1_left as"],
+        ),
     ],
 )
 def test_what_the_exported_processors_do_not_do_is_said(tmp_path, capsys, kind, config, said):
@@ -72,9 +85,9 @@ def test_what_the_exported_processors_do_not_do_is_said(tmp_path, capsys, kind, 
     assert all(sentence in out and sentence in card for sentence in said)
     first = json.loads((tmp_path / "e" / "policy_preprocessor.json").read_text())["steps"][0]
     keys = {key: f"observation.images.{camera}" for camera, key in entry.robot.images.items()}
-    keys |= {entry.robot.state[0]: "observation.state"} if len(entry.robot.state) == 1 else {}
-    renamed = {key: name for key, name in keys.items() if key != name}
-    assert renamed and first == {"registry_name": "rename_observations_processor", "config": {"rename_map": renamed}}
+    renamed = {key: name for key, name in keys.items() if key.startswith("observation.")}
+    assert first == {"registry_name": "rename_observations_processor", "config": {"rename_map": renamed}}
+    assert bool(renamed) == (config == "pi0_aloha_sim")
 
 
 @pytest.fixture(scope="module")

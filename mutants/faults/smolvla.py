@@ -23,7 +23,11 @@ MUTANTS: list[Mutant] = [
     *faults(
         "clp_jax/models/layers/lerobot.py",
         _PROCESSORS,
-        ("lerobot-export-renames-the-other-way", "{key: name for name, key", "{name: key for name, key"),
+        (
+            "lerobot-export-renames-the-other-way",
+            "{key: name for name, key in keys",
+            "{name: key for name, key in keys",
+        ),
         (
             "lerobot-export-forgets-the-state",
             "camera, key in robot.images.items()} | state",

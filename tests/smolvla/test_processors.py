@@ -2,15 +2,12 @@
 
 import dataclasses
 import json
-import shutil
 
 import numpy as np
 import pytest
-from etils import epath
-from safetensors_folders import SMOLVLA
-from smolvla_recordings import KEEPS, cut, params
+from smolvla_steps import change_steps, copy_policy, make_step, unnamed, without, write_side_files
 
-from clp_jax.checkpoint import read_spec, write_params
+from clp_jax.checkpoint import read_spec
 from clp_jax.cli import main
 from clp_jax.commands import finetune
 from clp_jax.commands.conventions import Told, choose_conventions
@@ -18,12 +15,9 @@ from clp_jax.commands.finetune import Finetune
 from clp_jax.errors import InputError
 from clp_jax.loading import read_architecture
 from clp_jax.models import smolvla
-from clp_jax.plan import PrunePlan
-from clp_jax.processing.conventions import Conventions
 from clp_jax.processing.norm_stats import NormStats
 from clp_jax.processing.policy_files import POSTPROCESSOR, PREPROCESSOR, norm_stats_of, read_vectors, to_safetensors
 from clp_jax.processing.robots import Robot
-from clp_jax.prune_folder import prune_folder
 
 OF_ACTIONS = "policy_postprocessor_step_0_unnormalizer_processor.safetensors"
 TOP, SIDE, WRIST = (f"observation.images.{name}" for name in ("top", "side", "wrist"))
@@ -31,9 +25,7 @@ TOP, SIDE, WRIST = (f"observation.images.{name}" for name in ("top", "side", "wr
 
 @pytest.fixture
 def folder(tmp_path):
-    """A copy of the recorded policy folder, the vision-language model beside it."""
-    shutil.copytree(SMOLVLA.parent / "vlm", tmp_path / "vlm")
-    return epath.Path(shutil.copytree(SMOLVLA, tmp_path / "policy"))
+    return copy_policy(tmp_path)
 
 
 def change(file, name, **settings):
@@ -43,15 +35,6 @@ def change(file, name, **settings):
         if step["registry_name"] == name:
             step["config"] |= settings
     file.write_text(json.dumps(content))
-
-
-def change_steps(file, make):
-    content = json.loads(file.read_text())
-    file.write_text(json.dumps(content | {"steps": make(content["steps"])}))
-
-
-def without(name):
-    return lambda steps: [step for step in steps if step["registry_name"] != name]
 
 
 def read(folder):
@@ -72,8 +55,8 @@ def read(folder):
         (
             PREPROCESSOR,
             "rename_observations_processor",
-            {"rename_map": {"a": TOP, "b": TOP}},
-            f"renames both a and b to {TOP}",
+            {"rename_map": {"observation.a": TOP, "observation.b": TOP}},
+            f"renames both observation.a and observation.b to {TOP}",
         ),
     ],
 )
@@ -127,35 +110,12 @@ def test_a_folder_lacks_both_processors_or_none(folder):
 
 
 def test_what_the_preprocessor_renames_is_read_from_the_robots_key(folder):
-    names = {TOP: SIDE, SIDE: TOP, "front": WRIST, "joints": "observation.state"}
+    names = {TOP: SIDE, SIDE: TOP, "observation.hand": WRIST, "observation.joints": "observation.state"}
+    names["joints"] = "observation.state"  # of which lerobot sees nothing: it is no observation
     change(folder / PREPROCESSOR, "rename_observations_processor", rename_map=names)
     robot = smolvla.own_robot(read(folder))
-    assert robot.images == {TOP: SIDE, WRIST: "front", SIDE: TOP}
-    assert robot.state == ("joints",)
-
-
-@pytest.fixture
-def step(folder, tmp_path):
-    """Makes a step of a run that read a robot: the weights of a cut, and the policy's files beside them."""
-    keep = list(KEEPS[""])
-    spec = read_spec(str(folder))
-    plan = PrunePlan.of(spec.kind, spec.depths, {"vlm": keep, "action": keep}, coupled=spec.groups)
-    prune_folder(spec, plan, tmp_path / "cut")
-
-    def make(robot, *, renames=True):
-        policy = tmp_path / "assets" / "policy"
-        shutil.copytree(tmp_path / "cut", policy, ignore=shutil.ignore_patterns("model.safetensors", "clp.json"))
-        shutil.copytree(tmp_path / "vlm", policy / "vlm")
-        if not renames:
-            change_steps(policy / PREPROCESSOR, without("rename_observations_processor"))
-        record = json.loads((tmp_path / "cut" / "clp.json").read_text())
-        conventions = json.loads(json.dumps(Conventions(robot, 7, 24).to_json()))
-        flags = {"data": "d", "steps": 1, "batch_size": 1}
-        record["steps"].append({"command": "finetune", "source": "s", "config": flags, "conventions": conventions})
-        write_params(tmp_path / "1", cut(params(), tuple(keep)), assets=tmp_path / "assets", record=record)
-        return tmp_path / "1"
-
-    return make
+    assert robot.images == {TOP: SIDE, WRIST: "observation.hand", SIDE: TOP}
+    assert robot.state == ("observation.joints",)
 
 
 def export(checkpoint, out) -> int:
@@ -164,18 +124,20 @@ def export(checkpoint, out) -> int:
 
 
 @pytest.mark.parametrize("renames", [True, False])
-def test_an_export_renames_as_the_run_read(step, tmp_path, renames):
-    swapped = Robot("toy", {TOP: SIDE, SIDE: TOP, WRIST: WRIST}, state=("joints",))
-    assert export(step(swapped, renames=renames), tmp_path / "e") == 0
-    assert _renamed(tmp_path / "e") == {SIDE: TOP, TOP: SIDE, "joints": "observation.state"}
+def test_an_export_renames_as_the_run_read(folder, tmp_path, renames):
+    swapped = Robot("toy", {TOP: SIDE, SIDE: TOP, WRIST: WRIST}, state=("observation.joints",))
+    if not renames:
+        change_steps(folder / PREPROCESSOR, without("rename_observations_processor"))
+    assert export(make_step(folder, tmp_path, swapped), tmp_path / "e") == 0
+    assert _renamed(tmp_path / "e") == {SIDE: TOP, TOP: SIDE, "observation.joints": "observation.state"}
     robot = smolvla.own_robot(read(tmp_path / "e"))
     assert (robot.images, robot.state) == (swapped.images, swapped.state)
 
 
-def test_a_step_is_served_with_the_keys_that_its_run_read(step):
+def test_a_step_is_served_with_the_keys_that_its_run_read(folder, tmp_path):
     """Not with the names of the model's cameras, which may be another's keys."""
-    swapped = Robot("toy", {TOP: SIDE, SIDE: TOP, WRIST: WRIST}, state=("joints",))
-    spec = read_spec(str(step(swapped)))
+    swapped = Robot("toy", {TOP: SIDE, SIDE: TOP, WRIST: WRIST}, state=("observation.joints",))
+    spec = read_spec(str(make_step(folder, tmp_path, swapped)))
     architecture = read_architecture(spec, dtype="float32")
     assert choose_conventions(Told(), architecture, spec.plan_record).conventions.robot == swapped
     told = choose_conventions(Told(image=(f"{TOP}=front",)), architecture, spec.plan_record).conventions
@@ -196,9 +158,9 @@ def test_a_resumed_run_keeps_the_schedule_that_it_began_with(folder):
 
 
 def test_an_export_of_a_policy_renames_as_it_did(folder, tmp_path):
-    change(folder / PREPROCESSOR, "rename_observations_processor", rename_map={"front": TOP})
+    change(folder / PREPROCESSOR, "rename_observations_processor", rename_map={"observation.front": TOP})
     assert export(folder, tmp_path / "e") == 0
-    assert _renamed(tmp_path / "e") == {"front": TOP}
+    assert _renamed(tmp_path / "e") == {"observation.front": TOP}
 
 
 def _renamed(folder) -> dict:
@@ -207,27 +169,26 @@ def _renamed(folder) -> dict:
     return found["config"]["rename_map"]
 
 
-def test_an_export_says_that_lerobot_does_not_put_a_state_together(step, tmp_path, capsys):
-    parts = Robot("toy", {TOP: TOP}, state=("arm[0:5]", "gripper"))
-    assert export(step(parts), tmp_path / "e") == 0
-    sentence = "give it arm[0:5], gripper in this order as observation.state"
-    assert sentence in (tmp_path / "e" / "README.md").read_text()
-    assert sentence in " ".join(capsys.readouterr().out.split())
-    assert _renamed(tmp_path / "e") == {}
+def test_an_export_says_what_lerobot_does_not_do_with_observations(folder, tmp_path, capsys):
+    parts = Robot("toy", {TOP: TOP, SIDE: TOP, WRIST: "hand"}, state=("arm[0:5]", "gripper"))
+    assert export(make_step(folder, tmp_path, parts), tmp_path / "e") == 0
+    out, card = " ".join(capsys.readouterr().out.split()), (tmp_path / "e" / "README.md").read_text()
+    for sentence in (
+        "give it arm[0:5], gripper in this order as observation.state",
+        f"lerobot reads keys that begin with observation. alone: give it hand as {WRIST}.",
+        f"{TOP} is to be {TOP} and {SIDE}, so give it twice",
+    ):
+        assert sentence in out and sentence in card
 
 
 @pytest.mark.parametrize("named", [(PREPROCESSOR, POSTPROCESSOR), (PREPROCESSOR,), ()])
 def test_new_statistics_reach_both_processors(folder, named):
     """lerobot leaves actions of which it has no statistics normalised, without a word."""
     for name in {PREPROCESSOR, POSTPROCESSOR} - set(named):
-        change_steps(folder / name, lambda steps: [{k: v for k, v in s.items() if k != "state_file"} for s in steps])
+        change_steps(folder / name, unnamed)
     stats = {name: NormStats(np.arange(n) + 1.0, np.arange(n) + 2.0) for name, n in (("state", 6), ("actions", 8))}
-    files = smolvla.side_files(folder, norm_stats=stats)
     written = folder.parent / "written"
-    written.mkdir()
-    for name, content in files.items():
-        (written / name).parent.mkdir(exist_ok=True)
-        (written / name).write_bytes(content)
+    write_side_files(folder, written, stats)
     found = norm_stats_of(written)
     for name, wanted in stats.items():
         np.testing.assert_array_equal(found[name].mean, wanted.mean)

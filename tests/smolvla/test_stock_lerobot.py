@@ -15,12 +15,19 @@ import real_lerobot
 from etils import epath
 from safetensors_folders import GOLDEN, SMOLVLA, change_config, tensors_of
 from smolvla_recordings import CAMERAS, SAMPLE_TOLERANCE, inputs, params, tensors, tree_of
+from smolvla_steps import change_steps, copy_policy, make_step, unnamed
 
+from clp_jax.checkpoint import read_spec
 from clp_jax.checkpoint.safetensors.folder import read_folder
 from clp_jax.checkpoint.safetensors.slicing import slice_folder
 from clp_jax.checkpoint.safetensors.tensorfile import read_tensors
 from clp_jax.cli import main
+from clp_jax.loading import read_architecture
 from clp_jax.models import smolvla
+from clp_jax.models.family import Lengths
+from clp_jax.processing.norm_stats import NormStats
+from clp_jax.processing.policy_files import POSTPROCESSOR, PREPROCESSOR
+from clp_jax.processing.robots import Robot
 from clp_jax.training import OptimizerSettings, StepSettings, make_optimizer, make_state, train_step
 from clp_jax.training.freezing import frozen_paths
 from clp_jax.trees import flatten
@@ -113,6 +120,49 @@ def test_lerobots_processors_read_the_exports_statistics(exported):
     assert batch["observation.language.tokens"].shape == (1, 20)
     mean, std = (torch.tensor(stored[f"action.{name}"]) for name in ("mean", "std"))
     torch.testing.assert_close(after(torch.ones(1, 8))[0], mean + std)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_lerobot_reads_and_answers_a_robot_as_its_run_did(tmp_path):
+    """From a policy without statistics, trained on cameras and a state under other keys."""
+    real_lerobot.import_lerobot()
+    import torch
+    from lerobot.configs.policies import PreTrainedConfig
+    from lerobot.policies.factory import make_pre_post_processors
+
+    folder = copy_policy(tmp_path)
+    for name in (PREPROCESSOR, POSTPROCESSOR):
+        change_steps(folder / name, unnamed)
+    top, side, wrist = (f"observation.images.{camera}" for camera in ("top", "side", "wrist"))
+    robot = Robot("toy", {top: side, side: top, wrist: "observation.hand"}, state=("observation.joints",), action_dim=8)
+    stats = {name: NormStats(np.arange(n) + 1.0, np.arange(n) + 2.0) for name, n in (("state", 6), ("actions", 8))}
+    step = make_step(folder, tmp_path, robot, stats)
+    words = ("--checkpoint", str(step), "--to", "lerobot", "--check", "bits", "--out", str(tmp_path / "e"))
+    assert main(["export", *words]) == 0
+    before, after = make_pre_post_processors(
+        PreTrainedConfig.from_pretrained(tmp_path / "e"),
+        pretrained_path=str(tmp_path / "e"),
+        preprocessor_overrides={"tokenizer_processor": {"tokenizer_name": str(tmp_path / "e" / "vlm")}},
+    )
+    rng = np.random.default_rng(0)
+    images = {key: rng.integers(0, 256, (96, 80, 3)).astype(np.uint8) for key in robot.images.values()}
+    state = np.arange(6, dtype=np.float32)
+    theirs = before(
+        {key: torch.tensor(image.transpose(2, 0, 1) / np.float32(255)) for key, image in images.items()}
+        | {"observation.joints": torch.tensor(state), "task": "push"}
+    )
+    sizes = read_architecture(read_spec(str(step)), dtype="float32")
+    ours = smolvla.processing(
+        sizes, robot, stats, smolvla.load_tokenizer(sizes, None, epath.Path(step / "assets")), Lengths(7, 24)
+    )
+    read = ours.inputs(state=state, images={camera: images[key] for camera, key in robot.images.items()}, prompt="push")
+    np.testing.assert_allclose(theirs["observation.state"][0], read["state"][:6], rtol=1e-6)
+    np.testing.assert_array_equal(theirs["observation.language.tokens"][0], read["tokenized_prompt"])
+    for camera in robot.images:
+        picture = np.asarray(theirs[camera][0]).transpose(1, 2, 0)
+        np.testing.assert_array_equal(picture, read[f"image/{camera}"] / np.float32(255))
+    actions = rng.standard_normal((1, 8)).astype(np.float32)
+    np.testing.assert_allclose(after(torch.tensor(actions))[0], ours.outputs(actions, state=state)[0], rtol=1e-6)
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -13,6 +13,9 @@ from clp_jax.processing.robots import Robot
 STATE, ACTION = "observation.state", "action"
 """Features of every policy."""
 
+OBSERVATION = "observation."
+"""How keys begin of what lerobot takes for an observation."""
+
 PREFIX = "model."
 """Of every tensor of a policy."""
 
@@ -78,22 +81,26 @@ def robot_keys(robot: Robot, prefix: str = "") -> dict[str, str]:
 def renames(keys: Mapping[str, str]) -> dict[str, str]:
     """``rename_map`` of lerobot's first step for a robot's keys by the policy's names.
 
-    >>> renames({"observation.images.top": "front", "observation.state": "observation.state"})
-    {'front': 'observation.images.top'}
+    >>> renames({"observation.images.top": "observation.images.front", "observation.state": "joints"})
+    {'observation.images.front': 'observation.images.top'}
     """
-    return {key: name for name, key in keys.items() if key != name}
+    return {key: name for name, key in keys.items() if key != name and key.startswith(OBSERVATION)}
 
 
-def what_no_rename_does(robot: Robot) -> tuple[str, ...]:
+def what_no_rename_does(robot: Robot, prefix: str = "") -> tuple[str, ...]:
     """What of the robot's observations lerobot cannot bring into a policy's form, one sentence each."""
     found = []
     if robot.state and not _is_column(robot.state):
         parts = ", ".join(robot.state)
         found.append(f"lerobot's processors do not put the state together: give it {parts} in this order as {STATE}.")
-    keys = list(robot.images.values())
-    for key in dict.fromkeys(key for key in keys if keys.count(key) > 1):
-        cameras = " and ".join(camera for camera, other in robot.images.items() if other == key)
-        found.append(f"lerobot gives a key one name: {key} is both {cameras}, so give it twice.")
+    keys = robot_keys(robot, prefix)
+    unread = [f"{key} as {name}" for name, key in keys.items() if not key.startswith(OBSERVATION)]
+    if unread:
+        found.append(f"lerobot reads keys that begin with {OBSERVATION} alone: give it {', '.join(unread)}.")
+    several = [key for key in keys.values() if key.startswith(OBSERVATION) and list(keys.values()).count(key) > 1]
+    for key in dict.fromkeys(several):
+        names = " and ".join(name for name, other in keys.items() if other == key)
+        found.append(f"lerobot gives a key one name: {key} is to be {names}, so give it twice.")
     return tuple(found)
 
 

@@ -85,7 +85,7 @@ def unlike(architecture: Architecture, conventions: Conventions) -> tuple[str, .
         found.append(f"The exported processors add no state to actions: add it yourself to dimensions {relative}.")
     if robot is not None and robot.units != "own":
         found.append(f"The exported processors know no units of {robot.units}: convert states and actions yourself.")
-    found += [] if robot is None else what_no_rename_does(robot)
+    found += [] if robot is None else what_no_rename_does(robot, _CAMERA)
     if architecture.kind == "pi05" and conventions.state_in_prompt is False:
         found.append("lerobot's processors spell the state in the prompt, which this checkpoint was not trained with.")
     return tuple(found)

@@ -13,7 +13,7 @@ import numpy as np
 from etils import epath
 
 from clp_jax.errors import InputError
-from clp_jax.models.layers.lerobot import ACTION, RENAME, STATE, renames
+from clp_jax.models.layers.lerobot import ACTION, OBSERVATION, RENAME, STATE, renames
 from clp_jax.models.layers.lerobot import step as make_step
 from clp_jax.processing import policy_files
 from clp_jax.processing.norm_stats import NormStats
@@ -82,6 +82,8 @@ def robot_keys(folder: epath.Path) -> dict[str, str]:
         if not isinstance(renamed, dict) or not all(isinstance(value, str) for value in renamed.values()):
             raise InputError(f"{folder / PREPROCESSOR}: rename_map of {RENAME} is {renamed!r}; map keys to names.")
         for key, name in renamed.items():
+            if not key.startswith(OBSERVATION):  # which lerobot does not see there
+                continue
             if name in found:
                 raise InputError(f"{folder / PREPROCESSOR} renames both {found[name]} and {key} to {name}; remove one.")
             found[name] = key
