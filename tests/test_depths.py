@@ -178,6 +178,8 @@ def test_a_depth_that_was_not_trained_is_refused(inputs, finished, tmp_path, cap
     argv[4] = "2"
     assert "trained no cut of this depth" in refusal(capsys, [*argv, "--keep-vision-layers", "1"])
     assert "leave out --criterion" in refusal(capsys, [*argv, "--criterion", "first"])
+    by_ratio = [*argv[:3], "--keep-ratio", "0.5", *argv[5:]]
+    assert "or --keep-layers alone for a depth that this step was trained at" in refusal(capsys, by_ratio)
     argv[2] = str(inputs / "model")
     assert "give one of --data, --analysis, --plan and --keep" in refusal(capsys, argv)
 

@@ -53,8 +53,9 @@ def way_of(config: Any, *, has_cuts: bool) -> str:
     if not given and config.keep_layers:
         return "trained"
     if len(given) != 1:
+        alone = "; or --keep-layers alone for a depth that this step was trained at" if has_cuts and not given else ""
         raise InputError(
-            f"give exactly one of --data, --analysis, --plan and --keep; given: {', '.join(given) or 'none'}."
+            f"give exactly one of --data, --analysis, --plan and --keep; given: {', '.join(given) or 'none'}{alone}."
         )
     if given[0] in ("plan", "keep") and (config.depth() != Depth() or config.criterion is not None):
         raise InputError(f"--{given[0]} already says which blocks stay; leave out the depth and the criterion.")
