@@ -109,6 +109,13 @@ def test_a_folder_lacks_both_processors_or_none(folder):
     assert read(folder).robot_keys == ()
 
 
+def test_statistics_that_are_gone_are_missed_where_they_are_needed(folder):
+    (folder / OF_ACTIONS).unlink()
+    architecture = read(folder)
+    with pytest.raises(InputError, match=f"{POSTPROCESSOR} names {OF_ACTIONS}, which is not beside it"):
+        smolvla.side_files(folder, depths=architecture.depths)
+
+
 def test_what_the_preprocessor_renames_is_read_from_the_robots_key(folder):
     names = {TOP: SIDE, SIDE: TOP, "observation.hand": WRIST, "observation.joints": "observation.state"}
     names["joints"] = "observation.state"  # of which lerobot sees nothing: it is no observation

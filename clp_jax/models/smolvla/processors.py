@@ -156,9 +156,14 @@ def _check_statistics(
     norms: Mapping[str, str],
 ) -> None:
     """Raise unless both processors have the same statistics of actions, or neither has, and all fit the model."""
+    files = {
+        name: next(step.get("state_file") for step in found[name] if step.get("registry_name") == kind)
+        for name, kind in ((PREPROCESSOR, NORMALIZER), (POSTPROCESSOR, UNNORMALIZER))
+    }
+    if any(file is not None and not (folder / file).exists() for file in files.values()):
+        return  # said where they are needed
     places = {}
-    for name, kind in ((PREPROCESSOR, NORMALIZER), (POSTPROCESSOR, UNNORMALIZER)):
-        (file,) = [step.get("state_file") for step in found[name] if step.get("registry_name") == kind]
+    for name, file in files.items():
         places[name] = {} if file is None else policy_files.read_state_file(folder, name, file)
         for feature, of in ((STATE, "STATE"), (ACTION, "ACTION")):
             for key in ("mean", "std"):
