@@ -57,17 +57,6 @@ def state_files(folder: epath.Path) -> list[str]:
     return [name for processor, name in found if _existing(folder, processor, name)]
 
 
-def norm_maps(folder: epath.Path) -> dict[str, dict[str, str]]:
-    """How each processor file normalises the kinds of features; a kind that one lacks stays as it is."""
-    found = {name: read_steps(folder, name) for name in (PREPROCESSOR, POSTPROCESSOR)}
-    return {
-        name: dict(step["config"].get("norm_map") or {})
-        for name, steps in found.items()
-        for step in steps
-        if step.get("registry_name") in (NORMALIZER, UNNORMALIZER)
-    }
-
-
 def tokenizer_name(folder: epath.Path) -> str | None:
     """What the preprocessor calls its tokenizer: a hub id or a folder."""
     found = [step["config"].get("tokenizer_name") for step in read_steps(folder, PREPROCESSOR)]

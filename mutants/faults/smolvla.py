@@ -17,6 +17,12 @@ MUTANTS: list[Mutant] = [
         _PROCESSORS,
         ("smolvla-statistics-in-named-files-alone", "not in (NORMALIZER, UNNORMALIZER):", "not in (NORMALIZER,):"),
         ("smolvla-unknown-steps-pass", "        if name not in known:\n", "        if False:\n"),
+        (
+            "smolvla-nameless-statistics-exported",
+            'if any(kind != "IDENTITY" for kind in',
+            'if any(kind == "" for kind in',
+        ),
+        ("smolvla-other-renames-dropped", "rename_map=kept | renames(keys)", "rename_map=renames(keys)"),
         ("smolvla-postprocessor-unread", "not np.array_equal(before, after)", "False"),
         ("smolvla-renames-the-other-way", "found[name] = key", "found[key] = name"),
     ),

@@ -170,11 +170,10 @@ def policy_statistics(folder: Path) -> Target:
         shutil.copy(file, folder)
 
     def use(source: Path, out: Path) -> None:
-        from clp_jax.processing.policy_files import norm_maps, norm_stats_of, state_files
+        from clp_jax.processing.policy_files import norm_stats_of, state_files
 
         for name in state_files(epath.Path(source)):
             assert (source / name).resolve().is_relative_to(source.resolve()) or not (source / name).exists()
-        norm_maps(epath.Path(source))
         _check_statistics(norm_stats_of(epath.Path(source)) or {})
 
     return Target(folder, use)

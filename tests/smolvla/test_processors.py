@@ -5,6 +5,7 @@ import json
 
 import numpy as np
 import pytest
+from etils import epath
 from smolvla_steps import change_steps, copy_policy, make_step, unnamed, without, write_side_files
 
 from clp_jax.checkpoint import read_spec
@@ -15,6 +16,8 @@ from clp_jax.commands.finetune import Finetune
 from clp_jax.errors import InputError
 from clp_jax.loading import read_architecture
 from clp_jax.models import smolvla
+from clp_jax.outputs import MANIFEST
+from clp_jax.processing import norm_stats
 from clp_jax.processing.norm_stats import NormStats
 from clp_jax.processing.policy_files import POSTPROCESSOR, PREPROCESSOR, norm_stats_of, read_vectors, to_safetensors
 from clp_jax.processing.robots import Robot
@@ -165,9 +168,23 @@ def test_a_resumed_run_keeps_the_schedule_that_it_began_with(folder):
 
 
 def test_an_export_of_a_policy_renames_as_it_did(folder, tmp_path):
-    change(folder / PREPROCESSOR, "rename_observations_processor", rename_map={"observation.front": TOP})
+    names = {"observation.front": TOP, "observation.x": "observation.of_others"}
+    change(folder / PREPROCESSOR, "rename_observations_processor", rename_map=names)
     assert export(folder, tmp_path / "e") == 0
-    assert _renamed(tmp_path / "e") == {"observation.front": TOP}
+    assert _renamed(tmp_path / "e") == names
+
+
+def test_a_step_that_names_none_of_its_runs_statistics_is_not_exported(folder, tmp_path, capsys):
+    """Earlier versions saved such steps where the policy that they began from had none."""
+    for name in (PREPROCESSOR, POSTPROCESSOR):
+        change_steps(folder / name, unnamed)
+    stats = {name: NormStats(np.arange(n) + 1.0, np.arange(n) + 2.0) for name, n in (("state", 6), ("actions", 8))}
+    step = make_step(folder, tmp_path, Robot("toy", {TOP: TOP}))
+    assert export(step, tmp_path / "untrained") == 0  # of a policy without any
+    norm_stats.save(epath.Path(step / "assets" / "toy"), stats)
+    (step / MANIFEST).unlink(missing_ok=True)
+    assert export(step, tmp_path / "e") == 2
+    assert "names no statistics, though the run had some" in capsys.readouterr().err
 
 
 def _renamed(folder) -> dict:

@@ -8,11 +8,13 @@ from etils import epath
 
 from clp_jax.errors import InputError
 from clp_jax.files import read_json_object
+from clp_jax.folders import files_below
 from clp_jax.models.layers.lerobot import PolicyFiles, Wanted, robot_keys, what_no_rename_does
 from clp_jax.models.smolvla.architecture import Architecture
 from clp_jax.models.smolvla.layout import config_with_depths
-from clp_jax.models.smolvla.processors import with_robot_keys
+from clp_jax.models.smolvla.processors import check_statistics_are_named, with_robot_keys
 from clp_jax.models.smolvla.vlm import vlm_places
+from clp_jax.processing import norm_stats
 from clp_jax.processing.conventions import Conventions
 from clp_jax.processing.policy_files import POSTPROCESSOR, PREPROCESSOR, state_files
 
@@ -95,10 +97,17 @@ def policy_files(architecture: Architecture, wanted: Wanted) -> PolicyFiles:
     contents = {_CONFIG: config}
     for name in (PREPROCESSOR, POSTPROCESSOR):
         contents[name] = _with_prompt(_read(folder, name), architecture, wanted.lengths.prompt)
+        if _has_statistics(wanted.assets):
+            check_statistics_are_named(contents[name], str(folder / name))
     copies = {name: folder / name for name in state_files(folder)}
     if wanted.robot is not None:
         contents[PREPROCESSOR] = with_robot_keys(contents[PREPROCESSOR], robot_keys(wanted.robot))
     return PolicyFiles(contents, {}, copies | _vlm_files(folder, config))
+
+
+def _has_statistics(assets: epath.Path | None) -> bool:
+    """Whether a run saved its statistics with the step."""
+    return assets is not None and any(file.name == norm_stats.FILE for file in files_below(assets))
 
 
 def _with_prompt(processor: dict[str, Any], architecture: Architecture, prompt: int) -> dict[str, Any]:

@@ -63,7 +63,7 @@ def check_processors(folder: epath.Path, dims: Mapping[str, int], norms: Mapping
             f"{folder / PREPROCESSOR} cuts prompts at {length} tokens, tokenizer_max_length of config.json is "
             f"{prompt}; correct the file that is wrong."
         )
-    _check_norms(folder, norms)
+    _check_norms(folder, found, norms)
     _check_statistics(folder, found, dims, norms)
     robot_keys(folder)
 
@@ -91,9 +91,26 @@ def robot_keys(folder: epath.Path) -> dict[str, str]:
 
 
 def with_robot_keys(processor: dict[str, Any], keys: Mapping[str, str]) -> dict[str, Any]:
-    """The content of a preprocessor that takes these keys of the robot for the model's inputs, by the inputs' names."""
+    """The content of a preprocessor that takes these keys of the robot for the model's inputs, by the inputs' names.
+
+    What it renames to something else stays.
+    """
+    old = [step["config"].get("rename_map") or {} for step in processor["steps"] if step.get("registry_name") == RENAME]
+    kept = {key: name for renamed in old for key, name in renamed.items() if name not in keys}
     others = [step for step in processor["steps"] if step.get("registry_name") != RENAME]
-    return processor | {"steps": [make_step(RENAME, rename_map=renames(keys)), *others]}
+    return processor | {"steps": [make_step(RENAME, rename_map=kept | renames(keys)), *others]}
+
+
+def check_statistics_are_named(processor: dict[str, Any], what: str) -> None:
+    """Raise where a step of a processor that normalises names no statistics: lerobot leaves its numbers as they are."""
+    for step in processor["steps"]:
+        if step.get("registry_name") not in (NORMALIZER, UNNORMALIZER) or step.get("state_file"):
+            continue
+        if any(kind != "IDENTITY" for kind in (step["config"].get("norm_map") or {}).values()):
+            raise InputError(
+                f"{what} names no statistics, though the run had some, for an earlier version saved the step; go on "
+                "with it for a step more (clp finetune --resume), whose files name them."
+            )
 
 
 def with_statistics(
@@ -137,11 +154,13 @@ def _check_steps(
             raise InputError(f"{file} has {count or 'no'} steps {name}, where a SmolVLA's has one; correct it.")
 
 
-def _check_norms(folder: epath.Path, norms: Mapping[str, str]) -> None:
+def _check_norms(
+    folder: epath.Path, found: Mapping[str, Sequence[Mapping[str, Any]]], norms: Mapping[str, str]
+) -> None:
     """Raise unless the processors normalise as the configuration says."""
-    found = policy_files.norm_maps(folder)
-    for name, kind in ((PREPROCESSOR, "STATE"), (POSTPROCESSOR, "ACTION")):
-        said, needed = (each.get(kind, "IDENTITY") for each in (found[name], norms))
+    for name, step, kind in ((PREPROCESSOR, NORMALIZER, "STATE"), (POSTPROCESSOR, UNNORMALIZER, "ACTION")):
+        maps = [one["config"].get("norm_map") or {} for one in found[name] if one.get("registry_name") == step]
+        said, needed = (each.get(kind, "IDENTITY") for each in (*maps, norms))
         if said != needed:
             raise InputError(
                 f"{folder / name} normalises {kind} with {said}, normalization_mapping of config.json with {needed}; "
